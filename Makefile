@@ -1,0 +1,96 @@
+# Everything a person does with this repository. `make` alone tells.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PARTS := .parts/bin
+TOOLS := .tools
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unversioned)
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
+# What `make run` may be told: SVID_TTL=30s RUN_FOR=60s RATE=50 make run
+SVID_TTL ?=
+RUN_FOR ?=
+RATE ?=
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: need-go ## the demo: two real Envoys, mTLS, rotation under traffic (SVID_TTL=30s, RUN_FOR=60s, RATE=50)
+	@test/parts/build $(PARTS) envoy
+	@$(GO_BUILD) -o bin/demo ./test/demo
+	@exec bin/demo $(if $(SVID_TTL),-svid-ttl=$(SVID_TTL)) $(if $(RUN_FOR),-run-for=$(RUN_FOR)) $(if $(RATE),-rate=$(RATE))
+
+.PHONY: build
+build: need-go ## the three binaries, static, into bin/
+	$(GO_BUILD) -o bin/ ./cmd/...
+
+.PHONY: test
+test: proto-check test-unit test-real ## everything: generated code, unit tests, and the tests against real servers
+
+.PHONY: test-unit
+test-unit: need-go ## the tests that need no server: beside the code, and the rules of the house in test/
+	go vet ./...
+	go test -timeout 10m $$(go list ./... | grep -v /meshca/test/) ./test
+
+.PHONY: test-real
+test-real: parts ## the tests against a real etcd, kube-apiserver and Envoy
+	go test -p 1 -timeout 30m $$(go list ./test/... | grep -v /meshca/test$$)
+
+.PHONY: test-race
+test-race: need-go ## the unit tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 go test -race -timeout 20m $$(go list ./... | grep -v /meshca/test)
+
+.PHONY: bench
+bench: need-go ## the figures, as ratios to a floor of the same run; a table, and bench.json
+	go run ./test/bench -json bench.json
+
+.PHONY: parts
+parts: need-go ## the real servers into .parts/bin (minutes the first time, nothing after)
+	@test/parts/build $(PARTS) envoy etcd apiserver
+
+.PHONY: lint
+lint: need-go proto-check $(TOOLS)/golangci-lint ## golangci-lint, buf lint, gofmt, shell syntax
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
+	  [ -z "$$unformatted" ] || { echo "gofmt these:"; echo "$$unformatted"; exit 1; }
+	bash -n test/parts/build .ci/run
+	$(TOOLS)/buf lint
+	$(TOOLS)/golangci-lint run ./...
+
+.PHONY: proto
+proto: proto-tools ## generate the Go code of api/meshca/v1 from its .proto files
+	$(TOOLS)/buf generate
+
+.PHONY: proto-check
+proto-check: proto-tools ## fail where the generated code is not what `make proto` makes
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	  $(TOOLS)/buf generate -o "$$scratch"; \
+	  made=$$(cd "$$scratch" && find api -name '*.pb.go' | sort); \
+	  [ "$$made" = "$$(find api -name '*.pb.go' | sort)" ] || { echo "generated files are missing or left over: run \`make proto\`"; exit 1; }; \
+	  for f in $$made; do cmp "$$scratch/$$f" "$$f" || { echo "run \`make proto\` and commit $$f"; exit 1; }; done
+
+.PHONY: proto-tools
+proto-tools: need-go $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc
+
+# A tool is built from the module that pins it, again when the pin changes.
+define tool
+$(TOOLS)/$(1): test/tools/$(2)/go.mod test/tools/$(2)/go.sum
+	@echo "building $(1)"
+	@go -C test/tools/$(2) build -buildvcs=false -o $$(CURDIR)/$$@.new $(3)
+	@mv $$@.new $$@
+endef
+$(eval $(call tool,buf,buf,github.com/bufbuild/buf/cmd/buf))
+$(eval $(call tool,protoc-gen-go,protoc-gen,google.golang.org/protobuf/cmd/protoc-gen-go))
+$(eval $(call tool,protoc-gen-go-grpc,protoc-gen,google.golang.org/grpc/cmd/protoc-gen-go-grpc))
+$(eval $(call tool,golangci-lint,lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint))
+
+.PHONY: clean
+clean: ## what was built and kept here: bin, .meshca, .tools; the real servers stay (rm -r .parts takes them too)
+	rm -rf bin .meshca $(TOOLS) bench.json
+
+.PHONY: need-go
+need-go:
+	@command -v go >/dev/null || { echo "Go is missing: install Go 1.26 or newer from https://go.dev/dl/ and put it on the PATH"; exit 1; }
