@@ -1,0 +1,22 @@
+// Package policy decides which service account gets which SVID. It is pure: no clock, no network, no file.
+//
+// A policy is a YAML document of rules. They are read in order and the first that matches decides:
+//
+//	rules:
+//	  - name: no-system            # for people: refusals and `certctl policy test` say it; optional, unique
+//	    namespaces: [kube-*]       # names, or globs with *; left out: all
+//	    deny: system pods have no business in the mesh   # or true
+//	  - name: payments
+//	    clusters: [prod]           # left out: all
+//	    namespaces: [payments]
+//	    serviceAccounts: [api, worker-*]
+//	    id: /pay/{serviceAccount}  # a path, or spiffe://<this trust domain>/path; left out: /ns/{namespace}/sa/{serviceAccount}
+//	    ttl: 1h                    # left out: the CA's maximum
+//
+// `rules: []` means the plain ID, spiffe://<trust domain>/ns/<namespace>/sa/<service account>, for all. Where there are
+// rules and none matches, nothing is issued (POLICY_NO_RULE).
+//
+// An ID template knows {cluster}, {namespace} and {serviceAccount} and nothing else: labels and annotations can be
+// changed by whoever owns the pod. A path segment holds one of them at most, so that two accounts never meet in one ID
+// by a shift of the border between two names.
+package policy
