@@ -1,0 +1,90 @@
+package test
+
+import (
+	"encoding/json"
+	"errors"
+	"os/exec"
+	"testing"
+)
+
+// dependencies are the modules that go.mod requires directly, each with what it is here for. A new one is a decision:
+// it is made here, in the same change.
+var dependencies = map[string]string{
+	"github.com/cenkalti/backoff/v5":               "jittered exponential backoff for every retry",
+	"github.com/envoyproxy/go-control-plane/envoy": "Envoy's own SDS and TLS types",
+	"github.com/fsnotify/fsnotify":                 "policy and bundle files are read again when they change",
+	"github.com/go-jose/go-jose/v4":                "JWT signatures, with a closed list of algorithms",
+	"github.com/prometheus/client_golang":          "/metrics",
+	"github.com/rogpeppe/go-internal":              "testscript: command lines are tested as scripts",
+	"github.com/smallstep/certificates":            "cas/apiv1 and cas/softcas: the signer behind our guard",
+	"github.com/spf13/cobra":                       "command lines, completion",
+	"github.com/spiffe/go-spiffe/v2":               "the field's own vocabulary: IDs, SVIDs, bundles",
+	"github.com/zmap/zlint/v3":                     "RFC 5280, 5480 and 8813 as lints",
+	"go.etcd.io/bbolt":                             "the store of a single replica",
+	"go.step.sm/crypto":                            "keys and PEM of the disk root",
+	"go.uber.org/goleak":                           "a test that leaves a goroutine behind fails",
+	"golang.org/x/sync":                            "errgroup, singleflight, semaphore",
+	"golang.org/x/sys":                             "peer credentials and file locks of unix sockets and stores",
+	"golang.org/x/term":                            "whether a person reads the output, and how wide",
+	"golang.org/x/time":                            "rate limits for each agent",
+	"google.golang.org/genproto/googleapis/rpc":    "google.rpc.ErrorInfo: the form in which a refusal travels",
+	"google.golang.org/grpc":                       "every door of our own, and SDS",
+	"google.golang.org/protobuf":                   "the wire format's runtime",
+	"k8s.io/api":                                   "TokenReview, pods, nodes",
+	"k8s.io/apimachinery":                          "their metadata",
+	"k8s.io/client-go":                             "the API server: TokenReview, and informers for liveness",
+	"pgregory.net/rapid":                           "properties of schedules and stores",
+	"sigs.k8s.io/yaml":                             "configuration and policy, decoded strictly",
+}
+
+func TestDirectDependencies(t *testing.T) {
+	var mod struct {
+		Require []struct {
+			Path     string
+			Indirect bool
+		}
+		Replace []json.RawMessage
+	}
+	out, err := exec.Command("go", "mod", "edit", "-json", goMod(t)).Output()
+	if err != nil {
+		t.Fatalf("go mod edit: %v: %s", err, stderrOf(err))
+	}
+	if err := json.Unmarshal(out, &mod); err != nil {
+		t.Fatal(err)
+	}
+	required := map[string]bool{}
+	for _, r := range mod.Require {
+		if r.Indirect {
+			continue
+		}
+		required[r.Path] = true
+		if dependencies[r.Path] == "" {
+			t.Errorf("go.mod requires %s directly, and this test names no reason for it", r.Path)
+		}
+	}
+	for path := range dependencies {
+		if !required[path] {
+			t.Errorf("%s has a reason here, and go.mod does not require it directly", path)
+		}
+	}
+	if len(mod.Replace) > 0 {
+		t.Error("go.mod replaces modules: `go install` of a release would not build what was tested")
+	}
+}
+
+func goMod(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		t.Fatalf("go env GOMOD: %v: %s", err, stderrOf(err))
+	}
+	return string(out[:len(out)-1])
+}
+
+func stderrOf(err error) string {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return string(exit.Stderr)
+	}
+	return ""
+}
