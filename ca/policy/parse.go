@@ -17,10 +17,10 @@ import (
 const (
 	MaxBytes    = 256 << 10
 	MaxRules    = 1000
-	MaxPatterns = 200 // in one list
-	minTTL      = time.Second
-	maxName     = 63  // bytes of a rule's name
-	maxWhy      = 200 // bytes of a deny's reason
+	MaxPatterns = 200             // in one list
+	MinTTL      = 5 * time.Second // as for every SVID: NotAfter has whole seconds, and an agent needs time to fetch and push
+	maxName     = 63              // bytes of a rule's name
+	maxWhy      = 200             // bytes of a deny's reason
 )
 
 // Parse reads a policy document strictly: an unknown key, a list that could be meant as "all" or as "none", a template
@@ -59,8 +59,8 @@ func build(c PolicyContext, raw []map[string]json.RawMessage) (*Policy, error) {
 	if c.MaxTTL == 0 {
 		c.MaxTTL = DefaultMaxTTL
 	}
-	if c.MaxTTL < minTTL {
-		return nil, fmt.Errorf("policy: a maximum life of %s is too short: at least %s", c.MaxTTL, minTTL)
+	if c.MaxTTL < MinTTL {
+		return nil, fmt.Errorf("policy: a maximum life of %s is too short: at least %s", c.MaxTTL, MinTTL)
 	}
 	plain, err := parseTemplate(DefaultTemplate, c.TrustDomain)
 	if err != nil {
@@ -200,8 +200,8 @@ func parseTTL(value json.RawMessage, most time.Duration) (time.Duration, error) 
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("%q is not a duration such as 1h or 30m", clip(s))
-	case d < minTTL:
-		return 0, fmt.Errorf("%s is too short: at least %s", d, minTTL)
+	case d < MinTTL:
+		return 0, fmt.Errorf("%s is too short: at least %s", d, MinTTL)
 	case d > most:
 		return 0, fmt.Errorf("%s is over the CA's maximum of %s: shorten it, or raise the maximum in the CA's configuration", d, most)
 	}

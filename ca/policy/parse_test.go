@@ -56,6 +56,7 @@ func TestParseRefuses(t *testing.T) {
 		"ttl bad":         {rule("ttl: 1 hour"), "is not a duration"},
 		"ttl zero":        {rule("ttl: 0s"), "too short"},
 		"ttl negative":    {rule("ttl: -1h"), "too short"},
+		"ttl too short":   {rule("ttl: 4s"), "at least 5s"},
 		"ttl over":        {rule("ttl: 6h1s"), "over the CA's maximum of 6h0m0s"},
 		"ttl overflow":    {rule("ttl: 99999999999h"), "is not a duration"},
 		"deny number":     {rule("deny: 1"), "deny: must be true, or the reason"},
@@ -215,7 +216,7 @@ func decideSound(t *testing.T, p *Policy, in Input) Decision {
 	if path := d.ID.Path() + "/"; strings.HasPrefix(path, "/meshca/") || path == "/" {
 		t.Fatalf("granted the reserved %s", d.ID)
 	}
-	if d.TTL < time.Second || d.TTL > DefaultMaxTTL {
+	if d.TTL < MinTTL || d.TTL > DefaultMaxTTL {
 		t.Fatalf("granted a life of %s", d.TTL)
 	}
 	return d
