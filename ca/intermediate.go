@@ -1,0 +1,97 @@
+package ca
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+const (
+	// maxChain bounds what an upstream may put between a leaf and its root.
+	maxChain = 5
+	// lifeSlack is how much longer than asked an intermediate may live: clocks differ.
+	lifeSlack = 10 * time.Minute
+)
+
+// checkIntermediate says whether a chain is what was asked for: our key, a CA of path length 0, the trust domain's URI,
+// no longer life than asked, an order in which each is signed by the next, and a root that is trusted. It returns the
+// earliest end of all of them, the root included. A shorter life than asked is no fault.
+func checkIntermediate(chain []*x509.Certificate, r IntermediateRequest, roots []*x509.Certificate, now time.Time) (time.Time, error) {
+	if len(chain) == 0 || len(chain) > maxChain {
+		return time.Time{}, fmt.Errorf("a chain of %d certificates, and 1 to %d were expected", len(chain), maxChain)
+	}
+	c := chain[0]
+	switch {
+	case !samePublicKey(c.PublicKey, r.PublicKey):
+		return time.Time{}, errors.New("it certifies another key than ours")
+	case !c.BasicConstraintsValid || !c.IsCA:
+		return time.Time{}, errors.New("it is no CA certificate (RFC 5280 §4.2.1.9)")
+	case c.MaxPathLen != 0 || !c.MaxPathLenZero:
+		return time.Time{}, errors.New("its path length is not 0: it could have authorities below it")
+	case c.KeyUsage&x509.KeyUsageCertSign == 0:
+		return time.Time{}, errors.New("it may not sign certificates (no keyCertSign, SPIFFE X509-SVID §4.3)")
+	case len(c.SubjectKeyId) == 0:
+		return time.Time{}, errors.New("it has no subject key id (RFC 5280 §4.2.1.2)")
+	case len(bytes.TrimSpace(c.RawSubject)) == 0 || isEmptySequence(c.RawSubject):
+		return time.Time{}, errors.New("it has no subject, which an issuer needs (RFC 5280 §4.1.2.4)")
+	case len(c.URIs) > 1, len(c.URIs) == 1 && c.URIs[0].String() != r.TrustDomain.IDString():
+		return time.Time{}, fmt.Errorf("its URI SAN is not %s alone (SPIFFE X509-SVID §3.2)", r.TrustDomain.IDString())
+	case c.NotAfter.After(now.Add(r.Life + lifeSlack)):
+		return time.Time{}, fmt.Errorf("it ends at %s, later than was asked for", c.NotAfter.UTC().Format(time.RFC3339))
+	case restrictsUsage(c):
+		return time.Time{}, errors.New("its extended key usages leave out serverAuth or clientAuth")
+	}
+	return checkPath(chain, roots, now)
+}
+
+// checkPath says whether the chain, in its order and whole, leads to one of the roots.
+func checkPath(chain, roots []*x509.Certificate, now time.Time) (time.Time, error) {
+	opts := x509.VerifyOptions{
+		Roots:         x509.NewCertPool(),
+		Intermediates: x509.NewCertPool(),
+		CurrentTime:   now,
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}
+	for _, r := range roots {
+		opts.Roots.AddCert(r)
+	}
+	for _, c := range chain {
+		if slices.ContainsFunc(roots, c.Equal) {
+			return time.Time{}, errors.New("the chain holds a root, which must not travel with leaves")
+		}
+	}
+	for _, c := range chain[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	paths, err := chain[0].Verify(opts)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("it does not lead to a root of the trust bundle: %w", err)
+	}
+	for _, path := range paths {
+		if len(path) == len(chain)+1 && slices.EqualFunc(path[:len(chain)], chain, (*x509.Certificate).Equal) {
+			return earliestEnd(path), nil
+		}
+	}
+	return time.Time{}, errors.New("its chain is out of order, or holds what does not belong to it")
+}
+
+func earliestEnd(path []*x509.Certificate) time.Time {
+	end := path[0].NotAfter
+	for _, c := range path[1:] {
+		if c.NotAfter.Before(end) {
+			end = c.NotAfter
+		}
+	}
+	return end
+}
+
+// restrictsUsage reports whether a CA's extended key usages, which it need not have, exclude what leaves are for.
+func restrictsUsage(c *x509.Certificate) bool {
+	if len(c.ExtKeyUsage) == 0 && len(c.UnknownExtKeyUsage) == 0 || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
+		return false
+	}
+	return !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) || !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+}

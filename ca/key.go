@@ -1,0 +1,48 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// Sizes of RSA moduli that leaf keys may have, in bits. Above the upper bound a verification costs a stranger nothing
+// and the CA much.
+const (
+	minRSABits = 2048
+	maxRSABits = 4096
+	// maxRSAExponent is crypto/rsa's own bound.
+	maxRSAExponent = 1<<31 - 1
+)
+
+// CheckKey says whether a leaf may have this key: ECDSA P-256 or P-384, RSA of 2048 to 4096 bits, Ed25519 (RFC 5480,
+// RFC 8813, RFC 8410). It does no arithmetic that grows with the key. It refuses with CSR_KEY.
+func CheckKey(pub crypto.PublicKey) error {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		if pub == nil || pub.Curve != elliptic.P256() && pub.Curve != elliptic.P384() {
+			return refusal.New(refusal.CSRKey, "an ECDSA key on another curve than P-256 and P-384")
+		}
+	case *rsa.PublicKey:
+		if pub == nil || pub.N == nil {
+			return refusal.New(refusal.CSRKey, "an RSA key without a modulus")
+		}
+		if bits := pub.N.BitLen(); bits < minRSABits || bits > maxRSABits {
+			return refusal.New(refusal.CSRKey, "an RSA key of %d bits, and %d to %d are accepted", bits, minRSABits, maxRSABits)
+		}
+		if pub.N.Bit(0) == 0 || pub.E < 3 || pub.E&1 == 0 || pub.E > maxRSAExponent {
+			return refusal.New(refusal.CSRKey, "an RSA key whose modulus or exponent cannot be")
+		}
+	case ed25519.PublicKey:
+		if len(pub) != ed25519.PublicKeySize {
+			return refusal.New(refusal.CSRKey, "an Ed25519 key of %d bytes", len(pub))
+		}
+	default:
+		return refusal.New(refusal.CSRKey, "a key of a type that is not accepted")
+	}
+	return nil
+}

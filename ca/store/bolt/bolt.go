@@ -1,0 +1,158 @@
+// Package bolt is the store of a CA with one replica: one bbolt file, owned by one process.
+//
+// Buckets: meta (schema version, bundle), ledger (one value a group, see group.go), denials, renewals, agents (JSON).
+// Each call is one transaction: what returned nil is on the disk.
+package bolt
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca"
+)
+
+// SchemaVersion is the layout that this build writes. An older build refuses a newer one.
+const SchemaVersion = 1
+
+// lockWait is how long Open waits for another process to let go of the file: a predecessor that is stopping.
+const lockWait = 3 * time.Second
+
+var (
+	bucketMeta     = []byte("meta")
+	bucketLedger   = []byte("ledger")
+	bucketDenials  = []byte("denials")
+	bucketRenewals = []byte("renewals")
+	bucketAgents   = []byte("agents")
+
+	keySchema = []byte("schema")
+	keyBundle = []byte("bundle")
+)
+
+// ErrInUse is wrapped by Open's error when another process holds the file.
+var ErrInUse = errors.New("the store is in use by another process")
+
+// ErrSchema is wrapped by Open's error for a file that a newer build wrote.
+var ErrSchema = errors.New("the store was written by a newer meshca")
+
+// Store is one open file. It is safe for concurrent use.
+type Store struct {
+	db *bbolt.DB
+}
+
+// Open opens the file, or makes it with mode 0600. It refuses a file that others can read, one that another process
+// holds (ErrInUse), and one with a newer schema (ErrSchema).
+func Open(path string) (*Store, error) {
+	if err := checkMode(path); err != nil {
+		return nil, err
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("%w: %s stayed locked for %s. Stop the other meshca that uses it (`fuser %s` names it), "+
+			"or give this one a state directory of its own", ErrInUse, path, lockWait, path)
+	case err != nil:
+		return nil, fmt.Errorf("opening the store %s: %w", path, err)
+	}
+	s := &Store{db: db}
+	if err := s.prepare(path); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return s, nil
+}
+
+// Close lets go of the file. Calls that come later fail.
+func (s *Store) Close() error { return s.db.Close() }
+
+// checkMode refuses a file that others than its owner can use; a file that is not there yet is fine.
+func checkMode(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Stat(filepath.Dir(path)); err != nil {
+			return fmt.Errorf("the store's directory: %w. Make it, for the CA's user alone: install -d -m 0700 %s", err, filepath.Dir(path))
+		}
+		return nil
+	case err != nil:
+		return fmt.Errorf("opening the store: %w", err)
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("the store %s is no regular file", path)
+	case info.Mode().Perm()&0o077 != 0:
+		return fmt.Errorf("the store %s has mode %04o: others could read or change who gets which identity. Run: chmod 600 %s",
+			path, info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+// prepare checks the schema, and lays it in a new file.
+func (s *Store) prepare(path string) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
+		if err != nil {
+			return err
+		}
+		if v := meta.Get(keySchema); v != nil {
+			if len(v) != 4 {
+				return fmt.Errorf("the store %s holds no schema version that can be read", path)
+			}
+			if have := binary.BigEndian.Uint32(v); have > SchemaVersion {
+				return fmt.Errorf("%w: %s has schema %d, this build knows %d. Run the newer meshca, or restore a backup from before it",
+					ErrSchema, path, have, SchemaVersion)
+			}
+		} else if err := meta.Put(keySchema, binary.BigEndian.AppendUint32(nil, SchemaVersion)); err != nil {
+			return err
+		}
+		for _, name := range [][]byte{bucketLedger, bucketDenials, bucketRenewals, bucketAgents} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// update runs a durable transaction; view a reading one. Failures of the file become STORE_UNAVAILABLE; its own words
+// stay beside the refusal, for the log.
+func (s *Store) update(ctx context.Context, fn func(*bbolt.Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return unavailable(s.db.Update(fn))
+}
+
+func (s *Store) view(ctx context.Context, fn func(*bbolt.Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return unavailable(s.db.View(fn))
+}
+
+// passed is an error of the caller's own that goes through a transaction as it is.
+type passed struct{ error }
+
+func (p passed) Unwrap() error { return p.error }
+
+func unavailable(err error) error {
+	var p passed
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &p):
+		return p.error
+	}
+	return fmt.Errorf("%w: %w", refusal.New(refusal.StoreUnavailable, "the store failed"), err)
+}
+
+var (
+	_ ca.BundleStore = (*Store)(nil)
+	_ ca.LedgerStore = (*Store)(nil)
+)

@@ -1,0 +1,208 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/rotation"
+)
+
+// ErrConflict is what SwapBundle returns when the stored sequence is not the expected one.
+var ErrConflict = errors.New("the stored bundle has another sequence than was expected")
+
+// ErrRootUnknown is wrapped by the error of NewTrust for an upstream whose root is not in the stored bundle.
+var ErrRootUnknown = errors.New("the upstream's root is not in the trust bundle")
+
+// BundleStore keeps the trust bundle.
+type BundleStore interface {
+	// Bundle returns what is stored; the zero StoredBundle when nothing is.
+	Bundle(ctx context.Context) (StoredBundle, error)
+	// SwapBundle replaces the bundle durably if the stored sequence is expected (0: nothing is stored), else it returns
+	// ErrConflict. next has a higher sequence.
+	SwapBundle(ctx context.Context, expected uint64, next StoredBundle) error
+}
+
+// TrustConfig is what a Trust starts from.
+type TrustConfig struct {
+	TrustDomain spiffeid.TrustDomain
+	Store       BundleStore
+	// Roots are the upstream's. At the first start they become the bundle. Later at least one of them must be in it:
+	// a store that knows a root never gets another one because the upstream has it.
+	Roots []*x509.Certificate
+	// Anchors are extra roots that the configuration names. What an operator names is trusted: they are added.
+	Anchors []*x509.Certificate
+}
+
+// Trust is the trust bundle of the trust domain: roots alone, with a sequence that grows by each change. It is durable
+// before anyone sees it. It is safe for concurrent use, also by several processes on one store.
+type Trust struct {
+	td      spiffeid.TrustDomain
+	store   BundleStore
+	current rotation.Current[*spiffebundle.Bundle]
+	// unlisted are the upstream's roots that the bundle does not hold.
+	unlisted []*x509.Certificate
+}
+
+// NewTrust reads the stored bundle, or makes it at the first start. It refuses an upstream whose root the stored bundle
+// does not hold (ErrRootUnknown); the error says what to do.
+func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
+	if c.TrustDomain.IsZero() || c.Store == nil {
+		return nil, errors.New("ca: a trust bundle needs a trust domain and a store")
+	}
+	if len(c.Roots) == 0 {
+		return nil, errors.New("ca: the upstream has no root")
+	}
+	for _, r := range append(c.Roots[:len(c.Roots):len(c.Roots)], c.Anchors...) {
+		if err := checkRoot(r, time.Now()); err != nil {
+			return nil, err
+		}
+	}
+	t := &Trust{td: c.TrustDomain, store: c.Store}
+	stored, err := t.reload(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if stored.Empty() {
+		return t, t.AddRoots(ctx, append(c.Roots[:len(c.Roots):len(c.Roots)], c.Anchors...)...)
+	}
+	for _, r := range c.Roots {
+		if !stored.HasX509Authority(r) {
+			t.unlisted = append(t.unlisted, r)
+		}
+	}
+	if len(t.unlisted) == len(c.Roots) {
+		return nil, fmt.Errorf("%w: the upstream has %q (SHA-256 %x), the bundle of %s (sequence %d) does not hold it. "+
+			"If this is the wrong upstream or the wrong state directory, correct the configuration. To move to a new root, "+
+			"start with the old one and name the new one as an extra trust anchor, let the agents have that bundle, and "+
+			"then change the upstream",
+			ErrRootUnknown, c.Roots[0].Subject, fingerprint(c.Roots[0]), c.TrustDomain, sequence(stored))
+	}
+	return t, t.AddRoots(ctx, c.Anchors...)
+}
+
+// Bundle returns the bundle, which must not be changed, and a channel that closes when it is stale.
+func (t *Trust) Bundle() (*spiffebundle.Bundle, <-chan struct{}) { return t.current.Get() }
+
+// Unlisted are the roots that the upstream had at the start and that are not trusted, to be shown.
+func (t *Trust) Unlisted() []*x509.Certificate { return t.unlisted }
+
+// AddRoots adds roots, and raises the sequence by one if any of them was new.
+func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error {
+	for _, r := range roots {
+		if err := checkRoot(r, time.Now()); err != nil {
+			return err
+		}
+	}
+	return t.change(ctx, func(b *spiffebundle.Bundle) {
+		for _, r := range roots {
+			b.AddX509Authority(r)
+		}
+	})
+}
+
+// maxSequenceLeap bounds what an agent's word can do to the sequence.
+const maxSequenceLeap = 1 << 20
+
+// Outrank raises the sequence above seen, which an agent has held: a CA that was restored from an older backup must
+// not hand out its bundle under a sequence that agents have passed, or they would keep the other one. A sequence that
+// lies absurdly far ahead is refused.
+func (t *Trust) Outrank(ctx context.Context, seen uint64) error {
+	have := sequence(t.current.Value())
+	if seen <= have {
+		return nil
+	}
+	if seen-have > maxSequenceLeap {
+		return fmt.Errorf("ca: a bundle sequence of %d was reported, ours is %d: not believed", seen, have)
+	}
+	return t.change(ctx, func(b *spiffebundle.Bundle) {
+		if sequence(b) < seen {
+			b.SetSequenceNumber(seen)
+		}
+	})
+}
+
+// maxSwaps bounds the tries against other writers of the same store.
+const maxSwaps = 16
+
+// change applies edit to a copy of the stored bundle and swaps it in under the next sequence; nothing happens when edit
+// changes nothing. It tries again when another process was quicker.
+func (t *Trust) change(ctx context.Context, edit func(*spiffebundle.Bundle)) error {
+	for range maxSwaps {
+		old, err := t.reload(ctx)
+		if err != nil {
+			return err
+		}
+		next := old.Clone()
+		edit(next)
+		if next.Equal(old) {
+			return nil
+		}
+		next.SetSequenceNumber(sequence(next) + 1)
+		data, err := next.Marshal()
+		if err != nil {
+			return fmt.Errorf("ca: encoding the trust bundle: %w", err)
+		}
+		err = t.store.SwapBundle(ctx, sequence(old), StoredBundle{Sequence: sequence(next), JSON: data})
+		switch {
+		case errors.Is(err, ErrConflict):
+			continue
+		case err != nil:
+			// It may have taken effect all the same: whoever asks next reads what is stored.
+			return fmt.Errorf("ca: storing the trust bundle: %w", err)
+		}
+		t.publish(next)
+		return nil
+	}
+	return fmt.Errorf("ca: storing the trust bundle: %w, %d times", ErrConflict, maxSwaps)
+}
+
+// reload reads the stored bundle and publishes it if it is newer than ours.
+func (t *Trust) reload(ctx context.Context) (*spiffebundle.Bundle, error) {
+	stored, err := t.store.Bundle(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ca: reading the trust bundle: %w", err)
+	}
+	b := spiffebundle.New(t.td)
+	if stored.Sequence > 0 {
+		if b, err = spiffebundle.Parse(t.td, stored.JSON); err != nil {
+			return nil, fmt.Errorf("ca: the stored trust bundle: %w", err)
+		}
+	}
+	b.SetSequenceNumber(stored.Sequence)
+	t.publish(b)
+	return b, nil
+}
+
+// publish shows b if nothing newer is shown.
+func (t *Trust) publish(b *spiffebundle.Bundle) {
+	if have := t.current.Value(); have == nil || sequence(have) < sequence(b) {
+		t.current.Set(b)
+	}
+}
+
+// checkRoot says whether a certificate can be a trust anchor.
+func checkRoot(r *x509.Certificate, now time.Time) error {
+	switch {
+	case !r.BasicConstraintsValid || !r.IsCA:
+		return fmt.Errorf("ca: %q (SHA-256 %x) is no CA certificate and cannot be a root", r.Subject, fingerprint(r))
+	case r.KeyUsage != 0 && r.KeyUsage&x509.KeyUsageCertSign == 0:
+		return fmt.Errorf("ca: the root %q (SHA-256 %x) may not sign certificates (no keyCertSign)", r.Subject, fingerprint(r))
+	case !bytes.Equal(r.RawIssuer, r.RawSubject):
+		return fmt.Errorf("ca: %q (SHA-256 %x) is an intermediate; the bundle holds roots only", r.Subject, fingerprint(r))
+	case now.After(r.NotAfter):
+		return fmt.Errorf("ca: the root %q (SHA-256 %x) ended at %s", r.Subject, fingerprint(r), r.NotAfter.Format(time.RFC3339))
+	}
+	return nil
+}
+
+func sequence(b *spiffebundle.Bundle) uint64 {
+	n, _ := b.SequenceNumber()
+	return n
+}
