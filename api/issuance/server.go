@@ -1,0 +1,254 @@
+package issuance
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/registration"
+)
+
+const (
+	door = "grpc"
+	// MaxBatch is the number of CSRs in a call.
+	MaxBatch = 500
+	// maxMessage is grpc-go's own default for what a client receives, so that either end takes what the other sends. 500
+	// answers with a chain of two are about 700 KiB; clients split what they send by size too.
+	maxMessage = 4 << 20
+	// batchWorkers bounds the goroutines of one call; they mostly wait for the ledger's next group, together.
+	batchWorkers = 128
+)
+
+// Config is what a Server is made of; every field but Limits is needed.
+type Config struct {
+	Registration *registration.Authority
+	// Bundle is the trust bundle and a channel that closes when it is stale.
+	Bundle      func() (*spiffebundle.Bundle, <-chan struct{})
+	Credentials *Credentials
+	Limits      Limits
+	Log         *slog.Logger
+}
+
+// Server is the gRPC server of the issuance door.
+type Server struct {
+	meshcav1.UnimplementedIssuanceServiceServer
+	Config
+	grpc     *grpc.Server
+	health   *health.Server
+	accounts *accounts
+	inFlight slots
+	stopping chan struct{}
+}
+
+var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
+
+// New returns a Server that does not listen yet.
+func New(c Config) *Server {
+	s := &Server{Config: c, health: health.NewServer(), accounts: newAccounts(c.Limits), stopping: make(chan struct{})}
+	s.inFlight = make(slots, s.accounts.limits.RequestsInFlight)
+	s.grpc = grpc.NewServer(
+		grpc.Creds(c.Credentials),
+		grpc.InTapHandle(s.accounts.admit),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(16<<10),
+		grpc.MaxConcurrentStreams(uint32(s.accounts.limits.OpenCalls)),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: 30 * time.Second, Timeout: 10 * time.Second,
+			MaxConnectionIdle: 15 * time.Minute, MaxConnectionAge: time.Hour, MaxConnectionAgeGrace: 30 * time.Second,
+		}),
+		grpc.ChainUnaryInterceptor(s.guardUnary),
+		grpc.ChainStreamInterceptor(s.guardStream),
+	)
+	meshcav1.RegisterIssuanceServiceServer(s.grpc, s)
+	healthv1.RegisterHealthServer(s.grpc, s.health)
+	s.SetServing(false)
+	return s
+}
+
+// SetServing tells gRPC health checks whether the CA can sign now.
+func (s *Server) SetServing(ok bool) {
+	status := healthv1.HealthCheckResponse_NOT_SERVING
+	if ok {
+		status = healthv1.HealthCheckResponse_SERVING
+	}
+	s.health.SetServingStatus("", status)
+	s.health.SetServingStatus(meshcav1.IssuanceService_ServiceDesc.ServiceName, status)
+}
+
+// Serve answers at the listener until ctx ends; then it lets calls in hand finish, for ten seconds at most.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() {
+		s.health.Shutdown()
+		close(s.stopping) // Sync streams end by themselves
+		late := time.AfterFunc(10*time.Second, s.grpc.Stop)
+		defer late.Stop()
+		s.grpc.GracefulStop()
+	})
+	defer stop()
+	if err := s.grpc.Serve(netutil.LimitListener(l, s.accounts.limits.Connections)); err != nil {
+		return fmt.Errorf("gRPC at %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// AttestAgent answers an agent's own token with its SVID.
+func (s *Server) AttestAgent(ctx context.Context, r *meshcav1.AttestAgentRequest) (*meshcav1.AttestAgentResponse, error) {
+	caller, release, err := s.enter(ctx, 1, len(r.GetToken())+len(r.GetCsr()))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	svid, err := s.Registration.AttestAgent(ctx, registration.Request{
+		Door: door, Caller: caller, Cluster: r.GetCluster(), Token: attestor.NewToken(r.GetToken()), CSR: r.GetCsr(),
+	}, clip(r.GetVersion()))
+	if err != nil {
+		return nil, err
+	}
+	bundle, _ := s.Bundle()
+	encoded, err := bundle.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("the bundle: %w", err)
+	}
+	now := time.Now()
+	return &meshcav1.AttestAgentResponse{Svid: encode(svid, now), Bundle: encoded, ServerTime: timestamppb.New(now)}, nil
+}
+
+// IssueX509SVIDs answers each item on its own; only what concerns them all refuses the call.
+func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsRequest) (*meshcav1.IssueX509SVIDsResponse, error) {
+	items := r.GetRequests()
+	switch {
+	case len(items) == 0:
+		return nil, refusal.New(refusal.RequestMalformed, "the call holds no request").On("requests")
+	case len(items) > MaxBatch:
+		return nil, refusal.New(refusal.BatchTooLarge, "the call holds %d requests, at most %d are taken", len(items), MaxBatch)
+	}
+	size := 0
+	for _, i := range items {
+		size += len(i.GetToken()) + len(i.GetCsr())
+	}
+	caller, release, err := s.enter(ctx, len(items), size)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	results := make([]*meshcav1.X509SVIDResult, len(items))
+	if len(items) == 1 {
+		results[0] = s.issueOne(ctx, caller, r.GetCluster(), items[0])
+	} else {
+		var g errgroup.Group
+		g.SetLimit(batchWorkers)
+		for i, item := range items {
+			g.Go(func() error {
+				results[i] = s.issueOne(ctx, caller, r.GetCluster(), item)
+				return nil
+			})
+		}
+		_ = g.Wait()
+	}
+	return &meshcav1.IssueX509SVIDsResponse{Results: results, ServerTime: timestamppb.Now()}, nil
+}
+
+// issueOne turns a panic into a refusal of this item: it runs outside the interceptors' reach.
+func (s *Server) issueOne(ctx context.Context, caller registration.Caller, cluster string, item *meshcav1.X509SVIDRequest) (result *meshcav1.X509SVIDResult) {
+	defer func() {
+		if p := recover(); p != nil {
+			result = refused(s.panicked("IssueX509SVIDs", p))
+		}
+	}()
+	if t := item.GetTtl(); t != nil && t.CheckValid() != nil {
+		return refused(refusal.New(refusal.RequestMalformed, "ttl is no duration").On("ttl"))
+	}
+	svid, err := s.Registration.Issue(ctx, registration.Request{
+		Door: door, Caller: caller, Cluster: cluster, Token: attestor.NewToken(item.GetToken()), CSR: item.GetCsr(), TTL: item.GetTtl().AsDuration(),
+	})
+	if err != nil {
+		return refused(err)
+	}
+	return &meshcav1.X509SVIDResult{Result: &meshcav1.X509SVIDResult_Svid{Svid: encode(svid, time.Now())}}
+}
+
+// enter charges the caller and takes places for n requests.
+func (s *Server) enter(ctx context.Context, n, size int) (registration.Caller, func(), error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return caller, nil, err
+	}
+	if err := s.accounts.spend(caller, size); err != nil {
+		return caller, nil, err
+	}
+	release, err := s.inFlight.take(n)
+	return caller, release, err
+}
+
+func encode(svid ca.SVID, now time.Time) *meshcav1.X509SVID {
+	chain := make([][]byte, len(svid.Chain))
+	for i, c := range svid.Chain {
+		chain[i] = c.Raw
+	}
+	return &meshcav1.X509SVID{
+		SpiffeId: svid.ID.String(), Chain: chain,
+		Life: durationpb.New(svid.Life), Remaining: durationpb.New(svid.NotAfter.Sub(now)),
+	}
+}
+
+func refused(err error) *meshcav1.X509SVIDResult {
+	e, ok := refusal.From(err)
+	if !ok {
+		e, _ = refusal.From(refusal.Status(err))
+	}
+	if e == nil { // cancelled or out of time
+		e = refusal.New(refusal.Overloaded, "%v", err)
+	}
+	r := &meshcav1.Refusal{Code: uint32(e.Reason.Code()), Reason: string(e.Reason), Message: e.Detail}
+	if e.RetryAfter > 0 {
+		r.RetryAfter = durationpb.New(e.RetryAfter)
+	}
+	return &meshcav1.X509SVIDResult{Result: &meshcav1.X509SVIDResult_Refusal{Refusal: r}}
+}
+
+func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			resp, err = nil, refusal.Status(s.panicked(info.FullMethod, p))
+		}
+	}()
+	resp, err = handler(ctx, req)
+	return resp, refusal.Status(err)
+}
+
+func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = refusal.Status(s.panicked(info.FullMethod, p))
+		}
+	}()
+	return refusal.Status(handler(srv, stream))
+}
+
+func (s *Server) panicked(method string, p any) error {
+	s.Log.Error("a request panicked; it was refused, the server goes on", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	return refusal.New(refusal.Internal, "an internal fault: the CA's log has it").After(5 * time.Second)
+}
+
+// clip bounds a name that a peer gives itself.
+func clip(s string) string { return s[:min(len(s), 64)] }

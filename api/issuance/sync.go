@@ -1,0 +1,158 @@
+package issuance
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca/registration"
+)
+
+const (
+	// helloWithin bounds how long a stream may stay silent after it opened.
+	helloWithin = 10 * time.Second
+	// recheck is how often the agent behind an open stream is looked at again: its pod, its node, a denial.
+	recheck = 20 * time.Second
+)
+
+// Sync sends the whole state at once and whenever it changes, until the agent's SVID ends, the agent is refused, or the
+// CA stops.
+func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, meshcav1.SyncResponse]) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return err
+	}
+	in := make(chan *meshcav1.SyncRequest)
+	broken := make(chan error, 1)
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				broken <- err
+				return
+			}
+			select {
+			case in <- m:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+
+	hello, err := s.awaitHello(ctx, in, broken)
+	if err != nil {
+		return err
+	}
+	if err := s.Registration.AuthenticateAgent(ctx, door, caller, hello.GetCluster()); err != nil {
+		return err
+	}
+	s.warnOfRollback(caller, hello)
+	done := s.Registration.Agents.Connected(caller.ID, clip(hello.GetVersion()))
+	defer done()
+
+	ended := time.NewTimer(time.Until(caller.NotAfter))
+	defer ended.Stop()
+	look := time.NewTicker(recheck)
+	defer look.Stop()
+	for {
+		state, bundleStale, ordersStale, err := s.state()
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(state); err != nil {
+			return err
+		}
+	waiting:
+		for {
+			select {
+			case <-bundleStale:
+				break waiting
+			case <-ordersStale:
+				if err := s.Registration.AuthenticateAgent(ctx, door, caller, hello.GetCluster()); err != nil {
+					return err
+				}
+				break waiting
+			case m := <-in:
+				if ack := m.GetAck(); ack != nil {
+					s.acknowledge(caller, ack.GetBundleSequence())
+				}
+			case <-look.C:
+				if err := s.Registration.AuthenticateAgent(ctx, door, caller, hello.GetCluster()); err != nil && !refusal.Of(err).Passing() {
+					return err
+				}
+			case err := <-broken:
+				if errors.Is(err, io.EOF) {
+					return nil
+				}
+				return err
+			case <-ended.C:
+				return refusal.New(refusal.AgentExpired, "the SVID %s of %s ended at %s", caller.Serial, caller.ID, caller.NotAfter.UTC().Format(time.RFC3339))
+			case <-s.stopping:
+				return refusal.New(refusal.Stopping, "the CA is shutting down").After(time.Second)
+			}
+		}
+	}
+}
+
+func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest, broken <-chan error) (*meshcav1.SyncHello, error) {
+	late := time.NewTimer(helloWithin)
+	defer late.Stop()
+	select {
+	case m := <-in:
+		if m.GetHello() == nil {
+			return nil, refusal.New(refusal.RequestMalformed, "the first message of a Sync stream must be hello").On("hello")
+		}
+		return m.GetHello(), nil
+	case err := <-broken:
+		return nil, err
+	case <-late.C:
+		return nil, refusal.New(refusal.RequestMalformed, "no hello came within %s", helloWithin).On("hello")
+	case <-s.stopping:
+		return nil, refusal.New(refusal.Stopping, "the CA is shutting down").After(time.Second)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// state is the whole of what agents follow, and the channels that close when a part of it is stale.
+func (s *Server) state() (*meshcav1.SyncResponse, <-chan struct{}, <-chan struct{}, error) {
+	bundle, bundleStale := s.Bundle()
+	standing, ordersStale := s.Registration.Orders.Get()
+	encoded, err := bundle.Marshal()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	state := &meshcav1.SyncResponse{Bundle: encoded, DeniedIds: standing.DeniedIDs(), ServerTime: timestamppb.Now()}
+	for _, r := range standing.Renew {
+		state.Renew = append(state.Renew, &meshcav1.RenewOrder{
+			SpiffeId: r.ID, IssuedBefore: timestamppb.New(r.IssuedBefore), Spread: durationpb.New(r.Spread),
+		})
+	}
+	return state, bundleStale, ordersStale, nil
+}
+
+// acknowledge takes no acknowledgement of what was never sent.
+func (s *Server) acknowledge(caller registration.Caller, sequence uint64) {
+	bundle, _ := s.Bundle()
+	if current, ok := bundle.SequenceNumber(); ok && sequence <= current {
+		s.Registration.Agents.Acknowledge(caller.ID, sequence)
+	}
+}
+
+// warnOfRollback says aloud when an agent has seen a newer bundle than the CA holds: its store is an old backup.
+func (s *Server) warnOfRollback(caller registration.Caller, hello *meshcav1.SyncHello) {
+	bundle, _ := s.Bundle()
+	if current, ok := bundle.SequenceNumber(); ok && hello.GetHighestBundleSequence() > current {
+		s.Log.Error("an agent holds a newer trust bundle than this CA: was the CA's store restored from an old backup?",
+			"agent", caller.ID.String(), "agent_sequence", hello.GetHighestBundleSequence(), "our_sequence", current)
+	}
+}

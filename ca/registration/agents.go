@@ -1,0 +1,239 @@
+package registration
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/ca"
+)
+
+// maxInstances bounds how many SVIDs of one agent ID may call at a time. An agent renews well before its SVID ends and
+// its successor on the node may overlap with it, so two or three are usual.
+const maxInstances = 8
+
+// AgentStore keeps what is known of agents.
+//
+// UpdateAgent reads the record (an empty one with its ID when there is none), lets change alter it, and writes it
+// durably, all in one transaction; change may run more than once. All methods are safe for concurrent use.
+type AgentStore interface {
+	Agents(ctx context.Context) ([]ca.AgentRecord, error)
+	UpdateAgent(ctx context.Context, id string, change func(*ca.AgentRecord) error) error
+}
+
+// AgentBook is the CA's record of its agents: which SVIDs may call, and on which node and pod each was attested. Reads
+// come from memory; what decides about access is in the store before it is in memory.
+type AgentBook struct {
+	store AgentStore
+
+	mu   sync.RWMutex
+	byID map[string]*agentState
+}
+
+type agentState struct {
+	record ca.AgentRecord
+	open   int  // Sync streams
+	dirty  bool // record has news (seen, acked, holds) that Flush has not stored
+}
+
+// instance is one agent SVID that may call, with the evidence to check again.
+type instance struct {
+	ca.AgentInstance
+	cluster  string
+	evidence attestor.Evidence
+}
+
+// AgentView is what status shows of an agent.
+type AgentView struct {
+	ca.AgentRecord
+	Connected bool
+}
+
+// OpenAgentBook reads the store.
+func OpenAgentBook(ctx context.Context, store AgentStore) (*AgentBook, error) {
+	records, err := store.Agents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &AgentBook{store: store, byID: make(map[string]*agentState, len(records))}
+	for _, r := range records {
+		b.byID[r.ID] = &agentState{record: r}
+	}
+	return b, nil
+}
+
+// admit records a new agent SVID before it leaves the CA.
+func (b *AgentBook) admit(ctx context.Context, id spiffeid.ID, cluster, version string, svid ca.SVID, e attestor.Evidence) error {
+	now := time.Now()
+	added := ca.AgentInstance{
+		Serial: ca.SerialString(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter,
+		NodeName: e.NodeName, NodeUID: e.NodeUID, PodName: e.PodName, PodUID: e.PodUID,
+		Namespace: e.Identity.Namespace(), ServiceAccount: e.Identity.ServiceAccount(), ServiceAccountUID: e.ServiceAccountUID,
+	}
+	var stored ca.AgentRecord
+	err := b.store.UpdateAgent(ctx, id.String(), func(r *ca.AgentRecord) error {
+		r.Cluster, r.LastSeen = cluster, now
+		if version != "" {
+			r.Version = version
+		}
+		live := slices.DeleteFunc(slices.Clone(r.Instances), func(i ca.AgentInstance) bool { return !now.Before(i.NotAfter) })
+		r.Instances = append([]ca.AgentInstance{added}, live[:min(len(live), maxInstances-1)]...)
+		stored = *r
+		return nil
+	})
+	if err != nil {
+		return refusal.New(refusal.StoreUnavailable, "agent %s could not be recorded: %w", id, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.byID[id.String()]
+	if s == nil {
+		s = &agentState{}
+		b.byID[id.String()] = s
+	}
+	stored.AckedSequence = max(stored.AckedSequence, s.record.AckedSequence)
+	stored.HoldsUntil = later(stored.HoldsUntil, s.record.HoldsUntil)
+	s.record = stored
+	return nil
+}
+
+// instance finds the SVID that calls. AGENT_UNKNOWN makes the agent attest itself anew.
+func (b *AgentBook) instance(_ context.Context, id spiffeid.ID, serial string) (instance, error) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if s := b.byID[id.String()]; s != nil {
+		for _, i := range s.record.Instances {
+			if i.Serial == serial {
+				return known(s.record.Cluster, i)
+			}
+		}
+	}
+	return instance{}, refusal.New(refusal.AgentUnknown, "SVID %s of %s is not on record", serial, id)
+}
+
+func known(cluster string, i ca.AgentInstance) (instance, error) {
+	identity, err := attestor.NewIdentity(cluster, i.Namespace, i.ServiceAccount)
+	if err != nil {
+		return instance{}, refusal.New(refusal.AgentUnknown, "its record is damaged: %w", err)
+	}
+	return instance{AgentInstance: i, cluster: cluster, evidence: attestor.Evidence{
+		Proven: true, Identity: identity, ServiceAccountUID: i.ServiceAccountUID,
+		PodName: i.PodName, PodUID: i.PodUID, NodeName: i.NodeName, NodeUID: i.NodeUID,
+	}}, nil
+}
+
+// issuedThrough notes until when something lives that was issued through the agent.
+func (b *AgentBook) issuedThrough(id string, notAfter time.Time) {
+	b.note(id, func(s *agentState) {
+		s.record.LastSeen = time.Now()
+		s.record.HoldsUntil = later(s.record.HoldsUntil, notAfter)
+	})
+}
+
+// Acknowledge notes that every open stream below the agent has the bundle of this sequence.
+func (b *AgentBook) Acknowledge(id spiffeid.ID, sequence uint64) {
+	b.note(id.String(), func(s *agentState) {
+		s.record.LastSeen = time.Now()
+		s.record.AckedSequence = max(s.record.AckedSequence, sequence)
+	})
+}
+
+// Connected notes an open Sync stream of the agent until the returned function is called.
+func (b *AgentBook) Connected(id spiffeid.ID, version string) (done func()) {
+	b.note(id.String(), func(s *agentState) {
+		s.open++
+		s.record.LastSeen = time.Now()
+		if version != "" {
+			s.record.Version = version
+		}
+	})
+	return func() { b.note(id.String(), func(s *agentState) { s.open--; s.record.LastSeen = time.Now() }) }
+}
+
+func (b *AgentBook) note(id string, change func(*agentState)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.byID[id]; s != nil {
+		change(s)
+		s.dirty = true
+	}
+}
+
+// List returns all agents by ID.
+func (b *AgentBook) List() []AgentView {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	views := make([]AgentView, 0, len(b.byID))
+	for _, s := range b.byID {
+		views = append(views, AgentView{AgentRecord: s.record, Connected: s.open > 0})
+	}
+	slices.SortFunc(views, func(x, y AgentView) int {
+		if x.ID < y.ID {
+			return -1
+		}
+		return 1
+	})
+	return views
+}
+
+// Flush stores the news that do not decide about access: last seen, acknowledged, holds until. It is called every half
+// minute and at the end; a crash loses at most that much of them.
+func (b *AgentBook) Flush(ctx context.Context) error {
+	b.mu.Lock()
+	var news []ca.AgentRecord
+	for _, s := range b.byID {
+		if s.dirty {
+			s.dirty = false
+			news = append(news, s.record)
+		}
+	}
+	b.mu.Unlock()
+	for i, n := range news {
+		err := b.store.UpdateAgent(ctx, n.ID, func(r *ca.AgentRecord) error {
+			r.Cluster, r.Version, r.LastSeen = n.Cluster, n.Version, later(r.LastSeen, n.LastSeen)
+			r.AckedSequence = max(r.AckedSequence, n.AckedSequence)
+			r.HoldsUntil = later(r.HoldsUntil, n.HoldsUntil)
+			return nil
+		})
+		if err != nil {
+			for _, left := range news[i:] {
+				b.note(left.ID, func(*agentState) {})
+			}
+			return refusal.New(refusal.StoreUnavailable, "agents' last news could not be stored: %w", err)
+		}
+	}
+	return nil
+}
+
+// Run flushes every half minute until ctx ends, and once more then.
+func (b *AgentBook) Run(ctx context.Context, failed func(error)) {
+	tick := time.NewTicker(30 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			defer cancel()
+			if err := b.Flush(last); err != nil {
+				failed(err)
+			}
+			return
+		case <-tick.C:
+			if err := b.Flush(ctx); err != nil {
+				failed(err)
+			}
+		}
+	}
+}
+
+func later(x, y time.Time) time.Time {
+	if x.After(y) {
+		return x
+	}
+	return y
+}

@@ -1,0 +1,180 @@
+package registration
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/ca"
+)
+
+// What a decision was about; the `event` of its audit line.
+const (
+	eventIssue       = "issue"
+	eventAttestAgent = "attest-agent"
+	eventAgentCall   = "agent-call"
+	eventAdmin       = "admin"
+)
+
+// OutcomeIssued is a decision's outcome when it ended in an SVID; otherwise the outcome is the refusal's reason.
+const OutcomeIssued = "issued"
+
+// Decision is one answer of the registration authority: what `certctl explain` shows and the audit log keeps.
+type Decision struct {
+	Time    time.Time
+	Event   string
+	Door    string
+	Caller  Caller
+	Cluster string
+	// Evidence is as far as attestation came; see Evidence.Proven.
+	Evidence attestor.Evidence
+	// ID is what policy granted or would have; zero before it was asked.
+	ID spiffeid.ID
+	// Rule is the policy rule that decided.
+	Rule string
+	// Outcome is OutcomeIssued or a refusal's reason; Message and Claim belong to the refusal.
+	Outcome, Message, Claim string
+	Serial                  string
+	NotAfter                time.Time
+}
+
+func (d *Decision) agent() string {
+	if d.Caller.ID.IsZero() {
+		return ""
+	}
+	return d.Caller.ID.String()
+}
+
+// Journal records every decision: a JSON line in the audit log, a place in the Ring, a count in the metrics.
+type Journal struct {
+	ring    *Ring
+	metrics *Metrics
+	log     *slog.Logger
+	audit   *slog.Logger
+	out     *auditWriter
+}
+
+// NewJournal returns a Journal whose audit lines go to audit, one Write each, and whose own troubles go to log.
+func NewJournal(audit io.Writer, ring *Ring, metrics *Metrics, log *slog.Logger) *Journal {
+	out := &auditWriter{w: audit}
+	return &Journal{ring: ring, metrics: metrics, log: log, out: out, audit: slog.New(slog.NewJSONHandler(out, nil))}
+}
+
+// Ring is the memory of recent decisions.
+func (j *Journal) Ring() *Ring { return j.ring }
+
+func (j *Journal) begin(event, door string, c Caller, cluster string) *Decision {
+	j.metrics.inFlight.Inc()
+	return &Decision{Time: time.Now(), Event: event, Door: door, Caller: c, Cluster: cluster}
+}
+
+// conclude is called once for each begun decision. The audit line is written before the answer leaves.
+func (j *Journal) conclude(d *Decision, svid ca.SVID, err error) {
+	j.metrics.inFlight.Dec()
+	if err == nil {
+		d.Outcome, d.ID, d.NotAfter = OutcomeIssued, svid.ID, svid.NotAfter
+		d.Serial = ca.SerialString(svid.Chain[0].SerialNumber)
+	} else {
+		d.Outcome, d.Message = string(refusal.Of(err)), err.Error()
+		if e, ok := refusal.From(err); ok {
+			d.Message, d.Claim = e.Detail, e.Claim
+		} else {
+			j.log.Error("a decision failed for an internal reason", "event", d.Event, "door", d.Door, "err", err)
+		}
+	}
+	j.metrics.observe(d)
+	j.ring.add(d)
+	j.line(d)
+}
+
+// Admin writes the audit line of a verb at the admin socket that changes something.
+func (j *Journal) Admin(ctx context.Context, verb, peer string, attrs ...slog.Attr) {
+	j.audit.LogAttrs(ctx, slog.LevelInfo, eventAdmin, append([]slog.Attr{slog.String("verb", verb), slog.String("peer", peer)}, attrs...)...)
+	j.countFailures()
+}
+
+func (j *Journal) line(d *Decision) {
+	a := make([]slog.Attr, 0, 24)
+	add := func(key, value string) {
+		if value != "" {
+			a = append(a, slog.String(key, value))
+		}
+	}
+	e := d.Evidence
+	add("outcome", d.Outcome)
+	add("message", d.Message)
+	add("claim", d.Claim)
+	add("door", d.Door)
+	add("peer", d.Caller.Address)
+	add("caller", d.agent())
+	add("callerSerial", d.Caller.Serial)
+	add("cluster", d.Cluster)
+	if e.Method != "" || !e.Identity.IsZero() {
+		a = append(a, slog.Bool("proven", e.Proven))
+	}
+	add("method", e.Method)
+	add("namespace", e.Identity.Namespace())
+	add("serviceAccount", e.Identity.ServiceAccount())
+	add("serviceAccountUID", e.ServiceAccountUID)
+	add("pod", e.PodName)
+	add("podUID", e.PodUID)
+	add("node", e.NodeName)
+	add("nodeUID", e.NodeUID)
+	add("credentialID", e.CredentialID)
+	if !d.ID.IsZero() {
+		add("spiffeID", d.ID.String())
+	}
+	add("rule", d.Rule)
+	add("serial", d.Serial)
+	if !d.NotAfter.IsZero() {
+		a = append(a, slog.Time("notAfter", d.NotAfter.UTC()))
+	}
+	a = append(a, slog.Float64("ms", float64(time.Since(d.Time).Microseconds())/1000))
+	level := slog.LevelInfo
+	if d.Outcome != OutcomeIssued {
+		level = slog.LevelWarn
+	}
+	j.audit.LogAttrs(context.Background(), level, d.Event, a...)
+	j.countFailures()
+}
+
+// countFailures makes a log that cannot be written visible: slog drops Write's error.
+func (j *Journal) countFailures() {
+	if n, err := j.out.takeFailures(); n > 0 {
+		j.metrics.auditErrors.Add(float64(n))
+		j.log.Error("audit lines could not be written", "lines", n, "err", err)
+	}
+}
+
+type auditWriter struct {
+	w io.Writer
+
+	mu     sync.Mutex
+	failed int
+	err    error
+}
+
+func (a *auditWriter) Write(p []byte) (int, error) {
+	n, err := a.w.Write(p)
+	if err != nil {
+		a.mu.Lock()
+		a.failed++
+		a.err = err
+		a.mu.Unlock()
+	}
+	return n, err
+}
+
+func (a *auditWriter) takeFailures() (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n, err := a.failed, a.err
+	a.failed, a.err = 0, nil
+	return n, err
+}

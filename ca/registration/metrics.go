@@ -1,0 +1,50 @@
+package registration
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// Metrics counts decisions. Labels are bounded: events, doors, and the enum of reasons; never an identity or a peer.
+type Metrics struct {
+	decisions   *prometheus.CounterVec
+	duration    prometheus.Observer
+	inFlight    prometheus.Gauge
+	auditErrors prometheus.Counter
+}
+
+// NewMetrics registers the metrics.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	duration := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "meshca_decision_duration_seconds",
+		Help:    "From a request's arrival at the registration authority to its decision, audit line included.",
+		Buckets: []float64{.0005, .001, .002, .004, .008, .016, .032, .064, .128, .256, .512, 1, 2, 4, 8},
+	})
+	m := &Metrics{
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshca_decisions_total",
+			Help: "Decisions of the registration authority; outcome is `issued` or the reason of the refusal.",
+		}, []string{"event", "door", "outcome"}),
+		duration: duration,
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshca_issue_in_flight", Help: "Requests that the registration authority has in hand.",
+		}),
+		auditErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshca_audit_errors_total", Help: "Audit lines that could not be written.",
+		}),
+	}
+	r.MustRegister(m.decisions, duration, m.inFlight, m.auditErrors)
+	return m
+}
+
+func (m *Metrics) observe(d *Decision) {
+	outcome := d.Outcome
+	if outcome != OutcomeIssued && !refusal.Reason(outcome).Known() {
+		outcome = string(refusal.Internal)
+	}
+	m.decisions.WithLabelValues(d.Event, d.Door, outcome).Inc()
+	m.duration.Observe(time.Since(d.Time).Seconds())
+}

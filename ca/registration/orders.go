@@ -1,0 +1,146 @@
+package registration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+// maxDenials and maxRenewOrders bound what is sent whole to every agent at each change.
+const (
+	maxDenials     = 10_000
+	maxRenewOrders = 64
+)
+
+// OrderStore keeps what operators ordered, durably. All methods are safe for concurrent use.
+type OrderStore interface {
+	PutDenial(ctx context.Context, d ca.Denial) error
+	// DeleteDenial succeeds also when there is none.
+	DeleteDenial(ctx context.Context, id string) error
+	Denials(ctx context.Context) ([]ca.Denial, error)
+	PutRenewOrder(ctx context.Context, o ca.RenewOrder) error
+	RenewOrders(ctx context.Context) ([]ca.RenewOrder, error)
+}
+
+// Standing is what operators have ordered, as a whole; it is never changed once published.
+type Standing struct {
+	Denials map[string]ca.Denial
+	Renew   []ca.RenewOrder
+}
+
+// DeniedIDs returns the denied SPIFFE IDs in order.
+func (s *Standing) DeniedIDs() []string { return slices.Sorted(maps.Keys(s.Denials)) }
+
+// Orders holds what operators ordered: identities that get nothing, SVIDs to be renewed now. Agents follow it by Get.
+type Orders struct {
+	store OrderStore
+
+	mu       sync.Mutex // serializes changes, so that what is published follows what is stored
+	standing *rotation.Current[*Standing]
+}
+
+// OpenOrders reads the store.
+func OpenOrders(ctx context.Context, store OrderStore) (*Orders, error) {
+	denials, err := store.Denials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	renew, err := store.RenewOrders(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Standing{Denials: make(map[string]ca.Denial, len(denials))}
+	for _, d := range denials {
+		s.Denials[d.ID] = d
+	}
+	s.Renew = stillMatter(renew, time.Now())
+	return &Orders{store: store, standing: rotation.NewCurrent(s)}, nil
+}
+
+// Get returns what stands, and a channel that closes when it changes.
+func (o *Orders) Get() (*Standing, <-chan struct{}) { return o.standing.Get() }
+
+// Denial returns the denial of an identity, if there is one.
+func (o *Orders) Denial(id spiffeid.ID) (ca.Denial, bool) {
+	d, ok := o.standing.Value().Denials[id.String()]
+	return d, ok
+}
+
+func (o *Orders) refuses(id spiffeid.ID) error {
+	d, denied := o.Denial(id)
+	if !denied {
+		return nil
+	}
+	why := d.Why
+	if why == "" {
+		why = "no reason given"
+	}
+	return refusal.New(refusal.IdentityDenied, "%s was denied at %s by %s: %s", id, d.Since.UTC().Format(time.RFC3339), d.By, why)
+}
+
+// Deny makes the identity get nothing new from here on, and agents drop what they hold of it. Denying again renews the
+// reason and keeps the first moment.
+func (o *Orders) Deny(ctx context.Context, d ca.Denial) (ca.Denial, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := o.standing.Value()
+	if before, ok := now.Denials[d.ID]; ok {
+		d.Since = before.Since
+	} else if len(now.Denials) >= maxDenials {
+		return ca.Denial{}, fmt.Errorf("there are %d denials already; policy rules are the place for more", maxDenials)
+	}
+	if err := o.store.PutDenial(ctx, d); err != nil {
+		return ca.Denial{}, refusal.New(refusal.StoreUnavailable, "the denial could not be stored: %w", err)
+	}
+	next := &Standing{Denials: maps.Clone(now.Denials), Renew: now.Renew}
+	next.Denials[d.ID] = d
+	o.standing.Set(next)
+	return d, nil
+}
+
+// Allow lifts a denial; it reports whether there was one.
+func (o *Orders) Allow(ctx context.Context, id string) (bool, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := o.standing.Value()
+	_, was := now.Denials[id]
+	if err := o.store.DeleteDenial(ctx, id); err != nil {
+		return false, refusal.New(refusal.StoreUnavailable, "the denial could not be lifted: %w", err)
+	}
+	if was {
+		next := &Standing{Denials: maps.Clone(now.Denials), Renew: now.Renew}
+		delete(next.Denials, id)
+		o.standing.Set(next)
+	}
+	return was, nil
+}
+
+// Renew orders the renewal of what was issued before r.IssuedBefore. A later order for the same identity replaces the
+// earlier one, whose SVIDs it covers.
+func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := o.standing.Value()
+	kept := slices.DeleteFunc(stillMatter(now.Renew, time.Now()), func(x ca.RenewOrder) bool { return x.ID == r.ID || r.ID == "" })
+	if len(kept) >= maxRenewOrders {
+		return fmt.Errorf("there are %d renewal orders already; order the renewal of all instead", maxRenewOrders)
+	}
+	if err := o.store.PutRenewOrder(ctx, r); err != nil {
+		return refusal.New(refusal.StoreUnavailable, "the order could not be stored: %w", err)
+	}
+	o.standing.Set(&Standing{Denials: now.Denials, Renew: append(kept, r)})
+	return nil
+}
+
+func stillMatter(orders []ca.RenewOrder, now time.Time) []ca.RenewOrder {
+	return slices.DeleteFunc(slices.Clone(orders), func(r ca.RenewOrder) bool { return !now.Before(r.Until) })
+}

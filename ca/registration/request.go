@@ -1,0 +1,69 @@
+package registration
+
+import (
+	"context"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/ca"
+)
+
+// Token audiences. A token made for one purpose is worth nothing for the other.
+const (
+	WorkloadAudience = "meshca"
+	AgentAudience    = "meshca-agent"
+)
+
+// MinTTL is the shortest life that may be asked for: below it, renewal would be a busy loop.
+const MinTTL = ca.MinTTL
+
+// Caller is who stands at a door, as the transport proved it.
+type Caller struct {
+	// Address is the peer's, for the audit line.
+	Address string
+	// ID, Serial (lower-case hex) and NotAfter are those of the SVID it showed; ID is zero when it showed none.
+	ID       spiffeid.ID
+	Serial   string
+	NotAfter time.Time
+	// Untrusted is set when it showed a certificate that is no SVID of this trust domain, and says why.
+	Untrusted error
+}
+
+// Request asks for one workload's X509-SVID.
+type Request struct {
+	// Door is the API the request came through: "grpc". A bounded metric label.
+	Door   string
+	Caller Caller
+	// Cluster names the cluster that the token is of.
+	Cluster string
+	Token   attestor.Token
+	// CSR is PKCS #10, DER. Only its public key is used.
+	CSR []byte
+	// TTL asks for a shorter life than the grant's; zero or more than the grant is clamped to it.
+	TTL time.Duration
+}
+
+// Cluster attests the workloads of one Kubernetes cluster. Both methods are called concurrently, answer with a
+// *refusal.Error, and end before ctx does.
+type Cluster interface {
+	// Attest proves a token of exactly this audience and that what it stands for is alive. With an error it returns what
+	// it knew by then; see Evidence.Proven.
+	Attest(ctx context.Context, token attestor.Token, audience string) (attestor.Evidence, error)
+	// Alive checks again that the pod, node, service account and namespace of an earlier attestation live. It is called
+	// for the agent with every request, so it must be cheap.
+	Alive(ctx context.Context, e attestor.Evidence) error
+}
+
+// Issuer signs what was granted.
+type Issuer interface {
+	Issue(ctx context.Context, r ca.Request) (ca.SVID, error)
+}
+
+// Member is one cluster of the configuration.
+type Member struct {
+	Cluster Cluster
+	// Agents are the service accounts, "namespace/name", whose pods are agents; nobody else is.
+	Agents []string
+}
