@@ -1,0 +1,125 @@
+package sds
+
+import (
+	"slices"
+	"strings"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// answer is one response, whichever protocol it goes out by.
+type answer struct {
+	nonce     uint64
+	resources []*discoveryv3.Resource
+	// removed are names that are not served (delta only).
+	removed []string
+	// context: a validation context is among them.
+	context bool
+}
+
+func (a *answer) empty() bool { return len(a.resources) == 0 && len(a.removed) == 0 }
+
+// version is that of the one secret in it, or of all of them together.
+func (a *answer) version() string {
+	if len(a.resources) == 1 && len(a.removed) == 0 {
+		return a.resources[0].GetVersion()
+	}
+	d := newDigest("answer", "")
+	for _, r := range a.resources {
+		d.add([]byte(r.GetVersion()))
+	}
+	for _, name := range a.removed {
+		d.add([]byte(name))
+	}
+	return d.String()
+}
+
+// due is what a stream has not been sent of the secrets of now.
+type due struct {
+	resources []*resource
+	// gone are names that are asked for, or that a wildcard brought, and are not served.
+	gone []string
+}
+
+// next makes the next answer out of what is due, at most AnswerBytes of it unless a single secret is larger, and takes
+// it for sent. more tells that another answer is due at once. unknown are the names that have newly come to nothing.
+func (b *subscription) next(s *Secrets, nonce uint64) (a answer, unknown []string, more bool, err error) {
+	d := b.due(s)
+	a.nonce = nonce
+	size := 0
+	for i, r := range d.resources {
+		wire, err := r.encoded()
+		if err != nil {
+			return answer{}, nil, false, err
+		}
+		size += len(r.name) + len(r.version) + len(wire.GetResource().GetValue()) + overhead
+		if size > b.limits.AnswerBytes && i > 0 {
+			return a, unknown, true, nil
+		}
+		a.resources = append(a.resources, wire)
+		a.context = a.context || r.context
+		b.names[r.name] = held{version: r.version, nonce: nonce, asked: b.names[r.name].asked}
+	}
+	for _, name := range d.gone {
+		size += len(name) + overhead
+		if b.delta && size > b.limits.AnswerBytes && !a.empty() {
+			return a, unknown, true, nil
+		}
+		if b.delta {
+			a.removed = append(a.removed, name)
+		}
+		if !b.names[name].asked {
+			delete(b.names, name)
+			continue
+		}
+		unknown = append(unknown, name)
+		b.names[name] = held{version: absent, nonce: nonce, asked: true}
+	}
+	return a, unknown, false, nil
+}
+
+// overhead is room for the tags and lengths around a name, a version and a value.
+const overhead = 32
+
+// due compares what is asked for with what was sent. Both lists are in order of name. While s is nil only files are
+// known, and nothing is unknown.
+func (b *subscription) due(s *Secrets) due {
+	var d due
+	for name, h := range b.names {
+		if !h.asked && !(b.wildcard && s.owns(name)) {
+			if s != nil {
+				d.gone = append(d.gone, name)
+			}
+			continue
+		}
+		b.consider(&d, s, name, h)
+	}
+	if b.wildcard && s != nil {
+		for _, name := range s.own {
+			if _, seen := b.names[name]; !seen {
+				b.consider(&d, s, name, held{})
+			}
+		}
+	}
+	slices.SortFunc(d.resources, func(x, y *resource) int { return strings.Compare(x.name, y.name) })
+	slices.Sort(d.gone)
+	return d
+}
+
+func (b *subscription) consider(d *due, s *Secrets, name string, h held) {
+	if r := s.lookup(name, b.validation); r != nil {
+		if r.version != h.version {
+			d.resources = append(d.resources, r)
+		}
+		return
+	}
+	if f, ok := parseFileName(name, b.systemBundle); ok {
+		if r := newFile(name, f); r.version != h.version {
+			d.resources = append(d.resources, r)
+		}
+		return
+	}
+	if s != nil && h.version != absent {
+		d.gone = append(d.gone, name)
+	}
+}

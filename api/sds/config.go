@@ -1,0 +1,115 @@
+package sds
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/meshca/meshca/rotation"
+)
+
+// Source gives what one peer is served. A rotation.Current[*Secrets] is one.
+type Source interface {
+	// Get returns the secrets of now, which may be nil while there is nothing yet (streams wait, peers' names are
+	// neither known nor unknown), and a channel that closes when they are stale. It returns at once and is safe for
+	// concurrent use. Secrets made by End end the streams.
+	Secrets() (*Secrets, <-chan struct{})
+}
+
+// SourceFunc is a Source made of a function such as the Get of a rotation.Current[*Secrets].
+type SourceFunc func() (*Secrets, <-chan struct{})
+
+// Secrets calls the function.
+func (f SourceFunc) Secrets() (*Secrets, <-chan struct{}) { return f() }
+
+var _ Source = SourceFunc((*rotation.Current[*Secrets])(nil).Get)
+
+// Config is what a Server is made of. Source is required.
+type Config struct {
+	// Source finds the source of the peer at the other end of ctx (credentials, socket), once for each stream or fetch
+	// and before anything is read from it. Its error refuses the peer.
+	Source func(ctx context.Context) (Source, error)
+	// Peer names who is at the other end: the key of Limits.StreamsPerPeer, and what hooks and Streams show. Where it is
+	// nil that is the unix socket's path, or the host of the peer's address.
+	Peer func(ctx context.Context) string
+	// PlainValidation writes every validation context as a bare trusted_ca. A peer gets that for itself by node metadata
+	// `disable_spiffe_cert_validation: true`.
+	PlainValidation bool
+	// SystemBundle is the path, in the proxy's file system, that `file-root:system` stands for; DefaultSystemBundle
+	// where it is empty.
+	SystemBundle string
+	Limits       Limits
+	Observe      Observe
+}
+
+// Limits bound what a peer can cost. A zero field stands for its default.
+type Limits struct {
+	// Names is how many names a stream can be subscribed to at once; 10 000.
+	Names int
+	// NameBytes is how long those can be together, in bytes; 4 MiB.
+	NameBytes int
+	// AnswerBytes is the size at which an answer is split, in bytes; 2 MiB, half of what a gRPC client accepts by default.
+	AnswerBytes int
+	// Streams is how many streams the server keeps at once; 20 000.
+	Streams int
+	// StreamsPerPeer is how many of them one peer may have; 4096.
+	StreamsPerPeer int
+	// StreamsPerConnection is how many a connection carries at once, further ones wait at the peer; 1000. It takes
+	// effect through ServerOptions.
+	StreamsPerConnection uint32
+	// RequestsPerSecond is how many requests of one stream are read, those beyond wait; 1000, in bursts of as many.
+	RequestsPerSecond int
+	// FirstRequest is how long a stream may say nothing at first; 10 s.
+	FirstRequest time.Duration
+	// Send is how long a peer may leave an answer unread; 30 s.
+	Send time.Duration
+}
+
+// withDefaults is the limits with every field set.
+func (l Limits) withDefaults() Limits {
+	orDefault(&l.Names, 10_000)
+	orDefault(&l.NameBytes, 4<<20)
+	orDefault(&l.AnswerBytes, 2<<20)
+	orDefault(&l.Streams, 20_000)
+	orDefault(&l.StreamsPerPeer, 4096)
+	orDefault(&l.StreamsPerConnection, 1000)
+	orDefault(&l.RequestsPerSecond, 1000)
+	orDefault(&l.FirstRequest, 10*time.Second)
+	orDefault(&l.Send, 30*time.Second)
+	return l
+}
+
+func orDefault[N int | uint32 | time.Duration](field *N, value N) {
+	if *field == 0 {
+		*field = value
+	}
+}
+
+func (l Limits) check() error {
+	if l.Names < 0 || l.NameBytes < 0 || l.AnswerBytes < 0 || l.Streams < 0 || l.StreamsPerPeer < 0 ||
+		l.RequestsPerSecond < 0 || l.FirstRequest < 0 || l.Send < 0 {
+		return errors.New("a limit of SDS is negative: leave it out for its default")
+	}
+	if l.AnswerBytes > math.MaxInt32 {
+		return errors.New("AnswerBytes is more than a gRPC message can hold")
+	}
+	return nil
+}
+
+// ServerOptions are the options of a gRPC server whose connections are held to the limits: streams, message and header
+// sizes, and a life sign every minute, so that the streams of a peer that vanished end.
+func ServerOptions(l Limits) []grpc.ServerOption {
+	l = l.withDefaults()
+	return []grpc.ServerOption{
+		grpc.MaxConcurrentStreams(l.StreamsPerConnection),
+		grpc.MaxRecvMsgSize(l.NameBytes + 1<<20),
+		grpc.MaxHeaderListSize(16 << 10),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+}

@@ -1,0 +1,85 @@
+package sds
+
+import (
+	"context"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// FetchSecrets answers one request. While there is nothing yet it waits, as long as a stream may wait to ask. Names
+// that are not served are left out; if that leaves nothing the answer is SECRET_UNKNOWN.
+func (s *Server) FetchSecrets(ctx context.Context, r *discoveryv3.DiscoveryRequest) (*discoveryv3.DiscoveryResponse, error) {
+	a, err := s.fetch(ctx, requestOf(r))
+	if err != nil {
+		return nil, refusal.Status(err)
+	}
+	return responseOf(a), nil
+}
+
+func (s *Server) fetch(ctx context.Context, r request) (answer, error) {
+	source, err := s.config.Source(ctx)
+	if err != nil {
+		return answer{}, err
+	}
+	st := &stream{
+		server: s, source: source, sub: newSubscription(Fetch, s.config.Limits, s.config.SystemBundle),
+		shown:    Stream{Peer: s.config.Peer(ctx), Protocol: Fetch, Opened: time.Now()},
+		deadline: time.NewTimer(s.config.Limits.FirstRequest),
+	}
+	if err := s.streams.enter(st, s.config.Limits); err != nil {
+		return answer{}, err
+	}
+	defer s.streams.leave(st)
+	if err := checkType(r.typeURL); err != nil {
+		return answer{}, err
+	}
+	if s.config.PlainValidation || asksPlain(r.node) {
+		st.sub.validation = validatePlain
+	}
+	if _, err := st.sub.restate(r.names); err != nil {
+		return answer{}, err
+	}
+	secrets, err := st.await(ctx)
+	if err != nil {
+		return answer{}, err
+	}
+	a, unknown, more, err := st.sub.next(secrets, 0)
+	if err != nil {
+		return answer{}, refusal.New(refusal.Internal, "a secret could not be encoded: %w", err)
+	}
+	if len(unknown) > 0 {
+		s.config.Observe.unknown(st.shown, unknown)
+	}
+	switch {
+	case more:
+		return answer{}, refusal.New(refusal.PeerLimit, "the answer is larger than %d bytes (limit: AnswerBytes); a stream gets it in parts",
+			s.config.Limits.AnswerBytes)
+	case a.empty() && len(unknown) > 0:
+		return answer{}, refusal.New(refusal.SecretUnknown, "none of the names is served, such as %q", clip(unknown[0], maxNode))
+	}
+	return a, nil
+}
+
+// await is the secrets once there are some; nil if what is asked for needs none.
+func (st *stream) await(ctx context.Context) (*Secrets, error) {
+	defer st.deadline.Stop()
+	for {
+		secrets, stale := st.source.Secrets()
+		switch {
+		case secrets != nil && secrets.end != nil:
+			return nil, secrets.end
+		case secrets != nil, !st.sub.wildcard && len(st.sub.due(nil).resources) == st.sub.asked:
+			return secrets, nil
+		}
+		select {
+		case <-stale:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-st.deadline.C:
+			return nil, refusal.New(refusal.SVIDPending, "there is nothing to serve yet").After(time.Second)
+		}
+	}
+}

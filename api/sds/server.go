@@ -1,0 +1,55 @@
+package sds
+
+import (
+	"errors"
+
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+)
+
+// Server is the secret discovery service. Its methods are safe for concurrent use.
+type Server struct {
+	secretv3.UnimplementedSecretDiscoveryServiceServer
+
+	config  Config
+	streams registry
+}
+
+var _ secretv3.SecretDiscoveryServiceServer = (*Server)(nil)
+
+// New checks the config and makes a server of it.
+func New(c Config) (*Server, error) {
+	if c.Source == nil {
+		return nil, errors.New("an SDS server needs a Source")
+	}
+	if err := c.Limits.check(); err != nil {
+		return nil, err
+	}
+	c.Limits = c.Limits.withDefaults()
+	if c.Peer == nil {
+		c.Peer = peerOf
+	}
+	if c.SystemBundle == "" {
+		c.SystemBundle = DefaultSystemBundle
+	}
+	return &Server{config: c}, nil
+}
+
+// StreamSecrets serves one state-of-the-world stream.
+func (s *Server) StreamSecrets(g secretv3.SecretDiscoveryService_StreamSecretsServer) error {
+	return s.serve(g.Context(), SotW, sotwStream{g})
+}
+
+// DeltaSecrets serves one delta stream.
+func (s *Server) DeltaSecrets(g secretv3.SecretDiscoveryService_DeltaSecretsServer) error {
+	return s.serve(g.Context(), Delta, deltaStream{g})
+}
+
+// Streams shows the open streams that have said what they want, in no order.
+func (s *Server) Streams() []Stream { return s.streams.all() }
+
+// Acknowledged says how many open streams have not yet taken the bundle of this sequence (or a later one), and gives a
+// channel that closes when that may have changed. Set the bundle at the sources first: then zero means that every
+// proxy that is connected now holds it.
+func (s *Server) Acknowledged(sequence uint64) (lacking int, changed <-chan struct{}) {
+	return s.streams.lacking(sequence)
+}

@@ -1,0 +1,226 @@
+package sds
+
+import (
+	"slices"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// subscription is what one stream asks for and what it was sent: the state machine of the xDS protocol, without the
+// wire. It is owned by the stream's goroutine.
+type subscription struct {
+	limits       Limits
+	systemBundle string
+	// delta: answers can say what is gone, and requests change the subscription rather than restate it.
+	delta      bool
+	validation validation
+
+	names map[string]held
+	asked int // entries of names that are asked for by name
+	bytes int // their length together
+	// wildcard: everything is asked for. explicit: some name was once asked for, so that an empty list no longer means
+	// everything.
+	wildcard, explicit bool
+}
+
+// held is what a stream knows of one name.
+type held struct {
+	// version is what was sent last, or absent; empty if nothing was.
+	version string
+	// nonce is the answer in which that was.
+	nonce uint64
+	// asked: by name. Otherwise the entry stands for what a wildcard brought.
+	asked bool
+}
+
+// absent stands in held.version for a name that is not served: the peer was told so, or cannot be told.
+const absent = "absent"
+
+func newSubscription(p Protocol, limits Limits, systemBundle string) *subscription {
+	return &subscription{limits: limits, systemBundle: systemBundle, delta: p == Delta, names: map[string]held{}}
+}
+
+// restate makes names the whole of what is asked for (SotW), and reports whether that is a change.
+func (b *subscription) restate(names []string) (changed bool, err error) {
+	names, wildcard := split(names)
+	switch {
+	case len(names) > 0 || wildcard:
+		b.explicit = true
+	case !b.explicit:
+		wildcard = true
+	}
+	if wildcard == b.wildcard && b.asksExactly(names) {
+		return false, nil
+	}
+	next := &subscription{limits: b.limits, names: make(map[string]held, len(names))}
+	for _, name := range names {
+		if h := b.names[name]; h.asked {
+			next.names[name] = h
+			next.asked++
+			next.bytes += len(name)
+		} else if err := next.ask(name); err != nil {
+			return false, err
+		}
+	}
+	for name, h := range b.names {
+		if _, again := next.names[name]; wildcard && !h.asked && !again {
+			next.names[name] = h
+		}
+	}
+	b.names, b.asked, b.bytes, b.wildcard = next.names, next.asked, next.bytes, wildcard
+	return true, nil
+}
+
+// change adds and removes names (delta). What is subscribed to is sent even if it was sent before: the peer may have
+// forgotten it.
+func (b *subscription) change(subscribe, unsubscribe []string, first bool) error {
+	if first && len(subscribe) == 0 && len(unsubscribe) == 0 {
+		b.wildcard = true
+		return nil
+	}
+	subscribe, all := split(subscribe)
+	if all {
+		b.wildcard = true
+		b.forgetUnasked(true)
+	}
+	for _, name := range subscribe {
+		if err := b.ask(name); err != nil {
+			return err
+		}
+	}
+	unsubscribe, none := split(unsubscribe)
+	for _, name := range unsubscribe {
+		b.unask(name)
+	}
+	if none {
+		b.wildcard = false
+		b.forgetUnasked(false)
+	}
+	return nil
+}
+
+// ask subscribes to one name, anew if it was already.
+func (b *subscription) ask(name string) error {
+	if len(name) > maxName {
+		return refusal.New(refusal.RequestMalformed, "a secret's name of %d bytes was asked for, and none is longer than %d",
+			len(name), maxName).On("resource_names")
+	}
+	if !b.names[name].asked {
+		b.asked++
+		b.bytes += len(name)
+	}
+	b.names[name] = held{asked: true}
+	switch {
+	case b.asked > b.limits.Names:
+		return refusal.New(refusal.PeerLimit, "the stream asks for more than %d names (limit: Names)", b.limits.Names)
+	case b.bytes > b.limits.NameBytes:
+		return refusal.New(refusal.PeerLimit, "the names that the stream asks for are longer than %d bytes together (limit: NameBytes)",
+			b.limits.NameBytes)
+	}
+	return nil
+}
+
+func (b *subscription) unask(name string) {
+	if !b.names[name].asked {
+		return
+	}
+	b.asked--
+	b.bytes -= len(name)
+	if b.wildcard {
+		// The peer cannot know whether the wildcard still brings it: the next answer says (xDS protocol, "Unsubscribing
+		// from Resources").
+		b.names[name] = held{}
+		return
+	}
+	delete(b.names, name)
+}
+
+// forgetUnasked drops what a wildcard brought, or with again only that it was sent.
+func (b *subscription) forgetUnasked(again bool) {
+	for name, h := range b.names {
+		switch {
+		case h.asked:
+		case again:
+			b.names[name] = held{}
+		default:
+			delete(b.names, name)
+		}
+	}
+}
+
+// resume takes from a peer's first request what it already has, so that it is not sent again: versions are hashes of
+// name and content, the same in every process.
+func (b *subscription) resume(versions map[string]string) {
+	for name, v := range versions {
+		h := b.names[name]
+		if (!h.asked && !b.wildcard) || len(v) > sizeVersion || v == absent || len(name) > maxName {
+			continue
+		}
+		if !h.asked && len(b.names) >= b.limits.Names {
+			continue
+		}
+		h.version = v
+		b.names[name] = h
+	}
+}
+
+// resumeOne is resume for SotW, where a version stands for a whole answer: with one name it is that secret's.
+func (b *subscription) resumeOne(version string) {
+	if b.wildcard || b.asked != 1 || version == "" {
+		return
+	}
+	for name := range b.names {
+		b.resume(map[string]string{name: version})
+	}
+}
+
+// sentIn lists names that went out in the answer with this nonce, at most limit.
+func (b *subscription) sentIn(nonce uint64, limit int) []string {
+	var names []string
+	for name, h := range b.names {
+		if h.nonce == nonce && nonce != 0 {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names[:min(limit, len(names))]
+}
+
+// unknown lists names that are asked for and not served, at most limit.
+func (b *subscription) unknown(limit int) []string {
+	var names []string
+	for name, h := range b.names {
+		if h.version == absent {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names[:min(limit, len(names))]
+}
+
+func (b *subscription) asksExactly(names []string) bool {
+	if len(names) != b.asked {
+		return false
+	}
+	for _, name := range names {
+		if !b.names[name].asked {
+			return false
+		}
+	}
+	return true
+}
+
+// split takes the wildcard and empty names out of a list, and repetitions.
+func split(names []string) (rest []string, wildcard bool) {
+	if len(names) == 1 && names[0] != nameWildcard && names[0] != "" {
+		return names, false
+	}
+	rest = slices.Clone(names)
+	slices.Sort(rest)
+	rest = slices.Compact(rest)
+	rest = slices.DeleteFunc(rest, func(name string) bool {
+		wildcard = wildcard || name == nameWildcard
+		return name == "" || name == nameWildcard
+	})
+	return rest, wildcard
+}
