@@ -19,6 +19,7 @@ var dependencies = map[string]string{
 	"github.com/smallstep/certificates":            "cas/apiv1 and cas/softcas: the signer behind our guard",
 	"github.com/spf13/cobra":                       "command lines, completion",
 	"github.com/spiffe/go-spiffe/v2":               "the field's own vocabulary: IDs, SVIDs, bundles",
+	"github.com/zmap/zcrypto":                      "the certificate type that zlint reads",
 	"github.com/zmap/zlint/v3":                     "RFC 5280, 5480 and 8813 as lints",
 	"go.etcd.io/bbolt":                             "the store of a single replica",
 	"go.step.sm/crypto":                            "keys and PEM of the disk root",

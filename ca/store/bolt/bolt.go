@@ -120,13 +120,19 @@ func (s *Store) prepare(path string) error {
 	})
 }
 
+// errUnchanged ends an update that has nothing to write: it is rolled back, which costs no write to the disk.
+var errUnchanged = errors.New("nothing changed")
+
 // update runs a durable transaction; view a reading one. Failures of the file become STORE_UNAVAILABLE; its own words
 // stay beside the refusal, for the log.
 func (s *Store) update(ctx context.Context, fn func(*bbolt.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return unavailable(s.db.Update(fn))
+	if err := s.db.Update(fn); !errors.Is(err, errUnchanged) {
+		return unavailable(err)
+	}
+	return nil
 }
 
 func (s *Store) view(ctx context.Context, fn func(*bbolt.Tx) error) error {

@@ -125,7 +125,7 @@ func (s *Store) pruneSome(ctx context.Context, before time.Time) (gone uint64, m
 			keys = append(keys, k)
 		}
 		if len(keys) == 0 {
-			return nil
+			return errUnchanged
 		}
 		end := b.Sequence() + 1
 		if k != nil {

@@ -62,7 +62,9 @@ func (s *Store) DeleteDenial(ctx context.Context, id string) (bool, error) {
 	var was bool
 	err := s.update(ctx, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketDenials)
-		was = b.Get([]byte(id)) != nil
+		if was = b.Get([]byte(id)) != nil; !was {
+			return errUnchanged
+		}
 		return b.Delete([]byte(id))
 	})
 	return was && err == nil, err
@@ -73,21 +75,28 @@ func (s *Store) Denials(ctx context.Context) ([]ca.Denial, error) {
 	return readAll[ca.Denial](ctx, s, bucketDenials)
 }
 
-// PutRenewOrder stores an order, and forgets those whose Until has passed.
+// PutRenewOrder stores an order in place of the one for the same identity, and forgets those whose Until has passed.
 func (s *Store) PutRenewOrder(ctx context.Context, o ca.RenewOrder) error {
 	now := time.Now()
 	return s.update(ctx, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketRenewals)
-		c := b.Cursor()
-		for k, v := c.First(); k != nil; k, v = c.Next() {
+		var ended [][]byte
+		err := b.ForEach(func(k, v []byte) error {
 			var old ca.RenewOrder
 			if err := json.Unmarshal(v, &old); err != nil {
 				return fmt.Errorf("a stored renewal order: %w", err)
 			}
 			if old.Until.Before(now) {
-				if err := c.Delete(); err != nil {
-					return err
-				}
+				ended = append(ended, k)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, k := range ended {
+			if err := b.Delete(k); err != nil {
+				return err
 			}
 		}
 		// One order an identity is enough: the newer one names all that the older named.
@@ -154,7 +163,7 @@ func (s *Store) UpdateAgent(ctx context.Context, id string, change func(*ca.Agen
 			return err
 		}
 		if bytes.Equal(data, old) {
-			return nil
+			return errUnchanged
 		}
 		return b.Put([]byte(id), data)
 	})
@@ -170,7 +179,9 @@ func (s *Store) DeleteAgent(ctx context.Context, id string) (bool, error) {
 	var was bool
 	err := s.update(ctx, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketAgents)
-		was = b.Get([]byte(id)) != nil
+		if was = b.Get([]byte(id)) != nil; !was {
+			return errUnchanged
+		}
 		return b.Delete([]byte(id))
 	})
 	return was && err == nil, err
