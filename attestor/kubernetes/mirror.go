@@ -1,0 +1,206 @@
+package kubernetes
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// mirror is the cluster's objects of one kind, kept by a list and a watch and stripped to what is used of them.
+//
+// client-go's reflector does the keeping. What its informers add (queues, handlers, whole objects) nobody here needs.
+type mirror struct {
+	kind     kind
+	api      *api
+	maxStale time.Duration
+	now      func() time.Time
+	log      *slog.Logger
+
+	mu      sync.RWMutex
+	objects map[name]object // nil before the first list
+
+	heard     atomic.Pointer[time.Time] // when the API server last said anything about them
+	relisting atomic.Bool               // what it says now goes to the next list, not yet to objects
+	last      lastError                 // of listing and watching
+}
+
+var _ cache.TransformingStore = (*mirror)(nil)
+
+func newMirror(k kind, a *api, s settings, now func() time.Time, log *slog.Logger) *mirror {
+	m := &mirror{kind: k, api: a, maxStale: s.maxStale, now: now, log: log}
+	m.last.set(refusal.New(refusal.KubernetesUnavailable, "%s were not listed yet", k))
+	return m
+}
+
+// run keeps the mirror until ctx ends. The reflector retries what fails, after 0.8 s at first and half a minute at last.
+func (m *mirror) run(ctx context.Context) error {
+	quiet := logr.FromSlogHandler(slog.DiscardHandler) // failures are logged here, once each
+	ctx = klog.NewContext(ctx, quiet)
+	r := cache.NewReflectorWithOptions(&cache.ListWatch{ListWithContextFunc: m.list, WatchFuncWithContext: m.watch},
+		m.kind.example(), m, cache.ReflectorOptions{Name: m.kind.String(), Logger: &quiet})
+	r.RunWithContext(ctx)
+	return ctx.Err()
+}
+
+// find returns the object as the mirror has it.
+func (m *mirror) find(n name) (object, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	o, ok := m.objects[n]
+	return o, ok
+}
+
+// fresh refuses when the objects were known once, but nothing was heard about them for too long.
+func (m *mirror) fresh() error {
+	heard := m.heard.Load()
+	if heard == nil {
+		return nil // nothing is known, so each is read live
+	}
+	if silent := m.now().Sub(*heard); silent > m.maxStale {
+		return refusal.New(refusal.KubernetesStale, "the watch on %s has been silent for %v, at most %v are allowed", m.kind, silent.Round(time.Second), m.maxStale)
+	}
+	return nil
+}
+
+func (m *mirror) ready() error {
+	if m.heard.Load() == nil {
+		return m.last.get()
+	}
+	return m.fresh()
+}
+
+func (m *mirror) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	m.relisting.Store(true)
+	got, err := m.api.core.Get().Resource(m.kind.String()).VersionedParams(&options, metav1.ParameterCodec).Do(ctx).Get()
+	m.note(ctx, err)
+	return got, err
+}
+
+// watch has the server end each watch within half of maxStale, so that a cluster where nothing happens is heard of in
+// time even from a server that sends no bookmarks. What a watch says is noted, bookmarks too.
+func (m *mirror) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	m.relisting.Store(options.SendInitialEvents != nil && *options.SendInitialEvents)
+	options.Watch = true
+	most := int64(m.maxStale / time.Second / 2)
+	if options.TimeoutSeconds == nil || *options.TimeoutSeconds > most {
+		options.TimeoutSeconds = &most
+	}
+	w, err := m.api.core.Get().Resource(m.kind.String()).VersionedParams(&options, metav1.ParameterCodec).Watch(ctx)
+	m.note(ctx, err)
+	if err != nil {
+		return nil, err
+	}
+	m.hear()
+	return watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
+		if e.Type != watch.Error {
+			m.hear()
+		}
+		return e, true
+	}), nil
+}
+
+func (m *mirror) hear() {
+	if m.relisting.Load() {
+		return
+	}
+	now := m.now()
+	m.heard.Store(&now)
+}
+
+func (m *mirror) note(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		if m.last.set(nil) {
+			m.log.Info("Watching.", "objects", m.kind.String())
+		}
+	case m.last.set(fault("watching "+m.kind.String(), err)):
+		m.log.Warn("The watch broke; it is tried again.", "objects", m.kind.String(), "error", err)
+	}
+}
+
+// Add is the reflector's: an object that is new, or that it saw before.
+func (m *mirror) Add(obj any) error {
+	n, o, err := stripped(obj)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.objects != nil {
+		m.objects[n] = o
+	}
+	return nil
+}
+
+// Update is the reflector's.
+func (m *mirror) Update(obj any) error { return m.Add(obj) }
+
+// Delete is the reflector's.
+func (m *mirror) Delete(obj any) error {
+	n, _, err := stripped(obj)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.objects, n)
+	return nil
+}
+
+// Replace is the reflector's: these are all.
+func (m *mirror) Replace(list []any, _ string) error {
+	objects := make(map[name]object, len(list))
+	for _, obj := range list {
+		n, o, err := stripped(obj)
+		if err != nil {
+			return err
+		}
+		objects[n] = o
+	}
+	m.mu.Lock()
+	m.objects = objects
+	m.mu.Unlock()
+	m.relisting.Store(false)
+	m.hear()
+	return nil
+}
+
+// Resync is the reflector's; there is nobody to tell again.
+func (m *mirror) Resync() error { return nil }
+
+// Transformer strips objects while a list is still gathered.
+func (m *mirror) Transformer() cache.TransformFunc { return strip }
+
+// strip drops what is not used of an object, which is nearly all of a pod.
+func strip(obj any) (any, error) {
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		return &corev1.Pod{ObjectMeta: bare(&o.ObjectMeta), Spec: corev1.PodSpec{NodeName: o.Spec.NodeName}, Status: corev1.PodStatus{Phase: o.Status.Phase}}, nil
+	case *corev1.Node:
+		return &corev1.Node{ObjectMeta: bare(&o.ObjectMeta)}, nil
+	case *corev1.ServiceAccount:
+		return &corev1.ServiceAccount{ObjectMeta: bare(&o.ObjectMeta)}, nil
+	case *corev1.Namespace:
+		return &corev1.Namespace{ObjectMeta: bare(&o.ObjectMeta)}, nil
+	}
+	return obj, nil // a tombstone, which holds no more than a name
+}
+
+func bare(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, DeletionTimestamp: m.DeletionTimestamp,
+	}
+}

@@ -1,0 +1,84 @@
+package kubernetes
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+// kind is one of the four kinds of object that a token stands on, in the order in which they are judged: where a whole
+// namespace goes, that is the reason to give.
+type kind int
+
+const (
+	namespaces kind = iota
+	serviceAccounts
+	pods
+	nodes
+	kinds // how many there are
+)
+
+func (k kind) String() string {
+	return [kinds]string{"namespaces", "serviceaccounts", "pods", "nodes"}[k]
+}
+
+func (k kind) example() runtime.Object {
+	return [kinds]runtime.Object{&corev1.Namespace{}, &corev1.ServiceAccount{}, &corev1.Pod{}, &corev1.Node{}}[k]
+}
+
+// object is what is used of any of them.
+type object struct {
+	uid string
+	// deletion is when its deletion is due; zero: nobody asked for it. Of a pod it is when its grace ends.
+	deletion time.Time
+	// node is a pod's spec.nodeName; phase a pod's.
+	node  string
+	phase corev1.PodPhase
+}
+
+// name of an object; namespace is empty for namespaces and nodes.
+type name struct{ namespace, name string }
+
+func (n name) String() string {
+	if n.namespace == "" {
+		return n.name
+	}
+	return n.namespace + "/" + n.name
+}
+
+// stripped is what is used of obj.
+func stripped(obj any) (name, object, error) {
+	meta, ok := obj.(metav1.ObjectMetaAccessor)
+	if !ok {
+		return name{}, object{}, fmt.Errorf("a %T is no object", obj)
+	}
+	m := meta.GetObjectMeta()
+	o := object{uid: string(m.GetUID())}
+	if d := m.GetDeletionTimestamp(); d != nil {
+		o.deletion = d.Time
+	}
+	if pod, ok := obj.(*corev1.Pod); ok {
+		o.node, o.phase = pod.Spec.NodeName, pod.Status.Phase
+	}
+	return name{m.GetNamespace(), m.GetName()}, o, nil
+}
+
+// get reads one object from the API server.
+func (a *api) get(ctx context.Context, k kind, n name) (o object, found bool, err error) {
+	into := k.example()
+	err = a.call(ctx, k.String(), func(ctx context.Context) error {
+		return a.core.Get().Resource(k.String()).NamespaceIfScoped(n.namespace, n.namespace != "").Name(n.name).MaxRetries(0).Do(ctx).Into(into)
+	})
+	switch {
+	case isNotFound(err):
+		return object{}, false, nil
+	case err != nil:
+		return object{}, false, err
+	}
+	_, o, err = stripped(into)
+	return o, true, err
+}
