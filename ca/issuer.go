@@ -105,7 +105,9 @@ func (i *Issuer) Issue(ctx context.Context, r Request) (SVID, error) {
 	if err != nil {
 		return SVID{}, err
 	}
-	now := time.Now()
+	// The moment of issue has whole seconds, as NotAfter has: then a life is exactly what was granted, time after time,
+	// and the phases of schedules that are cut from it stay where they are.
+	now := time.Now().UTC().Truncate(time.Second)
 	template, err := profile.template(r, signer, now, life)
 	if err != nil {
 		return SVID{}, err

@@ -1,6 +1,7 @@
 package registration
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,7 +15,12 @@ type Metrics struct {
 	duration    prometheus.Observer
 	inFlight    prometheus.Gauge
 	auditErrors prometheus.Counter
+
+	issued, refused atomic.Uint64
 }
+
+// Counts are the decisions since the start: those that issued, and those that refused.
+func (m *Metrics) Counts() (issued, refused uint64) { return m.issued.Load(), m.refused.Load() }
 
 // NewMetrics registers the metrics.
 func NewMetrics(r prometheus.Registerer) *Metrics {
@@ -42,6 +48,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 
 func (m *Metrics) observe(d *Decision) {
 	outcome := d.Outcome
+	if outcome == OutcomeIssued {
+		m.issued.Add(1)
+	} else {
+		m.refused.Add(1)
+	}
 	if outcome != OutcomeIssued && !refusal.Reason(outcome).Known() {
 		outcome = string(refusal.Internal)
 	}

@@ -24,8 +24,8 @@ const (
 // OrderStore keeps what operators ordered, durably. All methods are safe for concurrent use.
 type OrderStore interface {
 	PutDenial(ctx context.Context, d ca.Denial) error
-	// DeleteDenial succeeds also when there is none.
-	DeleteDenial(ctx context.Context, id string) error
+	// DeleteDenial reports whether there was one.
+	DeleteDenial(ctx context.Context, id string) (bool, error)
 	Denials(ctx context.Context) ([]ca.Denial, error)
 	PutRenewOrder(ctx context.Context, o ca.RenewOrder) error
 	RenewOrders(ctx context.Context) ([]ca.RenewOrder, error)
@@ -112,11 +112,11 @@ func (o *Orders) Allow(ctx context.Context, id string) (bool, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now := o.standing.Value()
-	_, was := now.Denials[id]
-	if err := o.store.DeleteDenial(ctx, id); err != nil {
+	was, err := o.store.DeleteDenial(ctx, id)
+	if err != nil {
 		return false, refusal.New(refusal.StoreUnavailable, "the denial could not be lifted: %w", err)
 	}
-	if was {
+	if _, stands := now.Denials[id]; stands {
 		next := &Standing{Denials: maps.Clone(now.Denials), Renew: now.Renew}
 		delete(next.Denials, id)
 		o.standing.Set(next)

@@ -86,6 +86,9 @@ func (s *syncBuffer) lines() []map[string]any {
 
 func newWorld(t *testing.T, rules string) *world {
 	t.Helper()
+	if rules == "" {
+		rules = "rules: []"
+	}
 	dir := t.TempDir()
 	w := &world{t: t, audit: &syncBuffer{}}
 	must := func(err error) {
@@ -117,8 +120,9 @@ func newWorld(t *testing.T, rules string) *world {
 	w.store, err = bolt.Open(filepath.Join(dir, "meshca.db"))
 	must(err)
 	t.Cleanup(func() { _ = w.store.Close() })
-	root := disk.Config{CertFile: filepath.Join(dir, "root.crt"), KeyFile: filepath.Join(dir, "root.key")}
-	must(disk.Create(root, disk.RootOptions{TrustDomain: td}))
+	root := disk.Files{Cert: filepath.Join(dir, "root.crt"), Key: filepath.Join(dir, "root.key")}
+	_, err = disk.Create(root, disk.CreateOptions{TrustDomain: td})
+	must(err)
 	upstream, err := disk.Open(root)
 	must(err)
 	roots, err := upstream.Roots(ctx)
@@ -132,7 +136,9 @@ func newWorld(t *testing.T, rules string) *world {
 	ledger, err := ca.NewSequencer(ca.SequencerConfig{Store: w.store})
 	must(err)
 	t.Cleanup(ledger.Close)
-	issuer, err := ca.NewIssuer(ca.IssuerConfig{Authority: w.ca, Ledger: ledger, Linter: lint.New(td), Profiles: ca.Profiles(0)})
+	linter, err := lint.New(lint.Options{})
+	must(err)
+	issuer, err := ca.NewIssuer(ca.IssuerConfig{Authority: w.ca, Ledger: ledger, Linter: linter, Profiles: ca.Profiles(0)})
 	must(err)
 	p, err := policy.Parse([]byte(rules), policy.PolicyContext{TrustDomain: td, Clusters: []policy.Cluster{{Name: "one"}}})
 	must(err)
@@ -432,7 +438,7 @@ func (w *world) ledgerSize() uint64 {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return uint64(n)
+	return n
 }
 
 func last(t *testing.T, lines []map[string]any) map[string]any {
