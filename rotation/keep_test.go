@@ -3,6 +3,8 @@ package rotation
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,12 +15,15 @@ import (
 var errDown = errors.New("the CA is down")
 
 // credential is a Subject whose issuer obeys the test. It fails the test when Keep breaks the contract of Subject.
+//
+// The test holds mu but while it sleeps: the bubble orders the two goroutines anyway, mu lets the race detector see it.
 type credential struct {
 	t        *testing.T
 	life     time.Duration
-	answer   func(ctx context.Context) error // nil: success
 	schedule Schedule
 
+	mu             sync.Mutex
+	answer         func(ctx context.Context) error // nil: success
 	began, renewed []time.Time
 	expired        int
 	live           bool
@@ -29,16 +34,23 @@ type credential struct {
 var _ Subject = (*credential)(nil)
 
 func (c *credential) Renew(ctx context.Context) (Term, error) {
+	c.mu.Lock()
 	c.inRenew = true
-	defer func() { c.inRenew = false }()
 	if _, bounded := ctx.Deadline(); !bounded {
 		c.t.Error("an attempt without a deadline")
 	}
 	c.began = append(c.began, time.Now())
-	if c.answer != nil {
-		if err := c.answer(ctx); err != nil {
-			return Term{}, err
-		}
+	answer := c.answer
+	c.mu.Unlock()
+	var err error
+	if answer != nil {
+		err = answer(ctx)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inRenew = false
+	if err != nil {
+		return Term{}, err
 	}
 	c.renewed = append(c.renewed, time.Now())
 	c.live, c.end = true, time.Now().Add(c.life)
@@ -53,37 +65,53 @@ func (c *credential) Due(t Term) time.Time {
 }
 
 func (c *credential) Expired() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.inRenew {
 		c.t.Error("Expired during Renew")
 	}
 	if time.Now().Before(c.end) {
-		c.t.Errorf("told of the end %v early", c.end.Sub(time.Now()))
+		c.t.Errorf("told of the end %v early", time.Until(c.end))
 	}
 	c.expired++
 	c.live = false
 }
 
 // keep runs Keep in the bubble until the test ends.
-func keep(t *testing.T, c *credential, o KeepOptions) {
-	ctx, cancel := context.WithCancel(t.Context())
+func (c *credential) keep(o KeepOptions) {
+	ctx, cancel := context.WithCancel(c.t.Context())
 	done := make(chan error)
+	if observe := o.Observe; observe != nil {
+		o.Observe = func(a Attempt) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			observe(a)
+		}
+	}
+	c.mu.Lock()
 	go func() { done <- Keep(ctx, c, o) }()
-	t.Cleanup(func() {
+	c.t.Cleanup(func() {
+		c.mu.Unlock()
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("Keep returned %v", err)
+			c.t.Errorf("Keep returned %v", err)
 		}
 	})
 }
 
-func sleep(d time.Duration) { time.Sleep(d); synctest.Wait() }
+func (c *credential) sleep(d time.Duration) {
+	c.mu.Unlock()
+	time.Sleep(d)
+	synctest.Wait()
+	c.mu.Lock()
+}
 
 func TestKeepRenewsAtOnceAndThenWhenDue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		c := &credential{t: t, life: 6 * time.Hour}
-		keep(t, c, KeepOptions{})
-		sleep(9*time.Hour + time.Second)
+		c.keep(KeepOptions{})
+		c.sleep(9*time.Hour + time.Second)
 		for i, at := range c.renewed {
 			if want := start.Add(time.Duration(i) * 3 * time.Hour); !at.Equal(want) {
 				t.Errorf("renewal %d at %v, want %v", i, at.Sub(start), want.Sub(start))
@@ -101,12 +129,12 @@ func TestKeepAfterARestartGoesOnWhereItWas(t *testing.T) {
 		c := &credential{t: t, life: 6 * time.Hour, end: start.Add(4 * time.Hour)}
 		// Received as a file brings it: without a monotonic reading, before this process began.
 		have := Term{Life: 6 * time.Hour, Left: 5 * time.Hour, Received: start.Add(-time.Hour).Round(0)}
-		keep(t, c, KeepOptions{Have: &have})
-		sleep(time.Hour - time.Second)
+		c.keep(KeepOptions{Have: &have})
+		c.sleep(time.Hour - time.Second)
 		if len(c.began) != 0 {
 			t.Fatal("renewed before it was due")
 		}
-		sleep(2 * time.Second)
+		c.sleep(2 * time.Second)
 		if len(c.renewed) != 1 {
 			t.Fatal("not renewed when due")
 		}
@@ -115,10 +143,11 @@ func TestKeepAfterARestartGoesOnWhereItWas(t *testing.T) {
 
 func TestKeepRestartedWithWhatHasEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &credential{t: t, life: time.Hour, answer: func(context.Context) error { return errDown }}
+		c := &credential{t: t, life: time.Hour}
+		c.answer = func(context.Context) error { return errDown }
 		have := Term{Life: time.Hour, Left: time.Minute, Received: time.Now().Add(-2 * time.Minute)}
-		keep(t, c, KeepOptions{Have: &have})
-		sleep(time.Millisecond)
+		c.keep(KeepOptions{Have: &have})
+		c.sleep(time.Millisecond)
 		if c.expired != 1 || len(c.began) != 1 {
 			t.Errorf("told %d times of the end, %d attempts", c.expired, len(c.began))
 		}
@@ -129,16 +158,10 @@ func TestKeepWithTheCAGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		c := &credential{t: t, life: 6 * time.Hour}
-		keep(t, c, KeepOptions{})
-		sleep(time.Second)
-		down := true
-		c.answer = func(context.Context) error {
-			if down {
-				return errDown
-			}
-			return nil
-		}
-		sleep(6*time.Hour - 2*time.Second)
+		c.keep(KeepOptions{})
+		c.sleep(time.Second)
+		c.answer = func(context.Context) error { return errDown }
+		c.sleep(6*time.Hour - 2*time.Second)
 		if c.expired != 0 || !c.live {
 			t.Fatal("ended early")
 		}
@@ -150,17 +173,17 @@ func TestKeepWithTheCAGone(t *testing.T) {
 		if last > 10*time.Second {
 			t.Errorf("the last attempt was %v before the end", last)
 		}
-		sleep(3 * time.Hour)
+		c.sleep(3 * time.Hour)
 		if c.expired != 1 || c.live {
 			t.Fatalf("told %d times of the end", c.expired)
 		}
-		down = false
-		sleep(4 * time.Minute)
+		c.answer = nil
+		c.sleep(4 * time.Minute)
 		if !c.live {
 			t.Fatal("did not come back by itself")
 		}
 		renewals := len(c.renewed)
-		sleep(3*time.Hour - 5*time.Minute)
+		c.sleep(3*time.Hour - 5*time.Minute)
 		if len(c.renewed) != renewals {
 			t.Error("the schedule did not go on as before")
 		}
@@ -171,16 +194,15 @@ func TestKeepCutsAnAttemptThatHangsAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		c := &credential{t: t, life: time.Minute}
-		keep(t, c, KeepOptions{})
-		sleep(time.Second)
+		c.keep(KeepOptions{})
+		c.sleep(time.Second)
 		c.answer = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-		time.Sleep(time.Until(start.Add(time.Minute)))
-		synctest.Wait()
+		c.sleep(time.Until(start.Add(time.Minute)))
 		if c.expired != 1 {
 			t.Errorf("told %d times at the end", c.expired)
 		}
 		c.answer = nil
-		sleep(40 * time.Second)
+		c.sleep(40 * time.Second)
 		if !c.live {
 			t.Error("did not recover")
 		}
@@ -191,11 +213,12 @@ func TestKeepHonoursRetryAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wake := make(chan struct{}, 1)
 		refused := refusal.New(refusal.Overloaded, "busy").After(time.Minute)
-		c := &credential{t: t, life: time.Hour, answer: func(context.Context) error { return refused }}
-		keep(t, c, KeepOptions{Wake: wake})
-		sleep(5 * time.Second)
+		c := &credential{t: t, life: time.Hour}
+		c.answer = func(context.Context) error { return refused }
+		c.keep(KeepOptions{Wake: wake})
+		c.sleep(5 * time.Second)
 		wake <- struct{}{} // "renew now" does not overrule an overloaded CA
-		sleep(30 * time.Minute)
+		c.sleep(30 * time.Minute)
 		for i := 1; i < len(c.began); i++ {
 			if gap := c.began[i].Sub(c.began[i-1]); gap < time.Minute || gap > 2*time.Minute {
 				t.Errorf("attempt %d came after %v", i, gap)
@@ -209,20 +232,15 @@ func TestKeepHonoursRetryAfter(t *testing.T) {
 
 func TestKeepRetriesFinalRefusalsSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		denied := true
-		c := &credential{t: t, life: time.Hour, answer: func(context.Context) error {
-			if denied {
-				return refusal.New(refusal.PolicyDenied, "rule 3")
-			}
-			return nil
-		}}
-		keep(t, c, KeepOptions{})
-		sleep(time.Hour)
+		c := &credential{t: t, life: time.Hour}
+		c.answer = func(context.Context) error { return refusal.New(refusal.PolicyDenied, "rule 3") }
+		c.keep(KeepOptions{})
+		c.sleep(time.Hour)
 		if n := len(c.began); n < 8 || n > 30 {
 			t.Errorf("%d attempts in an hour", n)
 		}
-		denied = false
-		sleep(8 * time.Minute)
+		c.answer = nil
+		c.sleep(8 * time.Minute)
 		if !c.live {
 			t.Error("a lifted refusal was not noticed")
 		}
@@ -234,24 +252,24 @@ func TestKeepWake(t *testing.T) {
 		wake := make(chan struct{}, 1)
 		var causes []Cause
 		c := &credential{t: t, life: time.Hour}
-		keep(t, c, KeepOptions{Wake: wake, Observe: func(a Attempt) { causes = append(causes, a.Cause) }})
-		sleep(time.Minute)
+		c.keep(KeepOptions{Wake: wake, Observe: func(a Attempt) { causes = append(causes, a.Cause) }})
+		c.sleep(time.Minute)
 		wake <- struct{}{}
-		sleep(0)
+		c.sleep(0)
 		if len(c.renewed) != 2 {
 			t.Fatalf("%d renewals after a wake", len(c.renewed))
 		}
 		c.answer = func(context.Context) error { return errDown }
 		wake <- struct{}{}
-		sleep(10 * time.Minute) // deep in its backoff
+		c.sleep(10 * time.Minute) // deep in its backoff
 		c.answer = nil
 		wake <- struct{}{}
-		sleep(0)
+		c.sleep(0)
 		if len(c.renewed) != 3 {
 			t.Errorf("%d renewals: a wake does not end a backoff", len(c.renewed))
 		}
 		close(wake)
-		sleep(time.Minute)
+		c.sleep(time.Minute)
 		if causes[0] != CauseStart || causes[1] != CauseWake || causes[3] != CauseRetry {
 			t.Errorf("causes %v", causes)
 		}
@@ -262,28 +280,28 @@ func TestKeepWhenTheWallClockJumps(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"forward": 5 * time.Hour, "back": -48 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var offset time.Duration
+				var offset atomic.Int64
 				var causes []Cause
 				c := &credential{t: t, life: 6 * time.Hour}
-				keep(t, c, KeepOptions{
-					Wall:    func() time.Time { return time.Now().Add(offset).Round(0) },
+				c.keep(KeepOptions{
+					Wall:    func() time.Time { return time.Now().Add(time.Duration(offset.Load())).Round(0) },
 					Observe: func(a Attempt) { causes = append(causes, a.Cause) },
 				})
-				sleep(time.Minute)
+				c.sleep(time.Minute)
 				c.answer = func(context.Context) error { return errDown }
-				offset = jump
-				sleep(2 * time.Minute)
-				if len(causes) < 2 || causes[1] != CauseClock {
-					t.Fatalf("causes %v: no early renewal", causes)
+				offset.Store(int64(jump))
+				c.sleep(2 * time.Minute)
+				if got := causes; len(got) < 2 || got[1] != CauseClock {
+					t.Fatalf("causes %v: no early renewal", got)
 				}
-				sleep(5 * time.Hour)
+				c.sleep(5 * time.Hour)
 				if c.expired != 0 {
 					t.Error("ended early")
 				}
 				c.answer = nil
-				sleep(5 * time.Minute)
+				c.sleep(5 * time.Minute)
 				renewals := len(c.renewed)
-				sleep(time.Hour)
+				c.sleep(time.Hour)
 				if renewals != 2 || len(c.renewed) != renewals {
 					t.Errorf("%d, then %d renewals: one jump is one early renewal", renewals, len(c.renewed))
 				}
@@ -295,8 +313,8 @@ func TestKeepWhenTheWallClockJumps(t *testing.T) {
 func TestKeepIsNoStormWhenTheScheduleSaysAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &credential{t: t, life: time.Hour, schedule: func(t Term) time.Time { return t.Received }}
-		keep(t, c, KeepOptions{})
-		sleep(time.Minute)
+		c.keep(KeepOptions{})
+		c.sleep(time.Minute)
 		if n := len(c.began); n > 61 {
 			t.Errorf("%d renewals in a minute", n)
 		}
@@ -306,8 +324,8 @@ func TestKeepIsNoStormWhenTheScheduleSaysAtOnce(t *testing.T) {
 func TestKeepWithLivesOfNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &credential{t: t}
-		keep(t, c, KeepOptions{})
-		sleep(time.Minute)
+		c.keep(KeepOptions{})
+		c.sleep(time.Minute)
 		if n := len(c.began); n < 2 || n > 100 || c.expired != n {
 			t.Errorf("%d attempts, %d ends in a minute", n, c.expired)
 		}
