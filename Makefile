@@ -21,7 +21,8 @@ help: ## this list
 .PHONY: run
 run: need-go ## the demo: two real Envoys, mTLS, rotation under traffic (SVID_TTL=30s, RUN_FOR=60s, RATE=50)
 	@test/parts/build $(PARTS) envoy
-	@$(GO_BUILD) -o bin/demo ./test/demo
+	@echo "building meshca and the demo (a minute or two the first time)"
+	@$(GO_BUILD) -o bin/ ./cmd/meshca ./cmd/certctl ./test/demo
 	@exec bin/demo $(if $(SVID_TTL),-svid-ttl=$(SVID_TTL)) $(if $(RUN_FOR),-run-for=$(RUN_FOR)) $(if $(RATE),-rate=$(RATE))
 
 .PHONY: build
