@@ -62,6 +62,9 @@ func (b *subscription) restate(names []string) (changed bool, err error) {
 			return false, err
 		}
 	}
+	if err := next.check(); err != nil {
+		return false, err
+	}
 	for name, h := range b.names {
 		if _, again := next.names[name]; wildcard && !h.asked && !again {
 			next.names[name] = h
@@ -110,6 +113,11 @@ func (b *subscription) ask(name string) error {
 		b.bytes += len(name)
 	}
 	b.names[name] = held{asked: true}
+	return b.check()
+}
+
+// check holds what is asked for by name to the limits.
+func (b *subscription) check() error {
 	switch {
 	case b.asked > b.limits.Names:
 		return refusal.New(refusal.PeerLimit, "the stream asks for more than %d names (limit: Names)", b.limits.Names)

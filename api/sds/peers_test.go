@@ -1,0 +1,451 @@
+package sds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+func wantReason(t *testing.T, err error, want refusal.Reason) {
+	t.Helper()
+	if got := refusal.Of(err); got != want {
+		t.Fatalf("got %v (%s), want %s", err, got, want)
+	}
+}
+
+func TestSourceRefusesThePeer(t *testing.T) {
+	for want, source := range map[refusal.Reason]func(context.Context) (Source, error){
+		refusal.PodGone:  func(context.Context) (Source, error) { return nil, refusal.New(refusal.PodGone, "gone") },
+		refusal.Internal: func(context.Context) (Source, error) { return nil, errors.New("a secret of ours") },
+	} {
+		withDoor(t, func(c *Config) { c.Source = source }, func(t *testing.T, d *door) {
+			err := d.sotw().ended()
+			wantReason(t, err, want)
+			if strings.Contains(err.Error(), "a secret of ours") {
+				t.Errorf("the peer is told %v", err)
+			}
+			wantReason(t, d.delta().ended(), want)
+			_, err = d.client.FetchSecrets(t.Context(), ask())
+			wantReason(t, err, want)
+		})
+	}
+}
+
+func TestEndEndsTheStreams(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		p, q := d.sotw(), d.delta()
+		p.say(ask(NameDefault))
+		q.say(subscribe(NameDefault))
+		p.next()
+		q.next()
+		d.source.Set(End(refusal.New(refusal.PodGone, "pod a/web is gone")))
+		wantReason(t, p.ended(), refusal.PodGone)
+		wantReason(t, q.ended(), refusal.PodGone)
+		wantReason(t, d.sotw().ended(), refusal.PodGone)
+		_, err := d.client.FetchSecrets(t.Context(), ask())
+		wantReason(t, err, refusal.PodGone)
+	})
+}
+
+func TestPeerThatGoesAway(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s, err := d.client.StreamSecrets(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send(ask(NameDefault)); err != nil {
+			t.Fatal(err)
+		}
+		d.one()
+		cancel()
+		synctest.Wait()
+		if n := len(d.server.Streams()); n != 0 {
+			t.Errorf("%d streams are open after the peer went away", n)
+		}
+		if len(d.closed) != 1 {
+			t.Errorf("told as closed: %v", d.closed)
+		}
+	})
+}
+
+func TestSilentPeer(t *testing.T) {
+	withDoor(t, func(c *Config) { c.Limits.FirstRequest = 3 * time.Second }, func(t *testing.T, d *door) {
+		p, talker := d.sotw(), d.sotw()
+		talker.say(ask(NameDefault))
+		talker.next()
+		time.Sleep(3*time.Second - time.Millisecond)
+		p.quiet()
+		time.Sleep(time.Millisecond)
+		err := p.ended()
+		wantReason(t, err, refusal.PeerLimit)
+		if !strings.Contains(err.Error(), "FirstRequest") {
+			t.Errorf("the refusal does not name the limit: %v", err)
+		}
+		time.Sleep(time.Hour)
+		talker.quiet() // who has asked may be silent for ever
+	})
+}
+
+// TestSlowPeer has a peer that asks and does not read. HTTP/2 takes 64 KiB for it; then it owes us the reading of one
+// answer, others are served, and in the end it is told off.
+func TestSlowPeer(t *testing.T) {
+	big := bigSecrets(t, 400)
+	withDoor(t, func(c *Config) { c.Limits.Send = 5 * time.Second }, func(t *testing.T, d *door) {
+		s, err := d.client.StreamSecrets(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send(ask(NameAll)); err != nil {
+			t.Fatal(err)
+		}
+		d.source.Set(big)
+		reader := d.sotw()
+		reader.say(ask(NameDefault))
+		reader.next()
+		for i := range 20 {
+			d.source.Set([]*Secrets{fixture().later, big}[i%2])
+			synctest.Wait()
+		}
+		if got := len(d.server.Streams()); got != 2 {
+			t.Fatalf("%d streams are open, want both: the slow one has time yet", got)
+		}
+		for len(reader.got) > 0 {
+			<-reader.got
+		}
+		d.source.Set(fixture().first)
+		wantNames(t, namesIn(t, reader.next()), NameDefault)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if n := len(d.server.Streams()); n != 1 {
+			t.Errorf("%d streams are open, want the reader's alone", n)
+		}
+		if len(d.closed) != 1 || refusal.Of(d.closed[0]) != refusal.PeerLimit {
+			t.Errorf("closed with %v", d.closed)
+		}
+		reader.quiet()
+	})
+}
+
+// bigSecrets has a validation context of n roots.
+func bigSecrets(t *testing.T, n int) *Secrets {
+	t.Helper()
+	f := fixture()
+	bundle := f.root.Bundle(3)
+	template := f.root.Cert
+	for i := range n {
+		c := *template
+		c.Raw = append(append([]byte{}, template.Raw...), fmt.Sprintf("%04d", i)...)
+		bundle.AddX509Authority(&c)
+	}
+	s, err := NewSecrets(SecretsConfig{SVIDs: []*x509svid.SVID{f.web2}, Bundles: []*spiffebundle.Bundle{bundle}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestUnknownTypeURL(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		const other = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+		p := d.sotw()
+		r := ask(NameDefault)
+		r.TypeUrl = other
+		p.say(r)
+		wantReason(t, p.ended(), refusal.TypeURLUnknown)
+
+		q := d.delta()
+		q.say(subscribe(NameDefault))
+		q.next()
+		s := subscribe(NameDefault)
+		s.TypeUrl = other
+		q.say(s)
+		err := q.ended()
+		wantReason(t, err, refusal.TypeURLUnknown)
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("code %s", status.Code(err))
+		}
+		_, err = d.client.FetchSecrets(t.Context(), r)
+		wantReason(t, err, refusal.TypeURLUnknown)
+	})
+}
+
+func TestTenThousandNames(t *testing.T) {
+	names := make([]string, 10_000)
+	for i := range names {
+		names[i] = fmt.Sprintf("file-root:/etc/roots/%05d.pem", i)
+		if i%2 == 0 {
+			names[i] = fmt.Sprintf("spiffe://td.test/ns/a/sa/nobody-%05d", i)
+		}
+	}
+	names[0], names[1] = NameDefault, NameRootCA
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		p := d.sotw()
+		p.say(ask(names...))
+		r := p.next()
+		if got := len(r.GetResources()); got != 5001 {
+			t.Fatalf("%d secrets came, want 5001", got)
+		}
+		p.say(ack(r, names...))
+		p.quiet()
+		p.say(ack(r, append(names, "one more")...))
+		err := p.ended()
+		wantReason(t, err, refusal.PeerLimit)
+		if !strings.Contains(err.Error(), "limit: Names") {
+			t.Errorf("the refusal does not name the limit: %v", err)
+		}
+
+		q := d.delta()
+		q.say(subscribe(names...))
+		s := q.next()
+		if len(s.GetResources()) != 5001 || len(s.GetRemovedResources()) != 4999 {
+			t.Fatalf("%d secrets and %d removals came", len(s.GetResources()), len(s.GetRemovedResources()))
+		}
+		d.source.Set(fixture().later)
+		wantNames(t, deltaNames(t, q.next()), NameDefault)
+		q.say(subscribe("one more"))
+		wantReason(t, q.ended(), refusal.PeerLimit)
+
+		f, err := d.client.FetchSecrets(t.Context(), ask(names...))
+		if err != nil || len(f.GetResources()) != 5001 {
+			t.Fatalf("fetch: %d secrets, %v", len(f.GetResources()), err)
+		}
+		_, err = d.client.FetchSecrets(t.Context(), ask(append(names, "one more")...))
+		wantReason(t, err, refusal.PeerLimit)
+	})
+}
+
+func TestLongNames(t *testing.T) {
+	withDoor(t, func(c *Config) { c.Limits.NameBytes = 10_000 }, func(t *testing.T, d *door) {
+		p := d.sotw()
+		p.say(ask(strings.Repeat("x", maxName+1)))
+		wantReason(t, p.ended(), refusal.RequestMalformed)
+		q := d.delta()
+		q.say(subscribe(strings.Repeat("x", 6000)))
+		wantNames(t, q.next().GetRemovedResources(), strings.Repeat("x", 6000))
+		q.say(subscribe(strings.Repeat("y", 4001)))
+		err := q.ended()
+		wantReason(t, err, refusal.PeerLimit)
+		if !strings.Contains(err.Error(), "NameBytes") {
+			t.Errorf("the refusal does not name the limit: %v", err)
+		}
+	})
+}
+
+func TestLargeAnswersAreSplit(t *testing.T) {
+	const size = 1000
+	withDoor(t, func(c *Config) { c.Limits.AnswerBytes = size }, func(t *testing.T, d *door) {
+		var names []string
+		for i := range 50 {
+			names = append(names, fmt.Sprintf("file-root:/%02d", i), fmt.Sprintf("nobody-%02d", i))
+		}
+		p := d.sotw()
+		p.say(ask(append(names, NameRootCA)...))
+		seen := map[string]bool{}
+		for len(seen) < 51 {
+			r := p.next()
+			bytes := 0
+			for name := range secretsIn(t, r.GetResources()) {
+				if seen[name] {
+					t.Fatalf("%s came twice", name)
+				}
+				seen[name] = true
+			}
+			for _, any := range r.GetResources() {
+				bytes += len(any.GetValue())
+			}
+			if bytes > size && len(r.GetResources()) > 1 {
+				t.Errorf("%d secrets of %d bytes are in one answer", len(r.GetResources()), bytes)
+			}
+		}
+		p.quiet()
+
+		q := d.delta()
+		q.say(subscribe(names...))
+		known, removed := 0, 0
+		for known+removed < len(names) {
+			r := q.next()
+			known += len(r.GetResources())
+			removed += len(r.GetRemovedResources())
+		}
+		if known != 50 || removed != 50 {
+			t.Errorf("%d secrets and %d removals came", known, removed)
+		}
+		q.quiet()
+		_, err := d.client.FetchSecrets(t.Context(), ask(names...))
+		wantReason(t, err, refusal.PeerLimit)
+	})
+}
+
+func TestStreamLimits(t *testing.T) {
+	peerName := func(context.Context) string { return "peer" }
+	withDoor(t, func(c *Config) { c.Limits.StreamsPerPeer = 3; c.Peer = peerName }, func(t *testing.T, d *door) {
+		for range 3 {
+			p := d.sotw()
+			p.say(ask(NameDefault))
+			p.next()
+		}
+		wantReason(t, d.delta().ended(), refusal.PeerLimit)
+		_, err := d.client.FetchSecrets(t.Context(), ask())
+		wantReason(t, err, refusal.PeerLimit)
+	})
+	withDoor(t, func(c *Config) { c.Limits.Streams = 2 }, func(t *testing.T, d *door) {
+		for range 2 {
+			p := d.sotw()
+			p.say(ask(NameDefault))
+			p.next()
+		}
+		wantReason(t, d.sotw().ended(), refusal.Overloaded)
+	})
+	withDoor(t, func(c *Config) { c.Limits.StreamsPerConnection = 1 }, func(t *testing.T, d *door) {
+		p := d.sotw()
+		p.say(ask(NameDefault))
+		p.next()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := d.client.StreamSecrets(ctx); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("a second stream on the connection: %v", err)
+		}
+	})
+}
+
+func TestRequestsArePaced(t *testing.T) {
+	withDoor(t, func(c *Config) { c.Limits.RequestsPerSecond = 5 }, func(t *testing.T, d *door) {
+		p := d.delta()
+		for i := range 20 {
+			p.say(subscribe(fmt.Sprint("nobody-", i)))
+		}
+		if got := d.one().Names; got != 5 {
+			t.Errorf("%d requests were read at once, want 5", got)
+		}
+		time.Sleep(time.Second)
+		if got := d.one().Names; got != 10 {
+			t.Errorf("%d requests were read after a second, want 10", got)
+		}
+		time.Sleep(2 * time.Second)
+		if got := d.one().Names; got != 20 {
+			t.Errorf("%d of 20 requests were read after 3 s at 5 a second", got)
+		}
+	})
+}
+
+func TestPlainValidation(t *testing.T) {
+	plain := func(t *testing.T, secrets map[string]*tlsv3.Secret) bool {
+		t.Helper()
+		c := secrets[NameRootCA].GetValidationContext()
+		if (c.GetTrustedCa() == nil) == (c.GetCustomValidatorConfig() == nil) {
+			t.Fatalf("neither or both forms: %v", c)
+		}
+		return c.GetTrustedCa() != nil
+	}
+	node := func(v *structpb.Value) *corev3.Node {
+		return &corev3.Node{Id: "n", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
+			"disable_spiffe_cert_validation": v,
+		}}}
+	}
+	for _, c := range []struct {
+		name   string
+		node   *corev3.Node
+		config bool
+		want   bool
+	}{
+		{"no node", nil, false, false},
+		{"true", node(structpb.NewBoolValue(true)), false, true},
+		{"false", node(structpb.NewBoolValue(false)), false, false},
+		{"string", node(structpb.NewStringValue("TRUE")), false, true},
+		{"other string", node(structpb.NewStringValue("yes")), false, false},
+		{"number", node(structpb.NewNumberValue(1)), false, false},
+		{"config", nil, true, true},
+		{"config against node", node(structpb.NewBoolValue(false)), true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			withDoor(t, func(conf *Config) { conf.PlainValidation = c.config }, func(t *testing.T, d *door) {
+				p := d.sotw()
+				r := ask(NameRootCA)
+				r.Node = c.node
+				p.say(r)
+				first := p.next()
+				if got := plain(t, secretsIn(t, first.GetResources())); got != c.want {
+					t.Errorf("stream: plain = %v", got)
+				}
+				p.say(ack(first, NameRootCA)) // without a node: the first one holds
+				p.quiet()
+				f, err := d.client.FetchSecrets(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := plain(t, secretsIn(t, f.GetResources())); got != c.want {
+					t.Errorf("fetch: plain = %v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestFetch(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		r, err := d.client.FetchSecrets(t.Context(), ask(NameDefault, NameRootCA, "nobody"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantNames(t, namesIn(t, r), NameDefault, NameRootCA)
+		if len(d.unknown) != 1 {
+			t.Errorf("unknown names told: %q", d.unknown)
+		}
+		r, err = d.client.FetchSecrets(t.Context(), ask())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantNames(t, namesIn(t, r), webID, adminID, ownTD, otherTD)
+		_, err = d.client.FetchSecrets(t.Context(), ask("nobody"))
+		wantReason(t, err, refusal.SecretUnknown)
+	})
+}
+
+func TestFetchWaitsForTheFirstSecrets(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		d.source.Set(nil)
+		start := time.Now()
+		_, err := d.client.FetchSecrets(t.Context(), ask(NameDefault))
+		wantReason(t, err, refusal.SVIDPending)
+		if took := time.Since(start); took != 10*time.Second {
+			t.Errorf("it waited %s", took)
+		}
+		if _, err := d.client.FetchSecrets(t.Context(), ask("file-root:/r")); err != nil {
+			t.Errorf("a file's name needs no secrets: %v", err)
+		}
+		go func() {
+			time.Sleep(2 * time.Second)
+			d.source.Set(fixture().first)
+		}()
+		if _, err := d.client.FetchSecrets(t.Context(), ask(NameDefault)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	source := func(context.Context) (Source, error) { return nil, nil }
+	for want, c := range map[string]Config{
+		"needs a Source": {},
+		"negative":       {Source: source, Limits: Limits{Names: -1}},
+	} {
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error with %q", err, want)
+		}
+	}
+}
