@@ -1,0 +1,429 @@
+package issuance_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/meshca/meshca/api/issuance"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/test/world"
+)
+
+// door is the issuance server on a world, at a loopback port.
+type door struct {
+	*world.World
+	t       *testing.T
+	address string
+	server  *issuance.Server
+	stop    func()
+}
+
+func newDoor(t *testing.T, limits issuance.Limits) *door {
+	t.Helper()
+	w := world.New(t, "")
+	serving, err := ca.NewServing(w.Issuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := serving.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bundle, _ := w.Trust.Bundle()
+	s := issuance.New(issuance.Config{
+		Registration: w.RA, Bundle: w.Trust.Bundle, Limits: limits, Log: slog.New(slog.DiscardHandler),
+		Credentials: issuance.NewCredentials(func() (*tls.Certificate, error) { return serving.Certificate(nil) }, bundle),
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, l) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("the server did not stop")
+		}
+	})
+	t.Cleanup(stop)
+	return &door{World: w, t: t, address: l.Addr().String(), server: s, stop: stop}
+}
+
+// dial connects, showing a certificate if one is given.
+func (d *door) dial(cert *tls.Certificate) meshcav1.IssuanceServiceClient {
+	d.t.Helper()
+	return meshcav1.NewIssuanceServiceClient(d.connect(cert))
+}
+
+func (d *door) connect(cert *tls.Certificate) *grpc.ClientConn {
+	d.t.Helper()
+	bundle, _ := d.Trust.Bundle()
+	server, err := ca.ServerID(world.TrustDomain)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	config := tlsconfig.TLSClientConfig(bundle, tlsconfig.AuthorizeID(server))
+	if cert != nil {
+		config.Certificates = []tls.Certificate{*cert}
+	}
+	conn, err := grpc.NewClient(d.address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// attest makes an agent of the world's first node, through the wire.
+func (d *door) attest() *tls.Certificate {
+	d.t.Helper()
+	key := world.NewKey(d.t)
+	r, err := d.dial(nil).AttestAgent(d.t.Context(), &meshcav1.AttestAgentRequest{
+		Cluster: world.Cluster, Token: d.Token(world.Agent, "meshca-agent").Secret(), Csr: world.CSR(d.t, key, x509.CertificateRequest{}), Version: "v1",
+	})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if _, err := spiffebundle.Parse(world.TrustDomain, r.GetBundle()); err != nil {
+		d.t.Errorf("the bundle that came with the SVID: %v", err)
+	}
+	return certificate(key, r.GetSvid())
+}
+
+func certificate(key *ecdsa.PrivateKey, svid *meshcav1.X509SVID) *tls.Certificate {
+	return &tls.Certificate{Certificate: svid.GetChain(), PrivateKey: key}
+}
+
+func (d *door) item() *meshcav1.X509SVIDRequest {
+	return &meshcav1.X509SVIDRequest{
+		Token: d.Token(world.Web, "meshca").Secret(), Csr: world.CSR(d.t, world.NewKey(d.t), x509.CertificateRequest{}),
+	}
+}
+
+func TestABatchIsAnsweredItemByItem(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	agent := d.dial(d.attest())
+	bad := d.item()
+	bad.Token = "not.a.token"
+	r, err := agent.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{
+		Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{d.item(), bad, d.item()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := r.GetResults()
+	if len(got) != 3 {
+		t.Fatalf("%d answers to 3 requests", len(got))
+	}
+	for _, i := range []int{0, 2} {
+		svid := got[i].GetSvid()
+		if svid.GetSpiffeId() != "spiffe://mesh.test/ns/shop/sa/web" || svid.GetLife().AsDuration() != ca.MaxTTL {
+			t.Errorf("answer %d: %v", i, got[i])
+		}
+		if left := svid.GetRemaining().AsDuration(); left > ca.MaxTTL || left < ca.MaxTTL-time.Minute {
+			t.Errorf("answer %d: %s remain", i, left)
+		}
+	}
+	if r := got[1].GetRefusal(); r.GetReason() != string(refusal.TokenMalformed) {
+		t.Errorf("the bad one was answered %v", got[1])
+	}
+}
+
+func TestBatchesAreBounded(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	agent := d.dial(d.attest())
+	for n, want := range map[int]refusal.Reason{0: refusal.RequestMalformed, issuance.MaxBatch + 1: refusal.BatchTooLarge} {
+		r := &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster}
+		for range n {
+			r.Requests = append(r.Requests, &meshcav1.X509SVIDRequest{})
+		}
+		if _, err := agent.IssueX509SVIDs(t.Context(), r); refusal.Of(err) != want {
+			t.Errorf("%d requests: %v, want %s", n, err, want)
+		}
+	}
+}
+
+// The largest batch of real tokens must fit both ends' limits, going and coming.
+func TestTheLargestBatchFits(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	agent := d.dial(d.attest())
+	r := &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster}
+	item := d.item()
+	for range issuance.MaxBatch {
+		r.Requests = append(r.Requests, item)
+	}
+	answer, err := agent.IssueX509SVIDs(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serials := map[string]bool{}
+	for i, result := range answer.GetResults() {
+		if result.GetSvid() == nil {
+			t.Fatalf("answer %d: %v", i, result)
+		}
+		leaf, err := x509.ParseCertificate(result.GetSvid().GetChain()[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		serials[leaf.SerialNumber.String()] = true
+	}
+	if len(serials) != issuance.MaxBatch {
+		t.Errorf("%d serials for %d SVIDs", len(serials), issuance.MaxBatch)
+	}
+}
+
+func TestAForeignClientCertificateIsRefusedByName(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	other := newDoor(t, issuance.Limits{})
+	stranger := d.dial(other.attest())
+	r, err := stranger.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{d.item()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.GetResults()[0].GetRefusal().GetReason(); got != string(refusal.CallerUntrusted) {
+		t.Fatalf("got %v", r.GetResults()[0])
+	}
+	if line := d.Audit.Last(t); line["outcome"] != string(refusal.CallerUntrusted) || line["peer"] == nil {
+		t.Errorf("audit line: %v", line)
+	}
+}
+
+func TestSyncFollowsOrdersAndCountsAcknowledgements(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	stream := d.sync(d.attest(), &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}})
+	first, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := spiffebundle.Parse(world.TrustDomain, first.GetBundle())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sequence, _ := bundle.SequenceNumber()
+	if len(first.GetDeniedIds()) != 0 || sequence == 0 {
+		t.Fatalf("the first state: %v", first)
+	}
+
+	const id = "spiffe://mesh.test/ns/shop/sa/web"
+	if _, err := d.RA.Orders.Deny(t.Context(), ca.Denial{ID: id, Since: time.Now(), By: "uid 0"}); err != nil {
+		t.Fatal(err)
+	}
+	if next, err := stream.Recv(); err != nil || len(next.GetDeniedIds()) != 1 || next.GetDeniedIds()[0] != id {
+		t.Fatalf("after a denial: %v, %v", next, err)
+	}
+
+	// An acknowledgement of what was never sent does not count; one of what was sent does.
+	for _, n := range []uint64{sequence + 100, sequence} {
+		if err := stream.Send(&meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Ack{Ack: &meshcav1.BundleAck{BundleSequence: n}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the acknowledgement", func() bool {
+		all := d.RA.Agents.List()
+		return len(all) == 1 && all[0].AckedSequence == sequence && all[0].Connected
+	})
+}
+
+func TestADeniedAgentLosesItsStream(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	stream := d.sync(d.attest(), &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}})
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.RA.Orders.Deny(t.Context(), ca.Denial{ID: "spiffe://mesh.test/meshca/agent/one/node1", Since: time.Now(), By: "uid 0"}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := stream.Recv(); err != nil {
+			if refusal.Of(err) != refusal.IdentityDenied {
+				t.Fatalf("the stream ended with %v", err)
+			}
+			return
+		}
+	}
+}
+
+func TestSyncNeedsAnAgentAndAHello(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	hello := &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}}
+	ack := &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Ack{Ack: &meshcav1.BundleAck{BundleSequence: 1}}}
+	agent := d.attest()
+	tests := map[string]struct {
+		cert  *tls.Certificate
+		first *meshcav1.SyncRequest
+		want  refusal.Reason
+	}{
+		"no certificate": {nil, hello, refusal.AgentRequired},
+		"no hello":       {agent, ack, refusal.RequestMalformed},
+		"another cluster": {agent, &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: "two"}}},
+			refusal.ClusterUnknown},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if _, err := d.sync(tt.cert, tt.first).Recv(); refusal.Of(err) != tt.want {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestLimits(t *testing.T) {
+	t.Run("calls a second", func(t *testing.T) {
+		d := newDoor(t, issuance.Limits{CallsPerSecond: 0.5}) // a burst of two
+		agent := d.dial(d.attest())
+		var refused error
+		for range 4 {
+			_, err := agent.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{{}}})
+			refused = errors.Join(refused, err)
+		}
+		e, _ := refusal.From(refused)
+		if e == nil || e.Reason != refusal.PeerLimit || e.RetryAfter == 0 || !strings.Contains(e.Detail, "callsPerSecond") {
+			t.Errorf("got %v", refused)
+		}
+	})
+	t.Run("open calls, and they are given back", func(t *testing.T) {
+		d := newDoor(t, issuance.Limits{OpenCalls: 1})
+		cert := d.attest()
+		hello := &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}}
+		first := d.sync(cert, hello)
+		if _, err := first.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.sync(cert, hello).Recv(); refusal.Of(err) != refusal.PeerLimit {
+			t.Fatalf("a second stream: %v", err)
+		}
+		if err := first.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the place to be free again", func() bool {
+			_, err := d.sync(cert, hello).Recv()
+			return err == nil
+		})
+	})
+	t.Run("callers without an SVID, together", func(t *testing.T) {
+		d := newDoor(t, issuance.Limits{OpenCallsWithoutSVID: 1})
+		silent := d.sync(nil) // holds its place for as long as it may stay silent
+		eventually(t, "the refusal", func() bool {
+			_, err := d.dial(nil).AttestAgent(t.Context(), &meshcav1.AttestAgentRequest{Cluster: world.Cluster})
+			return refusal.Of(err) == refusal.Overloaded
+		})
+		_ = silent.CloseSend()
+	})
+	t.Run("bytes a second", func(t *testing.T) {
+		d := newDoor(t, issuance.Limits{BytesPerSecond: 1}) // a burst of the largest message
+		agent := d.dial(d.attest())
+		big := &meshcav1.X509SVIDRequest{Csr: make([]byte, 3<<20)}
+		var refused error
+		for range 2 {
+			_, err := agent.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{big}})
+			refused = errors.Join(refused, err)
+		}
+		if refusal.Of(refused) != refusal.PeerLimit {
+			t.Errorf("got %v", refused)
+		}
+	})
+	t.Run("requests in flight", func(t *testing.T) {
+		d := newDoor(t, issuance.Limits{RequestsInFlight: 2})
+		agent := d.dial(d.attest())
+		_, err := agent.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{
+			Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{{}, {}, {}},
+		})
+		if refusal.Of(err) != refusal.Overloaded {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestHealthSaysWhetherItCanSign(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	health := healthv1.NewHealthClient(d.connect(nil))
+	for _, ready := range []bool{false, true} {
+		d.server.SetServing(ready)
+		r, err := health.Check(t.Context(), &healthv1.HealthCheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (r.GetStatus() == healthv1.HealthCheckResponse_SERVING) != ready {
+			t.Errorf("ready is %v, health says %v", ready, r.GetStatus())
+		}
+	}
+}
+
+func TestStopEndsStreamsAndSaysWhy(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	stream := d.sync(d.attest(), &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}})
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	d.stop()
+	if _, err := stream.Recv(); refusal.Of(err) != refusal.Stopping {
+		t.Errorf("the stream ended with %v", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("stopping took %s with a stream open", took)
+	}
+}
+
+// The CA's certificate must be its own SVID: an agent accepts nothing else.
+func TestOnlyTheCAsOwnIDIsAccepted(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	bundle, _ := d.Trust.Bundle()
+	config := tlsconfig.TLSClientConfig(bundle, tlsconfig.AuthorizeID(spiffeid.RequireFromString("spiffe://mesh.test/ns/shop/sa/web")))
+	conn, err := tls.Dial("tcp", d.address, config)
+	if err == nil {
+		_ = conn.Close()
+		t.Fatal("the CA passed as a workload")
+	}
+}
+
+func (d *door) sync(cert *tls.Certificate, messages ...*meshcav1.SyncRequest) grpc.BidiStreamingClient[meshcav1.SyncRequest, meshcav1.SyncResponse] {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
+	d.t.Cleanup(cancel)
+	stream, err := d.dial(cert).Sync(ctx)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, m := range messages {
+		if err := stream.Send(m); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	return stream
+}
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for range 200 {
+		if done() {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("waited in vain for %s", what)
+}

@@ -1,0 +1,223 @@
+// Package world is a registration authority on the parts that the CA is made of, in a test's process: a bolt store, a
+// root on disk, a cluster in jwks mode whose tokens come from a local issuer. Nothing in it is a stand-in.
+package world
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/attestor/kubernetes"
+	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/lint"
+	"github.com/meshca/meshca/ca/policy"
+	"github.com/meshca/meshca/ca/registration"
+	"github.com/meshca/meshca/ca/store/bolt"
+	"github.com/meshca/meshca/ca/upstream/disk"
+	"github.com/meshca/meshca/rotation"
+)
+
+// TrustDomain is the world's.
+var TrustDomain = spiffeid.RequireTrustDomainFromString("mesh.test")
+
+// Cluster is the name of its one cluster.
+const Cluster = "one"
+
+// An agent, and a workload beside it on node1.
+var (
+	Agent = localissuer.Subject{
+		Namespace: "meshca", ServiceAccount: "meshca-agent", ServiceAccountUID: "sa-agent", Pod: "agent-1", PodUID: "pod-agent-1", Node: "node1", NodeUID: "uid-node1",
+	}
+	Web = localissuer.Subject{
+		Namespace: "shop", ServiceAccount: "web", ServiceAccountUID: "sa-web", Pod: "web-1", PodUID: "pod-web-1", Node: "node1", NodeUID: "uid-node1",
+	}
+)
+
+// World is the CA below its doors.
+type World struct {
+	RA      *registration.Authority
+	Tokens  *localissuer.Issuer
+	Store   *bolt.Store
+	CA      *ca.Authority
+	Issuer  *ca.Issuer
+	Trust   *ca.Trust
+	Journal *registration.Journal
+	Audit   *Audit
+
+	T testing.TB
+}
+
+// Audit is an audit log that a test can read.
+type Audit struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write appends a line.
+func (a *Audit) Write(p []byte) (int, error) { a.mu.Lock(); defer a.mu.Unlock(); return a.b.Write(p) }
+
+// String is the whole log.
+func (a *Audit) String() string { a.mu.Lock(); defer a.mu.Unlock(); return a.b.String() }
+
+// Lines are the log's objects.
+func (a *Audit) Lines(t testing.TB) []map[string]any {
+	t.Helper()
+	var all []map[string]any
+	for line := range strings.Lines(a.String()) {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(line), &m); err != nil {
+			t.Fatalf("audit line %q: %v", line, err)
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// Last is the log's last object.
+func (a *Audit) Last(t testing.TB) map[string]any {
+	t.Helper()
+	lines := a.Lines(t)
+	if len(lines) == 0 {
+		t.Fatal("no audit line")
+	}
+	return lines[len(lines)-1]
+}
+
+// New makes a world under these policy rules; "" is the plain ID for all. It ends with the test.
+func New(t testing.TB, rules string) *World {
+	t.Helper()
+	if rules == "" {
+		rules = "rules: []"
+	}
+	dir := t.TempDir()
+	w := &World{T: t, Audit: &Audit{}}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	w.Tokens, err = localissuer.Open(dir, "https://tokens.test")
+	must(err)
+	jwks, err := w.Tokens.JWKS()
+	must(err)
+	keys := filepath.Join(dir, "jwks.json")
+	must(os.WriteFile(keys, jwks, 0o600))
+	cluster, err := kubernetes.New(kubernetes.Config{
+		Name: Cluster, Mode: kubernetes.JWKS, Issuer: "https://tokens.test", Keys: kubernetes.KeysConfig{File: keys}, Liveness: kubernetes.LivenessNone,
+	}, kubernetes.Deps{})
+	must(err)
+	ctx := t.Context()
+	go cluster.Run(ctx) //nolint:errcheck // ends with the test
+	for cluster.Ready() != nil {
+		if ctx.Err() != nil {
+			t.Fatal(cluster.Ready())
+		}
+		time.Sleep(time.Millisecond)
+	}
+
+	w.Store, err = bolt.Open(filepath.Join(dir, "meshca.db"))
+	must(err)
+	t.Cleanup(func() { _ = w.Store.Close() })
+	root := disk.Files{Cert: filepath.Join(dir, "root.crt"), Key: filepath.Join(dir, "root.key")}
+	_, err = disk.Create(root, disk.CreateOptions{TrustDomain: TrustDomain})
+	must(err)
+	upstream, err := disk.Open(root)
+	must(err)
+	roots, err := upstream.Roots(ctx)
+	must(err)
+	w.Trust, err = ca.NewTrust(ctx, ca.TrustConfig{TrustDomain: TrustDomain, Store: w.Store, Roots: roots})
+	must(err)
+	w.CA, err = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: TrustDomain, Upstream: upstream, Trust: w.Trust})
+	must(err)
+	_, err = w.CA.Renew(ctx)
+	must(err)
+	ledger, err := ca.NewSequencer(ca.SequencerConfig{Store: w.Store})
+	must(err)
+	t.Cleanup(ledger.Close)
+	linter, err := lint.New(lint.Options{})
+	must(err)
+	w.Issuer, err = ca.NewIssuer(ca.IssuerConfig{Authority: w.CA, Ledger: ledger, Linter: linter, Profiles: ca.Profiles(0)})
+	must(err)
+	p, err := policy.Parse([]byte(rules), policy.PolicyContext{TrustDomain: TrustDomain, Clusters: []policy.Cluster{{Name: Cluster}}})
+	must(err)
+	agents, err := registration.OpenAgentBook(ctx, w.Store)
+	must(err)
+	orders, err := registration.OpenOrders(ctx, w.Store)
+	must(err)
+	w.Journal = registration.NewJournal(w.Audit, registration.NewRing(100), registration.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	w.RA, err = registration.New(registration.Config{
+		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, IsOwnKey: w.CA.IsOwnKey, Agents: agents, Orders: orders,
+		AgentTTL: ca.MaxTTL, Journal: w.Journal,
+		Clusters: map[string]registration.Member{Cluster: {Cluster: cluster, Agents: []string{"meshca/meshca-agent"}}},
+	})
+	must(err)
+	return w
+}
+
+// Token is a token of the subject for an audience, good for an hour.
+func (w *World) Token(s localissuer.Subject, audience string) attestor.Token {
+	w.T.Helper()
+	token, err := w.Tokens.Token(s, audience, time.Hour)
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	return attestor.NewToken(token)
+}
+
+// NewKey makes a P-256 key.
+func NewKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// CSR is a request signed by key.
+func CSR(t testing.TB, key crypto.Signer, template x509.CertificateRequest) []byte {
+	t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &template, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// AttestAgent attests an agent and returns it as a caller.
+func (w *World) AttestAgent(s localissuer.Subject) registration.Caller {
+	w.T.Helper()
+	svid, err := w.RA.AttestAgent(w.T.Context(), registration.Request{
+		Door: "grpc", Cluster: Cluster, Token: w.Token(s, registration.AgentAudience), CSR: CSR(w.T, NewKey(w.T), x509.CertificateRequest{}),
+	}, "v1")
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	return registration.Caller{Address: "192.0.2.1:1", ID: svid.ID, Serial: ca.SerialString(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter}
+}
+
+// Issue asks for the subject's SVID with its own token and a new key.
+func (w *World) Issue(c registration.Caller, s localissuer.Subject) (ca.SVID, error) {
+	w.T.Helper()
+	return w.RA.Issue(w.T.Context(), registration.Request{
+		Door: "grpc", Caller: c, Cluster: Cluster, Token: w.Token(s, registration.WorkloadAudience), CSR: CSR(w.T, NewKey(w.T), x509.CertificateRequest{}),
+	})
+}
