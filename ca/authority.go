@@ -119,8 +119,7 @@ func (a *Authority) renew(ctx context.Context) (*Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", refusal.New(refusal.UpstreamUnavailable, "the upstream did not sign an intermediate"), err)
 	}
-	bundle, _ := a.c.Trust.Bundle()
-	notAfter, err := checkIntermediate(chain, request, bundle.X509Authorities(), time.Now())
+	notAfter, err := checkIntermediate(chain, request, *a.c.Trust.roots.Load(), time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("ca: the intermediate that the upstream returned: %w", err)
 	}
@@ -202,8 +201,7 @@ func (a *Authority) adopt(pub crypto.PublicKey) {
 // IsOwnKey reports whether pub is a key of the CA itself: a root's, one of the chain, the serving SVID's, or one that
 // this process used before.
 func (a *Authority) IsOwnKey(pub crypto.PublicKey) bool {
-	bundle, _ := a.c.Trust.Bundle()
-	for _, r := range bundle.X509Authorities() {
+	for _, r := range *a.c.Trust.roots.Load() {
 		if samePublicKey(r.PublicKey, pub) {
 			return true
 		}

@@ -6,6 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -46,8 +49,12 @@ type Trust struct {
 	td      spiffeid.TrustDomain
 	store   BundleStore
 	current rotation.Current[*spiffebundle.Bundle]
-	// unlisted are the upstream's roots that the bundle does not hold.
+	// roots are the current bundle's, for reading only.
+	roots atomic.Pointer[[]*x509.Certificate]
+	// unlisted are the upstream's roots that the bundle did not hold at the start.
 	unlisted []*x509.Certificate
+
+	mu sync.Mutex // orders publications
 }
 
 // NewTrust reads the stored bundle, or makes it at the first start. It refuses an upstream whose root the stored bundle
@@ -59,7 +66,8 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 	if len(c.Roots) == 0 {
 		return nil, errors.New("ca: the upstream has no root")
 	}
-	for _, r := range append(c.Roots[:len(c.Roots):len(c.Roots)], c.Anchors...) {
+	named := slices.Concat(c.Roots, c.Anchors)
+	for _, r := range named {
 		if err := checkRoot(r, time.Now()); err != nil {
 			return nil, err
 		}
@@ -70,7 +78,10 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 		return nil, err
 	}
 	if stored.Empty() {
-		return t, t.AddRoots(ctx, append(c.Roots[:len(c.Roots):len(c.Roots)], c.Anchors...)...)
+		if err := t.AddRoots(ctx, named...); err != nil {
+			return nil, err
+		}
+		return t, nil
 	}
 	for _, r := range c.Roots {
 		if !stored.HasX509Authority(r) {
@@ -84,7 +95,10 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 			"then change the upstream",
 			ErrRootUnknown, c.Roots[0].Subject, fingerprint(c.Roots[0]), c.TrustDomain, sequence(stored))
 	}
-	return t, t.AddRoots(ctx, c.Anchors...)
+	if err := t.AddRoots(ctx, c.Anchors...); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // Bundle returns the bundle, which must not be changed, and a channel that closes when it is stale.
@@ -182,7 +196,11 @@ func (t *Trust) reload(ctx context.Context) (*spiffebundle.Bundle, error) {
 
 // publish shows b if nothing newer is shown.
 func (t *Trust) publish(b *spiffebundle.Bundle) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if have := t.current.Value(); have == nil || sequence(have) < sequence(b) {
+		roots := b.X509Authorities()
+		t.roots.Store(&roots)
 		t.current.Set(b)
 	}
 }

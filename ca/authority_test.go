@@ -1,0 +1,246 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"math/big"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+func TestAuthorityRenews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, 6*time.Hour, 72*time.Hour)
+		first := h.authority.current.Load()
+		time.Sleep(36 * time.Hour)
+		term, err := h.authority.Renew(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		second := h.authority.current.Load()
+		if samePublicKey(first.key.Public(), second.key.Public()) {
+			t.Error("the new intermediate has the old key")
+		}
+		if term.Life != 72*time.Hour || !term.Received.Equal(time.Now()) {
+			t.Errorf("term %+v", term)
+		}
+		if due := h.authority.Due(term); !due.Equal(time.Now().Add(36 * time.Hour)) {
+			t.Errorf("due at %s", due)
+		}
+		// The issuer uses it at once.
+		svid, err := h.issuer.Issue(t.Context(), workloadRequest(t))
+		if err != nil || !svid.Chain[1].Equal(second.Certificate()) {
+			t.Errorf("issued under %v, %v", svid.Chain[1].SerialNumber, err)
+		}
+		// Both keys stay the CA's own.
+		for _, s := range []*Signer{first, second} {
+			if !h.authority.IsOwnKey(s.key.Public()) {
+				t.Error("forgot a key of its own")
+			}
+		}
+		if h.authority.IsOwnKey(newKey(t).Public()) || h.authority.IsOwnKey(nil) {
+			t.Error("takes a stranger's key for its own")
+		}
+	})
+}
+
+func TestFailedRenewalKeepsTheOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, 6*time.Hour, 72*time.Hour)
+		before := h.authority.current.Load()
+		h.upstream.fail = errors.New("vault is sealed")
+		_, err := h.authority.Renew(t.Context())
+		wantReason(t, err, refusal.UpstreamUnavailable)
+		if h.authority.current.Load() != before {
+			t.Error("the old one is gone")
+		}
+		if err := h.authority.Ready(); err != nil {
+			t.Errorf("not ready while the old one lasts: %v", err)
+		}
+		st := h.authority.Status()
+		if st.LastError == nil || !strings.Contains(st.LastError.Error(), "sealed") || len(st.Chain) != 1 {
+			t.Errorf("status %+v", st)
+		}
+		time.Sleep(72 * time.Hour)
+		err = h.authority.Ready()
+		wantReason(t, err, refusal.IssuerEnding)
+		if !strings.Contains(err.Error(), "sealed") {
+			t.Errorf("not ready, and does not say why: %v", err)
+		}
+		if d := err.(interface{ Unwrap() []error }).Unwrap()[0].(*refusal.Error).Detail; strings.Contains(d, "sealed") {
+			t.Errorf("the upstream's words travel to callers: %q", d)
+		}
+	})
+}
+
+func TestShorterIntermediateIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, 6*time.Hour, 72*time.Hour)
+		h.upstream.life = 4 * time.Hour
+		term, err := h.authority.Renew(t.Context())
+		if err != nil || term.Life != 4*time.Hour {
+			t.Fatalf("%+v, %v", term, err)
+		}
+		if due := h.authority.Due(term); !due.Equal(time.Now().Add(2 * time.Hour)) {
+			t.Errorf("due in %s", time.Until(due))
+		}
+		svid, err := h.issuer.Issue(t.Context(), workloadRequest(t))
+		if err != nil || svid.Life != 4*time.Hour {
+			t.Errorf("life %s, %v", svid.Life, err)
+		}
+		// One under which nothing could be issued is no help.
+		h.upstream.life = 15 * time.Minute
+		if _, err := h.authority.Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "too soon") {
+			t.Errorf("took an intermediate of 15 minutes: %v", err)
+		}
+	})
+}
+
+func TestAuthorityNeedsALongerLifeThanItsLeaves(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	for _, life := range []time.Duration{time.Hour, 5 * time.Hour, 6 * time.Hour} {
+		c := h.authority.c
+		c.Life, c.LeafTTL = life, 6*time.Hour
+		if _, err := NewAuthority(c); err == nil {
+			t.Errorf("an intermediate of %s for SVIDs of 6 h", life)
+		}
+	}
+}
+
+func TestWrongIntermediatesAreRefused(t *testing.T) {
+	stranger := newRoot(t, "stranger", time.Hour*1000)
+	strangersKey := newKey(t)
+	for name, c := range map[string]struct {
+		edit  func(*x509.Certificate)
+		after func(h *house, chain []*x509.Certificate) []*x509.Certificate
+		says  string
+	}{
+		"another key": {edit: func(c *x509.Certificate) { c.PublicKey = strangersKey.Public() }, says: "another key"},
+		"no CA": {edit: func(c *x509.Certificate) {
+			c.IsCA = false
+			c.MaxPathLenZero = false
+			c.KeyUsage = x509.KeyUsageDigitalSignature
+		}, says: "no CA"},
+		"no path length":  {edit: func(c *x509.Certificate) { c.MaxPathLen = -1 }, says: "path length"},
+		"path length 1":   {edit: func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 1, false }, says: "path length"},
+		"no keyCertSign":  {edit: func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }, says: "keyCertSign"},
+		"other domain":    {edit: func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "other.org"}} }, says: "URI SAN"},
+		"a path":          {edit: func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/ca"}} }, says: "URI SAN"},
+		"two URIs":        {edit: func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) }, says: "URI SAN"},
+		"no subject":      {edit: func(c *x509.Certificate) { c.Subject = pkix.Name{} }, says: "subject"},
+		"lives too long":  {edit: func(c *x509.Certificate) { c.NotAfter = c.NotAfter.Add(time.Hour) }, says: "later than was asked"},
+		"has ended":       {edit: func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }, says: "root of the trust bundle"},
+		"not yet valid":   {edit: func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, says: "root of the trust bundle"},
+		"code signing":    {edit: func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} }, says: "extended key usages"},
+		"nothing":         {after: func(*house, []*x509.Certificate) []*x509.Certificate { return nil }, says: "0 certificates"},
+		"with its root":   {after: func(h *house, c []*x509.Certificate) []*x509.Certificate { return append(c, h.upstream.root) }, says: "root, which must not travel"},
+		"with a stranger": {after: func(_ *house, c []*x509.Certificate) []*x509.Certificate { return append(c, stranger.root) }, says: "does not belong"},
+		"an endless chain": {after: func(_ *house, c []*x509.Certificate) []*x509.Certificate {
+			return append(c, c[0], c[0], c[0], c[0], c[0])
+		}, says: "6 certificates"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t, time.Hour, 72*time.Hour)
+			before := h.authority.current.Load()
+			h.upstream.edit = c.edit
+			if c.after != nil {
+				h.upstream.after = func(chain []*x509.Certificate) []*x509.Certificate { return c.after(h, chain) }
+			}
+			_, err := h.authority.Renew(t.Context())
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want a word on %q", err, c.says)
+			}
+			if h.authority.current.Load() != before {
+				t.Error("it is in use")
+			}
+		})
+	}
+}
+
+func TestIntermediateOfAnUntrustedRoot(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	other := newRoot(t, "root", 1000*time.Hour) // of the same name
+	h.authority.c.Upstream = other
+	if _, err := h.authority.Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "root of the trust bundle") {
+		t.Errorf("an intermediate of an untrusted root: %v", err)
+	}
+	// As soon as the root is trusted, it is taken.
+	if err := h.trust.AddRoots(t.Context(), other.root); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.authority.Renew(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestChainThroughTheUpstreamsIntermediate has the upstream sign with an intermediate of its own, which ends sooner.
+func TestChainThroughTheUpstreamsIntermediate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		root := newRoot(t, "root", 1000*time.Hour)
+		middleKey := newKey(t)
+		middle := sign(t, &x509.Certificate{
+			SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "middle"}, SubjectKeyId: []byte{1, 2, 3},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10 * time.Hour),
+			KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, MaxPathLen: 1,
+		}, root.root, middleKey.Public(), root.key)
+		upstream := &rootUpstream{root: middle, key: middleKey, after: func(c []*x509.Certificate) []*x509.Certificate { return append(c, middle) }}
+
+		trust, err := NewTrust(t.Context(), TrustConfig{TrustDomain: testDomain, Store: &memory{}, Roots: []*x509.Certificate{root.root}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := NewAuthority(AuthorityConfig{TrustDomain: testDomain, Upstream: upstream, Trust: trust})
+		if err != nil {
+			t.Fatal(err)
+		}
+		term, err := a.Renew(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if term.Life != 10*time.Hour || len(a.Status().Chain) != 2 {
+			t.Errorf("life %s of a chain whose middle ends in 10 h; %d certificates", term.Life, len(a.Status().Chain))
+		}
+		upstream.after = func(c []*x509.Certificate) []*x509.Certificate { return c }
+		if _, err := a.Renew(t.Context()); err == nil {
+			t.Error("a chain with a gap was taken")
+		}
+	})
+}
+
+func TestOwnKeysAreBounded(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	for range 3 * maxOwnKeys {
+		h.authority.adopt(newKey(t).Public())
+	}
+	if n := len(h.authority.own); n != maxOwnKeys {
+		t.Errorf("%d keys are remembered", n)
+	}
+}
+
+func TestUpstreamThatHangsEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, time.Hour, 72*time.Hour)
+		h.authority.c.Upstream = hanging{h.upstream}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := h.authority.Renew(ctx)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		wantReason(t, err, refusal.UpstreamUnavailable)
+	})
+}
+
+type hanging struct{ Upstream }
+
+func (hanging) SignIntermediate(ctx context.Context, _ IntermediateRequest) ([]*x509.Certificate, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}

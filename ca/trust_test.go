@@ -1,0 +1,256 @@
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+)
+
+func trustOn(t *testing.T, store BundleStore, roots []*x509.Certificate, anchors ...*x509.Certificate) (*Trust, error) {
+	t.Helper()
+	return NewTrust(t.Context(), TrustConfig{TrustDomain: testDomain, Store: store, Roots: roots, Anchors: anchors})
+}
+
+func TestFirstStartMakesTheBundle(t *testing.T) {
+	store := &memory{}
+	root, anchor := newRoot(t, "root", time.Hour).root, newRoot(t, "anchor", time.Hour).root
+	trust, err := trustOn(t, store, []*x509.Certificate{root}, anchor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, stale := trust.Bundle()
+	if sequence(b) != 1 || !b.HasX509Authority(root) || !b.HasX509Authority(anchor) || store.bundle.Sequence != 1 {
+		t.Errorf("sequence %d, %d roots, stored %d", sequence(b), len(b.X509Authorities()), store.bundle.Sequence)
+	}
+	// What is stored is what a relying party reads.
+	read, err := spiffebundle.Parse(testDomain, store.bundle.JSON)
+	if err != nil || !read.Equal(b) {
+		t.Errorf("stored %v, %v", read, err)
+	}
+	select {
+	case <-stale:
+		t.Error("stale from the start")
+	default:
+	}
+}
+
+func TestLaterStarts(t *testing.T) {
+	root, other, third := newRoot(t, "root", time.Hour).root, newRoot(t, "other", time.Hour).root, newRoot(t, "third", time.Hour).root
+	start := func(t *testing.T) *memory {
+		store := &memory{}
+		if _, err := trustOn(t, store, []*x509.Certificate{root}); err != nil {
+			t.Fatal(err)
+		}
+		return store
+	}
+	t.Run("the same root", func(t *testing.T) {
+		store := start(t)
+		trust, err := trustOn(t, store, []*x509.Certificate{root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := trust.Bundle(); sequence(b) != 1 || len(trust.Unlisted()) != 0 {
+			t.Errorf("sequence %d, %d unlisted", sequence(b), len(trust.Unlisted()))
+		}
+	})
+	t.Run("another root", func(t *testing.T) {
+		store := start(t)
+		_, err := trustOn(t, store, []*x509.Certificate{other})
+		if !errors.Is(err, ErrRootUnknown) || !strings.Contains(err.Error(), "extra trust anchor") {
+			t.Errorf("got %v", err)
+		}
+		if store.bundle.Sequence != 1 {
+			t.Error("the bundle changed")
+		}
+	})
+	t.Run("another root, named as an anchor in the same step", func(t *testing.T) {
+		// It would sign before anyone holds it.
+		store := start(t)
+		if _, err := trustOn(t, store, []*x509.Certificate{other}, other); !errors.Is(err, ErrRootUnknown) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("one after the other", func(t *testing.T) {
+		store := start(t)
+		trust, err := trustOn(t, store, []*x509.Certificate{root}, other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := trust.Bundle(); sequence(b) != 2 || !b.HasX509Authority(other) {
+			t.Errorf("sequence %d", sequence(b))
+		}
+		if _, err := trustOn(t, store, []*x509.Certificate{other}); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("the upstream has one more", func(t *testing.T) {
+		store := start(t)
+		trust, err := trustOn(t, store, []*x509.Certificate{root, third})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := trust.Bundle()
+		if sequence(b) != 1 || b.HasX509Authority(third) || len(trust.Unlisted()) != 1 || !trust.Unlisted()[0].Equal(third) {
+			t.Error("it is not just listed")
+		}
+	})
+}
+
+func TestAddRoots(t *testing.T) {
+	root, other := newRoot(t, "root", time.Hour).root, newRoot(t, "other", time.Hour).root
+	store := &memory{}
+	trust, err := trustOn(t, store, []*x509.Certificate{root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, stale := trust.Bundle()
+	if err := trust.AddRoots(t.Context(), root); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-stale:
+		t.Error("a root that was there changed the bundle")
+	default:
+	}
+	if err := trust.AddRoots(t.Context(), other, other, root); err != nil {
+		t.Fatal(err)
+	}
+	<-stale
+	if b, _ := trust.Bundle(); sequence(b) != 2 || len(b.X509Authorities()) != 2 {
+		t.Errorf("sequence %d with %d roots", sequence(b), len(b.X509Authorities()))
+	}
+}
+
+func TestSwapFailsInPairs(t *testing.T) {
+	root, other := newRoot(t, "root", time.Hour).root, newRoot(t, "other", time.Hour).root
+	full := errors.New("no space left on device")
+	store := &memory{}
+	trust, err := trustOn(t, store, []*x509.Certificate{root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It failed: nobody sees it.
+	failing := failingSwap{store, full, false}
+	trust.store = failing
+	if err := trust.AddRoots(t.Context(), other); !errors.Is(err, full) {
+		t.Fatalf("got %v", err)
+	}
+	if b, _ := trust.Bundle(); sequence(b) != 1 || store.bundle.Sequence != 1 {
+		t.Errorf("shows %d, stored %d", sequence(b), store.bundle.Sequence)
+	}
+	// It failed after it had taken effect: nobody is told yet, the next call finds it and does nothing twice.
+	failing.effect = true
+	trust.store = failing
+	if err := trust.AddRoots(t.Context(), other); !errors.Is(err, full) || store.bundle.Sequence != 2 {
+		t.Fatalf("got %v, stored %d", err, store.bundle.Sequence)
+	}
+	trust.store = store
+	if err := trust.AddRoots(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := trust.Bundle(); sequence(b) != 2 || !b.HasX509Authority(other) {
+		t.Errorf("shows %d", sequence(b))
+	}
+}
+
+type failingSwap struct {
+	*memory
+	err    error
+	effect bool
+}
+
+func (f failingSwap) SwapBundle(ctx context.Context, expected uint64, next StoredBundle) error {
+	if f.effect {
+		if err := f.memory.SwapBundle(ctx, expected, next); err != nil {
+			return err
+		}
+	}
+	return f.err
+}
+
+func TestManyWritersOfOneBundle(t *testing.T) {
+	store := &memory{}
+	root := newRoot(t, "root", time.Hour).root
+	var all []*Trust
+	for range 4 {
+		trust, err := trustOn(t, store, []*x509.Certificate{root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, trust)
+	}
+	var wg sync.WaitGroup
+	for _, trust := range all {
+		wg.Go(func() {
+			for range 3 {
+				if err := trust.AddRoots(t.Context(), newRoot(t, "r", time.Hour).root); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b, err := spiffebundle.Parse(testDomain, store.bundle.JSON)
+	if err != nil || len(b.X509Authorities()) != 13 || store.bundle.Sequence != 13 {
+		t.Errorf("%d roots under sequence %d, %v", len(b.X509Authorities()), store.bundle.Sequence, err)
+	}
+}
+
+func TestOutrank(t *testing.T) {
+	store := &memory{}
+	trust, err := trustOn(t, store, []*x509.Certificate{newRoot(t, "root", time.Hour).root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		seen, want uint64
+		fails      bool
+	}{{0, 1, false}, {1, 1, false}, {7, 8, false}, {8, 8, false}, {math.MaxUint64, 8, true}, {8 + maxSequenceLeap + 1, 8, true}, {9, 10, false}} {
+		err := trust.Outrank(t.Context(), c.seen)
+		b, _ := trust.Bundle()
+		if (err != nil) != c.fails || sequence(b) != c.want || store.bundle.Sequence != c.want {
+			t.Errorf("an agent had %d: now %d (stored %d), %v; want %d", c.seen, sequence(b), store.bundle.Sequence, err, c.want)
+		}
+	}
+}
+
+func TestWhatCannotBeARoot(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	svid, err := h.issuer.Issue(t.Context(), workloadRequest(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]*x509.Certificate{
+		"a leaf":          svid.Chain[0],
+		"an intermediate": svid.Chain[1],
+		"an ended root":   newRoot(t, "old", -time.Minute).root,
+		"no keyCertSign":  newRoot(t, "odd", time.Hour, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }).root,
+	} {
+		if err := h.trust.AddRoots(t.Context(), c); err == nil {
+			t.Errorf("%s became a root", name)
+		}
+		if _, err := trustOn(t, &memory{}, []*x509.Certificate{c}); err == nil {
+			t.Errorf("%s became the first root", name)
+		}
+	}
+	if _, err := trustOn(t, &memory{}, nil); err == nil {
+		t.Error("a bundle without roots")
+	}
+}
+
+func TestStoredBundleThatCannotBeRead(t *testing.T) {
+	root := newRoot(t, "root", time.Hour).root
+	if _, err := trustOn(t, &memory{bundle: StoredBundle{Sequence: 3, JSON: []byte("{")}}, []*x509.Certificate{root}); err == nil {
+		t.Error("it was replaced silently")
+	}
+	if _, err := trustOn(t, &memory{before: errors.New("io")}, []*x509.Certificate{root}); err == nil {
+		t.Error("a store that fails looked like an empty one")
+	}
+}
