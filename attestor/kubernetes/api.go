@@ -166,7 +166,7 @@ func isNotFound(err error) bool {
 // raw gets a document that is no API object.
 func (a *api) raw(ctx context.Context, what, path string) (doc []byte, err error) {
 	err = a.call(ctx, what, func(ctx context.Context) error {
-		body, err := a.core.Get().AbsPath(path).MaxRetries(0).Stream(ctx)
+		body, err := a.core.Get().AbsPath(path).SetHeader("Accept", "application/jwk-set+json, application/json").MaxRetries(0).Stream(ctx)
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"context"
 	"crypto"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -96,7 +97,7 @@ func (k *keyring) find(ctx context.Context, id string, claimed time.Time) (crypt
 	}
 	switch {
 	case err != nil:
-		return nil, set, refusal.New(refusal.KeysUnavailable, "key %s is not known, and %s cannot be read: %w", quoted(id), k.source, err).After(rereadPause).On("kid")
+		return nil, set, refusal.New(refusal.KeysUnavailable, "key %s is not known, and %s cannot be read: %s", quoted(id), k.source, plain(err)).After(rereadPause).On("kid")
 	case len(set.byID) == 0:
 		return nil, set, refusal.New(refusal.KeysUnavailable, "no keys were read from %s yet", k.source).After(rereadPause)
 	case wait > 0 && set.readAt.Before(claimed.Add(spreadTime)):
@@ -157,10 +158,19 @@ func (k *keyring) fetch(ctx context.Context) error {
 }
 
 func (k *keyring) note(err error) {
-	fault := refusal.New(refusal.KeysUnavailable, "reading the token keys from %s: %w", k.source, err)
+	fault := refusal.New(refusal.KeysUnavailable, "reading the token keys from %s: %s", k.source, plain(err))
 	if k.last.set(fault) {
-		k.log.Warn("The token keys cannot be read; the last good ones stay in use.", "source", k.source.String(), "error", err)
+		k.log.Warn("The token keys cannot be read; the last good ones stay in use.", "source", k.source.String(), "error", plain(err))
 	}
+}
+
+// plain is an error's text in one line; of a refusal without its reason, since another one is given.
+func plain(err error) string {
+	var inner *refusal.Error
+	if errors.As(err, &inner) {
+		return sentence(inner.Detail)
+	}
+	return sentence(err.Error())
 }
 
 func (k *keyring) use(set *keySet) {

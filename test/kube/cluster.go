@@ -1,0 +1,228 @@
+// Package kube starts a real etcd and a real kube-apiserver for tests and programs that need a cluster's word: tokens,
+// TokenReviews, watches, deletions. There is no kubelet: pods are objects bound to nodes by name, and never run.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/meshca/meshca/test/parts"
+)
+
+// Issuer is the `iss` of every cluster's tokens; many clusters share one in the world, too.
+const Issuer = "https://kubernetes.default.svc"
+
+const (
+	startLimit = 60 * time.Second
+	stopGrace  = 5 * time.Second
+)
+
+// Cluster is a running cluster on loopback.
+type Cluster struct {
+	// Kubeconfig is the path of an administrator's kubeconfig.
+	Kubeconfig string
+	// URL is the API server's, CAFile holds what its certificate is verified with.
+	URL, CAFile string
+	// Clientset is the administrator's client, without a rate limit.
+	Clientset *kubernetes.Clientset
+
+	dir       string
+	pki       *pki
+	port      int
+	etcdPort  int
+	etcd, api *parts.Process
+}
+
+// Start starts a cluster that ends with the test.
+func Start(t testing.TB) *Cluster {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
+	defer cancel()
+	c, err := Launch(ctx, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// Launch starts a cluster that keeps its files in dir, and returns when it answers. It is ended by Close, and by the end
+// of this program.
+func Launch(ctx context.Context, dir string) (*Cluster, error) {
+	var failed error
+	for range 3 { // a port that was free may be taken by the time it is used
+		c, err := launch(ctx, dir)
+		if err == nil {
+			return c, nil
+		}
+		failed = err
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, failed
+}
+
+func launch(ctx context.Context, dir string) (*Cluster, error) {
+	dir, err := os.MkdirTemp(dir, "cluster-")
+	if err != nil {
+		return nil, err
+	}
+	p, err := newPKI(dir)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(3)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{
+		URL: "https://127.0.0.1:" + strconv.Itoa(ports[0]), CAFile: p.caFile,
+		dir: dir, pki: p, port: ports[0], etcdPort: ports[1],
+	}
+	if c.Kubeconfig, err = c.KubeconfigFor("admin", "system:masters"); err != nil {
+		return nil, err
+	}
+	if c.Clientset, err = c.client(); err != nil {
+		return nil, err
+	}
+	if err := c.startEtcd(ctx, ports[2]); err != nil {
+		return nil, err
+	}
+	if err := c.StartAgain(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Cluster) startEtcd(ctx context.Context, peerPort int) error {
+	path, err := parts.Find("etcd")
+	if err != nil {
+		return err
+	}
+	client, peer := "http://127.0.0.1:"+strconv.Itoa(c.etcdPort), "http://127.0.0.1:"+strconv.Itoa(peerPort)
+	c.etcd, err = parts.Start(parts.Command{Path: path, Dir: c.dir, Args: []string{
+		"--data-dir=" + filepath.Join(c.dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
+		"--listen-client-urls=" + client, "--advertise-client-urls=" + client,
+		"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer, "--initial-cluster=default=" + peer,
+	}})
+	if err != nil {
+		return err
+	}
+	err = c.etcd.Await(ctx, func(ctx context.Context) error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", "127.0.0.1:"+strconv.Itoa(c.etcdPort))
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+	if err != nil {
+		c.etcd.Kill()
+	}
+	return err
+}
+
+// StartAgain starts the API server after Stop, at the same address, and returns when it answers.
+func (c *Cluster) StartAgain(ctx context.Context) error {
+	if c.api != nil {
+		return errors.New("the API server runs already")
+	}
+	path, err := parts.Find("kube-apiserver")
+	if err != nil {
+		return err
+	}
+	api, err := parts.Start(parts.Command{Path: path, Dir: c.dir, Args: []string{
+		"--etcd-servers=http://127.0.0.1:" + strconv.Itoa(c.etcdPort),
+		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + strconv.Itoa(c.port),
+		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.96.0.0/24",
+		"--cert-dir=" + filepath.Join(c.dir, "generated"), "--client-ca-file=" + c.pki.caFile,
+		"--tls-cert-file=" + c.pki.serverCert, "--tls-private-key-file=" + c.pki.serverKey,
+		"--service-account-issuer=" + Issuer,
+		"--service-account-key-file=" + c.pki.tokenKey, "--service-account-signing-key-file=" + c.pki.tokenKey,
+		"--authorization-mode=RBAC",
+		"--disable-admission-plugins=ServiceAccount", // it would wait for controllers that are not here
+	}})
+	if err != nil {
+		return err
+	}
+	err = api.Await(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		return c.Clientset.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	})
+	if err != nil {
+		api.Kill()
+		return err
+	}
+	c.api = api
+	return nil
+}
+
+// Stop ends the API server at once, as a crash would. etcd keeps what it had.
+func (c *Cluster) Stop() {
+	if c.api != nil {
+		c.api.Kill()
+		c.api = nil
+	}
+}
+
+// Freeze stops the API server without closing its connections, as a broken network would; Thaw lets it go on.
+func (c *Cluster) Freeze() error { return c.api.Signal(sigStop) }
+
+// Thaw undoes Freeze.
+func (c *Cluster) Thaw() error { return c.api.Signal(sigCont) }
+
+// Close ends all.
+func (c *Cluster) Close() {
+	c.Stop()
+	if c.etcd != nil {
+		c.etcd.Stop(stopGrace)
+		c.etcd = nil
+	}
+}
+
+// KubeconfigFor makes a client certificate for a user of these groups, and returns the path of a kubeconfig with it.
+func (c *Cluster) KubeconfigFor(user string, groups ...string) (string, error) {
+	cert, key, err := c.pki.client(user, groups)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(c.dir, user+".kubeconfig")
+	return path, writeKubeconfig(path, c.URL, c.CAFile, cert, key)
+}
+
+func (c *Cluster) client() (*kubernetes.Clientset, error) {
+	conf, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	conf.QPS = -1
+	conf.Timeout = 30 * time.Second
+	conf.WarningHandler = rest.NoWarnings{}
+	return kubernetes.NewForConfig(conf)
+}
+
+func freePorts(n int) ([]int, error) {
+	var ports []int
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("looking for a free port: %w", err)
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
