@@ -14,6 +14,7 @@ var dependencies = map[string]string{
 	"github.com/envoyproxy/go-control-plane/envoy": "Envoy's own SDS and TLS types",
 	"github.com/fsnotify/fsnotify":                 "policy and bundle files are read again when they change",
 	"github.com/go-jose/go-jose/v4":                "JWT signatures, with a closed list of algorithms",
+	"github.com/go-logr/logr":                      "the form in which client-go's log lines are taken over",
 	"github.com/prometheus/client_golang":          "/metrics",
 	"github.com/rogpeppe/go-internal":              "testscript: command lines are tested as scripts",
 	"github.com/smallstep/certificates":            "cas/apiv1 and cas/softcas: the signer behind our guard",
@@ -34,6 +35,7 @@ var dependencies = map[string]string{
 	"k8s.io/api":                                   "TokenReview, pods, nodes",
 	"k8s.io/apimachinery":                          "their metadata",
 	"k8s.io/client-go":                             "the API server: TokenReview, and informers for liveness",
+	"k8s.io/klog/v2":                               "client-go's log lines go where ours go, without their secrets",
 	"pgregory.net/rapid":                           "properties of schedules and stores",
 	"sigs.k8s.io/yaml":                             "configuration and policy, decoded strictly",
 }

@@ -71,7 +71,7 @@ func demo(ctx context.Context, o options) (result, error) {
 	}
 	defer s.tearDown()
 	var d display = &lines{w: os.Stdout, every: 5 * time.Second}
-	if term.IsTerminal(int(os.Stdout.Fd())) { //nolint:gosec // G115: a file descriptor fits an int
+	if term.IsTerminal(int(os.Stdout.Fd())) {
 		d = newScreen(os.Stdout)
 	}
 	defer d.close()
