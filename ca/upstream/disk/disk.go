@@ -146,7 +146,7 @@ func check(f Files, chain []*x509.Certificate, key crypto.Signer, now time.Time)
 // checkOrder wants each certificate signed by the next, and the last by itself.
 func checkOrder(f Files, chain []*x509.Certificate) error {
 	for i, c := range chain[:len(chain)-1] {
-		if err := c.CheckSignatureFrom(chain[i+1]); err != nil {
+		if !bytes.Equal(c.RawIssuer, chain[i+1].RawSubject) || c.CheckSignatureFrom(chain[i+1]) != nil {
 			return fmt.Errorf("%s: certificate %d is not signed by certificate %d: the order is the key's own first, the root last", f.Cert, i+1, i+2)
 		}
 	}

@@ -1,0 +1,347 @@
+package disk
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.step.sm/crypto/pemutil"
+
+	"github.com/meshca/meshca/ca"
+)
+
+var domain = spiffeid.RequireTrustDomainFromString("example.org")
+
+func filesIn(dir string) Files {
+	return Files{Cert: filepath.Join(dir, "root.crt"), Key: filepath.Join(dir, "root.key")}
+}
+
+func created(t *testing.T, o CreateOptions) Files {
+	t.Helper()
+	f := filesIn(t.TempDir())
+	o.TrustDomain = domain
+	if _, err := Create(f, o); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func request(t *testing.T, life time.Duration) ca.IntermediateRequest {
+	return ca.IntermediateRequest{PublicKey: newKey(t).Public(), TrustDomain: domain, Life: life, CommonName: "meshca intermediate"}
+}
+
+func TestCreateThenOpen(t *testing.T) {
+	f := filesIn(filepath.Join(t.TempDir(), "a", "b"))
+	root, err := Create(f, CreateOptions{TrustDomain: domain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]fs.FileMode{f.Key: 0o600, filepath.Dir(f.Key): 0o700} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: mode %v, want %v (%v)", path, info.Mode().Perm(), want, err)
+		}
+	}
+	if root.MaxPathLen != 1 || len(root.URIs) != 1 || root.URIs[0].String() != "spiffe://example.org" || time.Until(root.NotAfter) < 9*365*24*time.Hour {
+		t.Errorf("root: path length %d, URIs %v, end %s", root.MaxPathLen, root.URIs, root.NotAfter)
+	}
+	u, err := Open(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, err := u.Roots(t.Context())
+	if err != nil || len(roots) != 1 || !roots[0].Equal(root) {
+		t.Errorf("roots %v, %v", roots, err)
+	}
+	r := request(t, 72*time.Hour)
+	chain, err := u.SignIntermediate(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := chain[0]
+	if len(chain) != 1 || !c.IsCA || !c.MaxPathLenZero || c.CheckSignatureFrom(root) != nil || c.URIs[0].String() != "spiffe://example.org" || c.KeyUsage&x509.KeyUsageDigitalSignature != 0 {
+		t.Errorf("intermediate %+v", c)
+	}
+	if life := time.Until(c.NotAfter); life > 72*time.Hour || life < 72*time.Hour-2*time.Second {
+		t.Errorf("life %s", life)
+	}
+}
+
+func TestNothingIsOverwritten(t *testing.T) {
+	f := created(t, CreateOptions{})
+	key, err := os.ReadFile(f.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := created(t, CreateOptions{})
+	for name, try := range map[string]func() error{
+		"create": func() error { _, err := Create(f, CreateOptions{TrustDomain: domain}); return err },
+		"import": func() error { _, err := Import(other, f); return err },
+		"create beside a key": func() error {
+			_, err := Create(Files{Cert: f.Cert + "2", Key: f.Key}, CreateOptions{TrustDomain: domain})
+			return err
+		},
+		"create beside a root": func() error {
+			_, err := Create(Files{Cert: f.Cert, Key: f.Key + "2"}, CreateOptions{TrustDomain: domain})
+			return err
+		},
+		"the writing of the file": func() error { return writeNew(f.Key, []byte("x"), 0o600) },
+	} {
+		if err := try(); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if now, err := os.ReadFile(f.Key); err != nil || !bytes.Equal(now, key) {
+		t.Error("the key changed")
+	}
+	for _, path := range []string{f.Key + "2", f.Cert + "2"} {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s was left behind", path)
+		}
+	}
+	// A dangling symlink is a file too.
+	dir := t.TempDir()
+	link := filesIn(dir)
+	if err := os.Symlink(filepath.Join(dir, "elsewhere"), link.Key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Create(link, CreateOptions{TrustDomain: domain}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("through a symlink: %v", err)
+	}
+}
+
+func TestCreateLeavesNoHalfRoot(t *testing.T) {
+	dir := t.TempDir()
+	f := Files{Cert: filepath.Join(dir, "no", strings.Repeat("x", 300)), Key: filepath.Join(dir, "root.key")}
+	if _, err := Create(f, CreateOptions{TrustDomain: domain}); err == nil {
+		t.Fatal("a file name of 300 bytes")
+	}
+	if _, err := os.Stat(f.Key); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("a key without its certificate was left behind")
+	}
+}
+
+func TestOpenChecksModes(t *testing.T) {
+	for _, mode := range []fs.FileMode{0o640, 0o604, 0o660, 0o644, 0o620} {
+		f := created(t, CreateOptions{})
+		if err := os.Chmod(f.Key, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(f); err == nil || !strings.Contains(err.Error(), "chmod 600 "+f.Key) {
+			t.Errorf("mode %o: %v", mode, err)
+		}
+	}
+	f := created(t, CreateOptions{})
+	if err := os.Chmod(f.Key, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(f); err != nil {
+		t.Errorf("mode 0400: %v", err)
+	}
+}
+
+// write puts any certificate chain and key into files.
+func put(t *testing.T, key []byte, chain ...*x509.Certificate) Files {
+	t.Helper()
+	f := filesIn(t.TempDir())
+	if err := writeBoth(f, chain, key); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func keyPEM(t *testing.T, key crypto.Signer, o ...pemutil.Options) []byte {
+	t.Helper()
+	block, err := pemutil.Serialize(key, append(o, pemutil.WithPKCS8(true))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(block)
+}
+
+func certificate(t *testing.T, name string, key crypto.Signer, parent *x509.Certificate, parentKey crypto.Signer, edit func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(100 * time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, MaxPathLen: -1, SubjectKeyId: []byte(name),
+	}
+	if edit != nil {
+		edit(template)
+	}
+	if parent == nil {
+		parent, parentKey = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), parentKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestOpenRefuses(t *testing.T) {
+	key, other := newKey(t), newKey(t)
+	root := func(edit func(*x509.Certificate)) *x509.Certificate {
+		return certificate(t, "root", key, nil, nil, edit)
+	}
+	middle := certificate(t, "middle", other, root(nil), key, nil)
+	for name, c := range map[string]struct {
+		files Files
+		says  string
+	}{
+		"another's key":         {put(t, keyPEM(t, other), root(nil)), "does not belong"},
+		"a leaf":                {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.IsCA = false; c.KeyUsage = x509.KeyUsageDigitalSignature })), "is no CA"},
+		"no keyCertSign":        {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign })), "may not sign"},
+		"path length 0":         {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true })), "no room"},
+		"ended":                 {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })), "ended at"},
+		"not yet valid":         {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) })), "look at the clock"},
+		"a middle without root": {put(t, keyPEM(t, other), middle), "does not end with a root"},
+		"a middle out of order": {put(t, keyPEM(t, other), middle, certificate(t, "stranger", key, nil, nil, nil)), "not signed by certificate 2"},
+		"a key that is a cert":  {put(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root(nil).Raw}), root(nil)), "no private key"},
+		"a key that is noise":   {put(t, []byte("hello"), root(nil)), "not PEM"},
+		"no certificate":        {put(t, keyPEM(t, key)), "certificate"},
+		"no files":              {filesIn(t.TempDir()), "no such file"},
+		"a middle with a root of path length 1": {put(t, keyPEM(t, other), middle,
+			certificate(t, "root", key, nil, nil, func(c *x509.Certificate) { c.MaxPathLen = 1; c.SubjectKeyId = []byte("root") })), "no room"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Open(c.files)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want a word on %q", err, c.says)
+			}
+			if err != nil && strings.Contains(err.Error(), "PRIVATE KEY") {
+				t.Errorf("the error repeats the key: %v", err)
+			}
+		})
+	}
+}
+
+func TestEncryptedKey(t *testing.T) {
+	key := newKey(t)
+	root := certificate(t, "root", key, nil, nil, nil)
+	f := put(t, keyPEM(t, key, pemutil.WithPassword([]byte("opensesame"))), root)
+	if _, err := Open(f); err == nil || !strings.Contains(err.Error(), "is encrypted") {
+		t.Errorf("without a passphrase: %v", err)
+	}
+	f.Passphrase = filepath.Join(t.TempDir(), "pass")
+	for content, ok := range map[string]bool{"opensesame\n": true, "opensesame": true, "wrong\n": false, "\n": false} {
+		if err := os.WriteFile(f.Passphrase, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(f)
+		if (err == nil) != ok {
+			t.Errorf("passphrase %q: %v", content, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "wrong") {
+			t.Errorf("the error repeats the passphrase: %v", err)
+		}
+	}
+	if err := os.WriteFile(f.Passphrase, []byte("opensesame\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(f.Passphrase, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(f); err == nil || !strings.Contains(err.Error(), "chmod 600 "+f.Passphrase) {
+		t.Errorf("a passphrase that all can read: %v", err)
+	}
+}
+
+func TestImport(t *testing.T) {
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	middleKey := newKey(t)
+	root := certificate(t, "root", rsaKey, nil, nil, nil)
+	middle := certificate(t, "middle", middleKey, root, rsaKey, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(10 * time.Hour) })
+	for name, c := range map[string]struct {
+		from  Files
+		chain int
+		life  time.Duration
+	}{
+		"an RSA root":     {put(t, keyPEM(t, rsaKey), root), 1, 72 * time.Hour},
+		"an intermediate": {put(t, keyPEM(t, middleKey), middle, root), 2, 10 * time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			to := filesIn(filepath.Join(t.TempDir(), "state"))
+			got, err := Import(c.from, to)
+			if err != nil || !got.Equal(root) {
+				t.Fatalf("%v, %v", got, err)
+			}
+			u, err := Open(to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			chain, err := u.SignIntermediate(t.Context(), request(t, 72*time.Hour))
+			if err != nil || len(chain) != c.chain {
+				t.Fatalf("%d certificates, %v", len(chain), err)
+			}
+			if life := time.Until(chain[0].NotAfter); life > c.life || life < c.life-3*time.Second {
+				t.Errorf("life %s, want %s", life, c.life)
+			}
+			roots := x509.NewCertPool()
+			roots.AddCert(root)
+			between := x509.NewCertPool()
+			for _, m := range chain[1:] {
+				between.AddCert(m)
+			}
+			if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if _, err := Import(put(t, keyPEM(t, newKey(t)), root), filesIn(t.TempDir())); err == nil {
+		t.Error("imported a key that is another's")
+	}
+}
+
+func TestIntermediateEndsWithItsRoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := created(t, CreateOptions{Life: 100 * time.Hour})
+		u, err := Open(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(90 * time.Hour)
+		chain, err := u.SignIntermediate(t.Context(), request(t, 72*time.Hour))
+		if err != nil || !chain[0].NotAfter.Equal(u.chain[0].NotAfter) {
+			t.Fatalf("ends at %v, its root at %v: %v", chain[0].NotAfter, u.chain[0].NotAfter, err)
+		}
+		time.Sleep(11 * time.Hour)
+		if _, err := u.SignIntermediate(t.Context(), request(t, 72*time.Hour)); err == nil || !strings.Contains(err.Error(), "ended at") {
+			t.Errorf("an ended root signs: %v", err)
+		}
+		if _, err := Open(f); err == nil {
+			t.Error("an ended root is opened")
+		}
+	})
+}
