@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,6 +57,7 @@ type world struct {
 	*kube.Cluster
 	t         *testing.T
 	attestor  *kubernetes.Cluster
+	calls     *atomic.Int64 // of the attestor to the API server
 	namespace string
 	account   *corev1.ServiceAccount
 	node      *corev1.Node
@@ -64,23 +66,39 @@ type world struct {
 func newWorld(t *testing.T, c *kube.Cluster, cfg kubernetes.Config) *world {
 	t.Helper()
 	w := &world{Cluster: c, t: t, namespace: fmt.Sprintf("ns-%x", time.Now().UnixNano())}
-	w.attestor = run(t, cfg)
+	w.attestor, w.calls = run(t, cfg)
 	must(t)(c.CreateNamespace(t.Context(), w.namespace))
 	w.account = must2(c.CreateServiceAccount(t.Context(), w.namespace, "web"))(t)
 	w.node = w.newNode("first")
 	return w
 }
 
-// run makes an attestor, runs it until the test ends, and waits until it is ready.
-func run(t *testing.T, cfg kubernetes.Config) *kubernetes.Cluster {
+// run makes an attestor, runs it until the test ends, and waits until it is ready. It counts its calls.
+func run(t *testing.T, cfg kubernetes.Config) (*kubernetes.Cluster, *atomic.Int64) {
 	t.Helper()
-	a := must2(kubernetes.New(cfg, kubernetes.Deps{}))(t)
+	calls := new(atomic.Int64)
+	a := must2(kubernetes.New(cfg, kubernetes.Deps{Observe: func(kubernetes.Call) { calls.Add(1) }}))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = a.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended })
 	eventually(t, 20*time.Second, a.Ready)
-	return a
+	return a, calls
+}
+
+// untilWatched attests until that takes no call to the API server any more: the watches know all that the token stands on.
+func (w *world) untilWatched(token attestor.Token) {
+	w.t.Helper()
+	eventually(w.t, 10*time.Second, func() error {
+		before := w.calls.Load()
+		if err := w.attest(token); err != nil {
+			return err
+		}
+		if more := w.calls.Load() - before; more > 0 {
+			return fmt.Errorf("an attestation made %d calls", more)
+		}
+		return nil
+	})
 }
 
 func (w *world) newNode(name string) *corev1.Node {
