@@ -77,11 +77,16 @@ func (w deltaStream) receive() (request, error) {
 	if err != nil {
 		return request{}, err
 	}
+	return deltaRequestOf(r), nil
+}
+
+// deltaRequestOf reads a delta request.
+func deltaRequestOf(r *discoveryv3.DeltaDiscoveryRequest) request {
 	return request{
 		typeURL: r.GetTypeUrl(), nonce: r.GetResponseNonce(), node: r.GetNode(), refused: r.GetErrorDetail(),
 		subscribe: r.GetResourceNamesSubscribe(), unsubscribe: r.GetResourceNamesUnsubscribe(),
 		initial: r.GetInitialResourceVersions(),
-	}, nil
+	}
 }
 
 func (w deltaStream) send(a answer) error {
