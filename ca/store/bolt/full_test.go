@@ -1,0 +1,89 @@
+package bolt
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca"
+)
+
+// TestFullDisk has the kernel refuse to let the file grow, in a process of its own (the limit holds for all its files):
+// what is not durable is refused, and the store works again once there is room.
+func TestFullDisk(t *testing.T) {
+	if path := os.Getenv("BOLT_TEST_FULL"); path != "" {
+		fillUp(t, path)
+		return
+	}
+	path := filepath.Join(t.TempDir(), "meshca.db")
+	other := exec.Command(os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
+	other.Env = append(os.Environ(), "BOLT_TEST_FULL="+path)
+	if out, err := other.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	// What that process was told is durable, and nothing else, is there for the next one.
+	s := opened(t, path)
+	defer closed(t, s)
+	n, err := s.LedgerSize(t.Context())
+	if err != nil || n == 0 {
+		t.Errorf("%d entries, %v", n, err)
+	}
+	if _, err := os.Stat(path + ".count"); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(path + ".count")
+	if err != nil || len(want) != 8 || string(want) != string(indexKey(n)) {
+		t.Errorf("%d entries are there, %x were acknowledged (%v)", n, want, err)
+	}
+}
+
+func fillUp(t *testing.T, path string) {
+	s := opened(t, path)
+	limit := func(size uint64) {
+		t.Helper()
+		var have unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &have); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: have.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	group := func() []ca.LedgerEntry {
+		return []ca.LedgerEntry{{ID: "spiffe://example.org/a", Evidence: make([]byte, 4096), NotAfter: time.Now().Add(time.Hour)}}
+	}
+	acknowledged := uint64(0)
+	limit(256 << 10)
+	var failed error
+	for range 1000 {
+		if failed = s.AppendLedger(t.Context(), group()); failed != nil {
+			break
+		}
+		acknowledged++
+	}
+	if refusal.Of(failed) != refusal.StoreUnavailable {
+		t.Fatalf("after %d groups: %v", acknowledged, failed)
+	}
+	if n, err := s.LedgerSize(t.Context()); err != nil || n != acknowledged {
+		t.Fatalf("%d entries, %d acknowledged, %v", n, acknowledged, err)
+	}
+	if err := s.AppendLedger(t.Context(), group()); err == nil {
+		t.Fatal("there is still no room")
+	}
+	limit(unix.RLIM_INFINITY)
+	for range 100 {
+		if err := s.AppendLedger(t.Context(), group()); err != nil {
+			t.Fatalf("with room again: %v", err)
+		}
+		acknowledged++
+	}
+	closed(t, s)
+	if err := os.WriteFile(path+".count", indexKey(acknowledged), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,160 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/meshca/meshca/ca"
+)
+
+// model is what a store holds, kept in the plainest way.
+type model struct {
+	sequence uint64
+	bundle   string
+	groups   [][]ca.LedgerEntry
+	next     uint64
+	denials  map[string]string
+	agents   map[string]uint64
+}
+
+// testModel runs random sequences of calls, closing and opening between them, against the store and the model.
+func testModel(t *testing.T, open Opener) {
+	rapid.Check(t, func(rt *rapid.T) {
+		place := t.TempDir()
+		s := open(t, place)
+		m := &model{next: 1, denials: map[string]string{}, agents: map[string]uint64{}}
+		ctx := context.Background()
+		id := rapid.SampledFrom([]string{"spiffe://example.org/a", "spiffe://example.org/b", "spiffe://example.org/c"})
+		check := func(err error) {
+			rt.Helper()
+			if err != nil {
+				rt.Fatal(err)
+			}
+		}
+		rt.Repeat(map[string]func(*rapid.T){
+			"swap": func(rt *rapid.T) {
+				expected := rapid.Uint64Range(0, 4).Draw(rt, "expected")
+				next := ca.StoredBundle{Sequence: expected + rapid.Uint64Range(1, 2).Draw(rt, "step"), JSON: []byte(rapid.String().Draw(rt, "json"))}
+				err := s.SwapBundle(ctx, expected, next)
+				if expected != m.sequence {
+					if !errors.Is(err, ca.ErrConflict) {
+						rt.Fatalf("expected %d of %d: %v", expected, m.sequence, err)
+					}
+					return
+				}
+				check(err)
+				m.sequence, m.bundle = next.Sequence, string(next.JSON)
+			},
+			"append": func(rt *rapid.T) {
+				var group []ca.LedgerEntry
+				for range rapid.IntRange(0, 4).Draw(rt, "size") {
+					group = append(group, entry(rapid.IntRange(0, 255).Draw(rt, "entry"), time.Duration(rapid.IntRange(0, 9).Draw(rt, "end"))*time.Second))
+				}
+				check(s.AppendLedger(ctx, group))
+				m.append(group)
+			},
+			"prune": func(rt *rapid.T) {
+				before := epoch.Add(time.Duration(rapid.IntRange(0, 10).Draw(rt, "before")) * time.Second)
+				n, err := s.PruneLedger(ctx, before)
+				check(err)
+				if want := m.prune(before); n != want {
+					rt.Fatalf("pruned %d, want %d", n, want)
+				}
+			},
+			"deny": func(rt *rapid.T) {
+				d := ca.Denial{ID: id.Draw(rt, "id"), Why: rapid.String().Draw(rt, "why"), Since: epoch}
+				check(s.PutDenial(ctx, d))
+				m.denials[d.ID] = d.Why
+			},
+			"allow": func(rt *rapid.T) {
+				i := id.Draw(rt, "id")
+				was, err := s.DeleteDenial(ctx, i)
+				check(err)
+				if _, want := m.denials[i]; was != want {
+					rt.Fatalf("lifted %v, want %v", was, want)
+				}
+				delete(m.denials, i)
+			},
+			"ack": func(rt *rapid.T) {
+				i := id.Draw(rt, "id")
+				check(s.UpdateAgent(ctx, i, func(r *ca.AgentRecord) error { r.AckedSequence++; return nil }))
+				m.agents[i]++
+			},
+			"restart": func(*rapid.T) {
+				check(s.Close())
+				s = open(t, place)
+			},
+			"": func(rt *rapid.T) { m.compare(rt, s) },
+		})
+		check(s.Close())
+	})
+}
+
+func (m *model) append(group []ca.LedgerEntry) {
+	if len(group) == 0 {
+		return
+	}
+	stored := slices.Clone(group)
+	for i := range stored {
+		stored[i].Index = m.next
+		m.next++
+	}
+	m.groups = append(m.groups, stored)
+}
+
+func (m *model) prune(before time.Time) (gone uint64) {
+	for len(m.groups) > 0 {
+		for _, e := range m.groups[0] {
+			if !e.NotAfter.Before(before) {
+				return gone
+			}
+		}
+		gone += uint64(len(m.groups[0]))
+		m.groups = m.groups[1:]
+	}
+	return gone
+}
+
+func (m *model) compare(rt *rapid.T, s Store) {
+	ctx := context.Background()
+	b, err := s.Bundle(ctx)
+	if err != nil || b.Sequence != m.sequence || string(b.JSON) != m.bundle {
+		rt.Fatalf("bundle %d %q, want %d %q: %v", b.Sequence, b.JSON, m.sequence, m.bundle, err)
+	}
+	want := slices.Concat(m.groups...)
+	slices.Reverse(want)
+	got := scan(rt, s)
+	if !slices.EqualFunc(got, want, sameEntry) {
+		rt.Fatalf("the ledger has %d entries, want %d", len(got), len(want))
+	}
+	if n, err := s.LedgerSize(ctx); err != nil || n != uint64(len(want)) {
+		rt.Fatalf("size %d, want %d: %v", n, len(want), err)
+	}
+	denials, err := s.Denials(ctx)
+	if err != nil || len(denials) != len(m.denials) {
+		rt.Fatalf("%d denials, want %d: %v", len(denials), len(m.denials), err)
+	}
+	for _, d := range denials {
+		if why, ok := m.denials[d.ID]; !ok || d.Why != why {
+			rt.Fatalf("denial %+v, want %q", d, why)
+		}
+	}
+	agents, err := s.Agents(ctx)
+	if err != nil {
+		rt.Fatal(err)
+	}
+	acked := map[string]uint64{}
+	for _, a := range agents {
+		acked[a.ID] = a.AckedSequence
+	}
+	if !maps.Equal(acked, m.agents) {
+		rt.Fatal(fmt.Sprintf("agents %v, want %v", acked, m.agents))
+	}
+}

@@ -1,0 +1,173 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+)
+
+func testDenials(t *testing.T, open Opener) {
+	place := t.TempDir()
+	s := open(t, place)
+	a := ca.Denial{ID: "spiffe://example.org/a", Why: "stolen", Since: epoch, By: "uid 0"}
+	b := ca.Denial{ID: "spiffe://example.org/b", Since: epoch, By: "uid 7"}
+	must(t, s.PutDenial(t.Context(), b))
+	must(t, s.PutDenial(t.Context(), a))
+	a.Why = "still stolen"
+	must(t, s.PutDenial(t.Context(), a))
+	s = reopened(t, open, s, place)
+	got, err := s.Denials(t.Context())
+	must(t, err)
+	if !reflect.DeepEqual(got, []ca.Denial{a, b}) {
+		t.Errorf("read %+v", got)
+	}
+	for _, want := range []bool{true, false} {
+		was, err := s.DeleteDenial(t.Context(), a.ID)
+		must(t, err)
+		if was != want {
+			t.Errorf("lifted: %v, want %v", was, want)
+		}
+	}
+	got, err = s.Denials(t.Context())
+	must(t, err)
+	if !reflect.DeepEqual(got, []ca.Denial{b}) {
+		t.Errorf("read %+v", got)
+	}
+	if err := s.PutDenial(t.Context(), ca.Denial{}); err == nil {
+		t.Error("a denial of nobody was stored")
+	}
+	must(t, s.Close())
+}
+
+func testRenewOrders(t *testing.T, open Opener) {
+	place := t.TempDir()
+	s := open(t, place)
+	now := time.Now().UTC().Truncate(time.Second)
+	all := ca.RenewOrder{IssuedBefore: now, Spread: time.Minute, Until: now.Add(time.Hour)}
+	one := ca.RenewOrder{ID: "spiffe://example.org/a", IssuedBefore: now, Until: now.Add(time.Hour)}
+	past := ca.RenewOrder{ID: "spiffe://example.org/b", IssuedBefore: now.Add(-time.Hour), Until: now.Add(-time.Second)}
+	for _, o := range []ca.RenewOrder{past, one, all} {
+		must(t, s.PutRenewOrder(t.Context(), o))
+	}
+	one.IssuedBefore = now.Add(time.Second)
+	must(t, s.PutRenewOrder(t.Context(), one))
+	s = reopened(t, open, s, place)
+	got, err := s.RenewOrders(t.Context())
+	must(t, err)
+	if len(got) != 2 {
+		t.Fatalf("read %+v", got)
+	}
+	for _, o := range got {
+		if want := map[string]ca.RenewOrder{"": all, one.ID: one}[o.ID]; !reflect.DeepEqual(o, want) {
+			t.Errorf("read %+v, want %+v", o, want)
+		}
+	}
+	must(t, s.Close())
+}
+
+func agent(id string) ca.AgentRecord {
+	return ca.AgentRecord{
+		ID: id, Cluster: "prod", Version: "1", LastSeen: epoch, AckedSequence: 3, HoldsUntil: epoch.Add(time.Hour),
+		Instances: []ca.AgentInstance{{Serial: "ab", NotAfter: epoch, NodeName: "n", NodeUID: "u", PodName: "p", PodUID: "v"}},
+	}
+}
+
+func testAgents(t *testing.T, open Opener) {
+	place := t.TempDir()
+	s := open(t, place)
+	if _, found, err := s.Agent(t.Context(), "spiffe://example.org/x"); err != nil || found {
+		t.Errorf("found an agent in a new store: %v", err)
+	}
+	b, a := agent("spiffe://example.org/b"), agent("spiffe://example.org/a")
+	must(t, s.PutAgent(t.Context(), b))
+	must(t, s.PutAgent(t.Context(), a))
+	must(t, s.UpdateAgent(t.Context(), a.ID, func(r *ca.AgentRecord) error {
+		if !reflect.DeepEqual(*r, a) {
+			t.Errorf("edits %+v", *r)
+		}
+		r.AckedSequence = 9
+		return nil
+	}))
+	a.AckedSequence = 9
+	must(t, s.UpdateAgent(t.Context(), "spiffe://example.org/c", func(r *ca.AgentRecord) error {
+		if !reflect.DeepEqual(*r, ca.AgentRecord{ID: "spiffe://example.org/c"}) {
+			t.Errorf("a new record comes as %+v", *r)
+		}
+		r.Cluster = "test"
+		return nil
+	}))
+	refused := errors.New("no")
+	err := s.UpdateAgent(t.Context(), b.ID, func(r *ca.AgentRecord) error { r.Cluster = "x"; return refused })
+	if err != refused {
+		t.Errorf("the error of change came back as %v", err)
+	}
+	if err := s.UpdateAgent(t.Context(), b.ID, func(r *ca.AgentRecord) error { r.ID = "z"; return nil }); err == nil {
+		t.Error("an agent changed its name")
+	}
+	must(t, s.UpdateAgent(t.Context(), b.ID, func(*ca.AgentRecord) error { return nil }))
+	s = reopened(t, open, s, place)
+	got, err := s.Agents(t.Context())
+	must(t, err)
+	if want := []ca.AgentRecord{a, b, {ID: "spiffe://example.org/c", Cluster: "test"}}; !reflect.DeepEqual(got, want) {
+		t.Errorf("read %+v, want %+v", got, want)
+	}
+	if r, found, err := s.Agent(t.Context(), b.ID); err != nil || !found || !reflect.DeepEqual(r, b) {
+		t.Errorf("read %+v, %v, %v", r, found, err)
+	}
+	for _, want := range []bool{true, false} {
+		if was, err := s.DeleteAgent(t.Context(), b.ID); err != nil || was != want {
+			t.Errorf("deleted: %v, %v", was, err)
+		}
+	}
+	must(t, s.Close())
+}
+
+func testAgentUpdates(t *testing.T, open Opener) {
+	s := opened(t, open)
+	const writers, rounds = 8, 20
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range rounds {
+				if err := s.UpdateAgent(t.Context(), "spiffe://example.org/a", func(r *ca.AgentRecord) error { r.AckedSequence++; return nil }); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	r, _, err := s.Agent(t.Context(), "spiffe://example.org/a")
+	must(t, err)
+	if r.AckedSequence != writers*rounds {
+		t.Errorf("%d of %d updates are there", r.AckedSequence, writers*rounds)
+	}
+}
+
+// testEndedContext: a call that comes too late does nothing.
+func testEndedContext(t *testing.T, open Opener) {
+	s := opened(t, open)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, err := range map[string]error{
+		"SwapBundle":    s.SwapBundle(ctx, 0, ca.StoredBundle{Sequence: 1}),
+		"AppendLedger":  s.AppendLedger(ctx, []ca.LedgerEntry{entry(1, time.Hour)}),
+		"PutDenial":     s.PutDenial(ctx, ca.Denial{ID: "a"}),
+		"PutRenewOrder": s.PutRenewOrder(ctx, ca.RenewOrder{ID: "a"}),
+		"PutAgent":      s.PutAgent(ctx, ca.AgentRecord{ID: "a"}),
+	} {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n, err := s.LedgerSize(t.Context()); err != nil || n != 0 {
+		t.Errorf("%d entries, %v", n, err)
+	}
+	if d, err := s.Denials(t.Context()); err != nil || len(d) != 0 {
+		t.Errorf("%d denials, %v", len(d), err)
+	}
+}

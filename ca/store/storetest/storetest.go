@@ -1,0 +1,103 @@
+// Package storetest is the suite that every store of the CA passes: one contract, however it is kept.
+package storetest
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+)
+
+// Store is what a store does, by who asks it.
+type Store interface {
+	ca.BundleStore
+	Ledger
+	Denials
+	RenewOrders
+	Agents
+	Close() error
+}
+
+// Ledger keeps the ledger: see ca.LedgerStore. Entries are read newest first; pruning drops whole groups from the old
+// end, up to the first that has not ended.
+type Ledger interface {
+	ca.LedgerStore
+	ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error
+	PruneLedger(ctx context.Context, before time.Time) (uint64, error)
+	LedgerSize(ctx context.Context) (uint64, error)
+}
+
+// Denials keeps one denial an identity, ordered by identity.
+type Denials interface {
+	PutDenial(ctx context.Context, d ca.Denial) error
+	DeleteDenial(ctx context.Context, id string) (bool, error)
+	Denials(ctx context.Context) ([]ca.Denial, error)
+}
+
+// RenewOrders keeps one order an identity until its Until.
+type RenewOrders interface {
+	PutRenewOrder(ctx context.Context, o ca.RenewOrder) error
+	RenewOrders(ctx context.Context) ([]ca.RenewOrder, error)
+}
+
+// Agents keeps one record an agent, ordered by ID.
+type Agents interface {
+	Agent(ctx context.Context, id string) (ca.AgentRecord, bool, error)
+	PutAgent(ctx context.Context, r ca.AgentRecord) error
+	UpdateAgent(ctx context.Context, id string, change func(*ca.AgentRecord) error) error
+	DeleteAgent(ctx context.Context, id string) (bool, error)
+	Agents(ctx context.Context) ([]ca.AgentRecord, error)
+}
+
+// Opener opens the store at a place, a directory of the test's own; what was stored there before is there again.
+type Opener func(t *testing.T, place string) Store
+
+// Run runs the suite.
+func Run(t *testing.T, open Opener) {
+	for name, test := range map[string]func(*testing.T, Opener){
+		"Bundle":                testBundle,
+		"BundleRace":            testBundleRace,
+		"LedgerOrder":           testLedgerOrder,
+		"LedgerPages":           testLedgerPages,
+		"LedgerPruning":         testLedgerPruning,
+		"LedgerConcurrency":     testLedgerConcurrency,
+		"LedgerKeepsNoSlices":   testLedgerKeepsNoSlices,
+		"Denials":               testDenials,
+		"RenewOrders":           testRenewOrders,
+		"Agents":                testAgents,
+		"AgentUpdatesAreAtomic": testAgentUpdates,
+		"EndedContext":          testEndedContext,
+		"Model":                 testModel,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, open) })
+	}
+}
+
+// opened opens a store at a new place and closes it with the test.
+func opened(t *testing.T, open Opener) Store {
+	t.Helper()
+	s := open(t, t.TempDir())
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("closing the store: %v", err)
+		}
+	})
+	return s
+}
+
+// reopened closes s and opens its place again: what was acknowledged is there.
+func reopened(t *testing.T, open Opener, s Store, place string) Store {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Fatalf("closing the store: %v", err)
+	}
+	return open(t, place)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
