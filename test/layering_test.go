@@ -52,8 +52,8 @@ var layers = []rule{
 		"the agent holds no power of its own, so it holds none of the CA's code either"},
 	{"agent/*", []string{"agent", "rotation", "api/refusal"},
 		"where workloads come from is told to the agent, which does not ask who tells it"},
-	{"cmd/certctl/...", []string{"cmd/certctl/...", "api/meshca/v1", "api/admin/client", "api/refusal"},
-		"certctl runs on any laptop and speaks to admin sockets: it has no other way in"},
+	{"cmd/certctl/...", []string{"cmd/certctl/...", "api/meshca/v1", "api/admin/client", "ca/policy", "api/refusal"},
+		"certctl runs on any laptop and speaks to admin sockets: it has no other way in; reading a policy needs none"},
 	{"cmd/meshca-agent/...", []string{"cmd/meshca-agent/...", "agent", "agent/*", "api/...", "rotation"},
 		"composition of the agent: nothing of the CA"},
 	{"cmd/meshca/...", []string{"cmd/meshca/...", "agent", "agent/*", "api/...", "attestor/...", "attestor", "ca", "ca/...", "rotation"},
@@ -74,7 +74,7 @@ var links = []struct {
 		"a stolen agent must have no code that signs or decides"},
 	{"cmd/meshca-agent", []string{module + "/ca", module + "/attestor", "go.etcd.io/bbolt", "github.com/smallstep/certificates", "k8s.io/client-go"},
 		"it runs on every node: what it links is attack surface and memory, a thousand times"},
-	{"cmd/certctl", []string{module + "/ca", module + "/agent", module + "/attestor", "go.etcd.io/bbolt", "github.com/smallstep/certificates", "k8s.io/client-go"},
+	{"cmd/certctl", []string{module + "/ca/registration", module + "/ca/store", module + "/ca/upstream", module + "/agent", module + "/attestor", "go.etcd.io/bbolt", "github.com/smallstep/certificates", "k8s.io/client-go"},
 		"it is cross-compiled for laptops, and changes nothing but through an admin socket's audit line"},
 	{"rotation", []string{"crypto/x509", "crypto/tls", "net/http"},
 		"it decides when, not what: a clock and a hash are all it needs"},
@@ -151,7 +151,7 @@ func TestPackageNames(t *testing.T) {
 		if slices.Contains(empty, path.Base(p.rel)) || slices.Contains(empty, p.Name) {
 			t.Errorf("%s (package %s): name it after the thing that it holds", p.rel, p.Name)
 		}
-		if p.Doc == "" && p.Name != "main" && p.rel != "test" && p.rel != "api/meshca/v1" {
+		if p.Doc == "" && len(p.GoFiles) > 0 && p.Name != "main" && p.rel != "test" && p.rel != "api/meshca/v1" {
 			t.Errorf("%s has no package comment: its importers read that first", p.rel)
 		}
 	}
@@ -228,9 +228,9 @@ func matches(pattern, rel string) bool {
 func within(root, p string) bool { return p == root || strings.HasPrefix(p, root+"/") }
 
 type pkg struct {
-	ImportPath, Name, Doc string
-	Imports, Deps         []string
-	rel                   string
+	ImportPath, Name, Doc  string
+	Imports, Deps, GoFiles []string
+	rel                    string
 }
 
 // packages lists the module's own, without their tests.
