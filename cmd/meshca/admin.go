@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/meshca/meshca/api/admin"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+// adminServer puts the admin socket's server together.
+func (d *daemon) adminServer() (*admin.Server, error) {
+	attestors := make(map[string]admin.Attestor, len(d.clusters))
+	for name, c := range d.clusters {
+		attestors[name] = c
+	}
+	return admin.New(admin.Config{
+		TrustDomain: d.config.trustDomain, Status: d.status, Checks: d.checks, Bundle: d.trust.Bundle, Ledger: d.store,
+		Decisions: d.journal.Ring(), Orders: d.orders, Policy: func() admin.Policy { return d.policy.current.Value() },
+		Clusters: attestors, Connected: d.connected, MaxLife: ca.MaxTTL, Audit: d.journal.Admin, Log: d.log,
+	})
+}
+
+// connected is how many agents have an open Sync stream.
+func (d *daemon) connected() int {
+	n := 0
+	for _, a := range d.agents.List() {
+		if a.Connected {
+			n++
+		}
+	}
+	return n
+}
+
+// status describes the CA as it is now, for certctl.
+func (d *daemon) status(ctx context.Context) (*meshcav1.GetStatusResponse, error) {
+	entries, err := d.store.LedgerSize(ctx)
+	if err != nil {
+		return nil, err
+	}
+	bundle, _ := d.trust.Bundle()
+	sequence, _ := bundle.SequenceNumber()
+	issued, refused := d.decisions.Counts()
+	why := d.notReady()
+	s := &meshcav1.GetStatusResponse{
+		Version: version, TrustDomain: d.config.trustDomain.Name(), StartedAt: timestamppb.New(d.started), ServerTime: timestamppb.Now(),
+		Ready: len(why) == 0, NotReady: why, BundleSequence: sequence, Issued: issued, Refused: refused,
+		Store: "bolt " + d.storePath(), LedgerEntries: entries,
+	}
+	for _, root := range bundle.X509Authorities() {
+		s.Authorities = append(s.Authorities, describe("root", "trusted", root))
+	}
+	s.Authorities = append(s.Authorities, d.ownAuthorities()...)
+	for _, name := range sortedNames(d.clusters) {
+		s.Clusters = append(s.Clusters, d.clusterStatus(name))
+	}
+	state := d.policy.status.Value()
+	s.Policy = &meshcav1.PolicyStatus{
+		File: d.config.PolicyFile, Rules: uint32(d.policy.current.Value().Rules()), LoadedAt: timestamppb.New(state.loadedAt), LastError: errorText(state.err),
+	}
+	for _, a := range d.agents.List() {
+		info := &meshcav1.AgentInfo{
+			SpiffeId: a.ID, Cluster: a.Cluster, Version: a.Version, LastSeen: timestamppb.New(a.LastSeen),
+			AckedBundleSequence: a.AckedSequence, Connected: a.Connected,
+		}
+		if len(a.Instances) > 0 {
+			i := a.Instances[0]
+			info.Node, info.NodeUid, info.Pod, info.PodUid = i.NodeName, i.NodeUID, i.Namespace+"/"+i.PodName, i.PodUID
+		}
+		s.Agents = append(s.Agents, info)
+	}
+	return s, nil
+}
+
+// ownAuthorities are the intermediate that signs and the CA's own SVID, with how their last renewals went.
+func (d *daemon) ownAuthorities() []*meshcav1.AuthorityStatus {
+	var all []*meshcav1.AuthorityStatus
+	add := func(kind, state string, chain []*x509.Certificate, renewAt time.Time, err error) {
+		if len(chain) == 0 {
+			all = append(all, &meshcav1.AuthorityStatus{Kind: kind, State: "missing", LastError: errorText(err)})
+			return
+		}
+		a := describe(kind, state, chain[0])
+		a.LastError = errorText(err)
+		if !renewAt.IsZero() {
+			a.RenewAt = timestamppb.New(renewAt)
+		}
+		all = append(all, a)
+	}
+	signing := d.authority.Status()
+	add("intermediate", "signing", signing.Chain, d.planned("intermediate"), signing.LastError)
+	svid, _, err := d.serving.Status()
+	add("server", "serving", svid.Chain, d.planned("server"), err)
+	return all
+}
+
+// planned is when Keep will next renew one of the CA's own credentials.
+func (d *daemon) planned(name string) time.Time {
+	if a, ok := d.attempts[name]; ok {
+		return a.Value().Next
+	}
+	return time.Time{}
+}
+
+func (d *daemon) clusterStatus(name string) *meshcav1.ClusterStatus {
+	c := d.clusters[name].Status()
+	s := &meshcav1.ClusterStatus{
+		Name: name, Mode: string(c.Mode), Liveness: string(c.Liveness), Healthy: c.Healthy, LastError: c.LastError, KeyIds: c.KeyIDs, Issuer: c.Issuer,
+	}
+	if !c.SkewMeasured.IsZero() {
+		s.ClockSkew = durationpb.New(c.ClockSkew)
+	}
+	return s
+}
+
+// checks looks at what the status does not show: files that others could read or change.
+func (d *daemon) checks(context.Context) []*meshcav1.Finding {
+	var found []*meshcav1.Finding
+	private := func(subject, path string) {
+		f := &meshcav1.Finding{Subject: subject, Level: meshcav1.Finding_LEVEL_OK, Detail: path + " is readable by the CA alone"}
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+			f.Level, f.Detail = meshcav1.Finding_LEVEL_ERROR, err.Error()
+			f.Hint = "The CA runs on what it has open; restore the file before it restarts."
+		case info.Mode().Perm()&0o077 != 0:
+			f.Level, f.Detail = meshcav1.Finding_LEVEL_ERROR, fmt.Sprintf("%s has mode %04o", path, info.Mode().Perm())
+			f.Hint = fmt.Sprintf("chmod go= %s", path)
+		}
+		found = append(found, f)
+	}
+	private("store", d.storePath())
+	private("root key", d.config.Upstream.Disk.KeyFile)
+	private("admin socket", d.config.AdminSocket)
+	if d.config.Audit.File != "" {
+		private("audit log", d.config.Audit.File)
+	}
+	if len(d.trust.Unlisted()) > 0 {
+		found = append(found, &meshcav1.Finding{
+			Subject: "upstream", Level: meshcav1.Finding_LEVEL_WARNING,
+			Detail: fmt.Sprintf("%d of its roots are not in the trust bundle and sign for nobody", len(d.trust.Unlisted())),
+			Hint:   "Name them under upstream.disk.extraAnchors if they are to be trusted.",
+		})
+	}
+	return found
+}
+
+func describe(kind, state string, c *x509.Certificate) *meshcav1.AuthorityStatus {
+	sum := sha256.Sum256(c.Raw)
+	return &meshcav1.AuthorityStatus{
+		Kind: kind, State: state, Subject: c.Subject.String(), Serial: ca.SerialString(c.SerialNumber), KeyId: hex.EncodeToString(c.SubjectKeyId),
+		NotBefore: timestamppb.New(c.NotBefore), NotAfter: timestamppb.New(c.NotAfter), Fingerprint: hex.EncodeToString(sum[:]),
+	}
+}
+
+// attempts hold the last attempt of each of the CA's own credentials.
+type attempts map[string]*rotation.Current[rotation.Attempt]

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/meshca/meshca/api/issuance"
+	"github.com/meshca/meshca/attestor/kubernetes"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/policy"
+)
+
+// maxConfigBytes bounds what is read of a configuration or policy file.
+const maxConfigBytes = 4 << 20
+
+// Config is the configuration file of `meshca serve`: YAML, read strictly (an unknown key is an error). This struct is
+// its manual. Paths are relative to the working directory; durations are Go's ("6h", "90s").
+type Config struct {
+	// TrustDomain is the SPIFFE trust domain, such as "mesh.example". Required; it cannot be changed later.
+	TrustDomain string `json:"trustDomain"`
+	// Listen is the address of the gRPC API. Default ":8443".
+	Listen string `json:"listen"`
+	// OpsAddress is the address of /livez, /readyz and /metrics, plain HTTP. Default "127.0.0.1:9090".
+	OpsAddress string `json:"opsAddress"`
+	// AdminSocket is the unix socket that certctl speaks to, mode 0600. Default "/run/meshca/admin.sock".
+	AdminSocket string `json:"adminSocket"`
+	// StateDir holds the store (meshca.db). Default "/var/lib/meshca".
+	StateDir string `json:"stateDir"`
+	// BundleFile, when set, is kept equal to the trust bundle (SPIFFE JSON with its sequence), for agents on this machine
+	// and for whoever distributes it.
+	BundleFile string `json:"bundleFile"`
+	// Upstream signs this CA's intermediate. Exactly one kind.
+	Upstream UpstreamConfig `json:"upstream"`
+	// SVID is what every SVID has in common.
+	SVID SVIDConfig `json:"svid"`
+	// Intermediate is this CA's own signing certificate.
+	Intermediate IntermediateConfig `json:"intermediate"`
+	// Clusters are those whose workloads get identities. At least one.
+	Clusters []ClusterConfig `json:"clusters"`
+	// PolicyFile holds the rules (see docs/policy.md); it is read again when it changes. Without it every service account
+	// of every cluster gets its plain ID.
+	PolicyFile string `json:"policyFile"`
+	// Audit is where each decision leaves its line.
+	Audit AuditConfig `json:"audit"`
+	// Ledger is the record of every certificate.
+	Ledger LedgerConfig `json:"ledger"`
+	// Limits bound what peers of the gRPC API may cost.
+	Limits issuance.Limits `json:"limits"`
+	// RememberedDecisions is how many decisions of each kind `certctl explain` looks back on. Default 10000, a few MiB.
+	RememberedDecisions int `json:"rememberedDecisions"`
+	// LogLevel is debug, info, warn or error. Default info. The log goes to stderr, a JSON object a line.
+	LogLevel string `json:"logLevel"`
+
+	trustDomain spiffeid.TrustDomain
+}
+
+// UpstreamConfig names who signs the intermediate.
+type UpstreamConfig struct {
+	// Disk is a root whose key is a file beside the CA.
+	Disk *DiskConfig `json:"disk"`
+}
+
+// DiskConfig is a root on disk. `meshca root create` or `meshca root import` puts it there.
+type DiskConfig struct {
+	// CertFile is the root's certificate, PEM. Default "<stateDir>/root.crt".
+	CertFile string `json:"certFile"`
+	// KeyFile is its private key, PEM, mode 0600. Default "<stateDir>/root.key".
+	KeyFile string `json:"keyFile"`
+	// PassphraseFile holds the passphrase of an encrypted key, mode 0600. Default: the key is not encrypted.
+	PassphraseFile string `json:"passphraseFile"`
+	// ExtraAnchors are PEM files of further roots that the bundle is to hold, such as one that is being replaced.
+	ExtraAnchors []string `json:"extraAnchors"`
+}
+
+// SVIDConfig is what every SVID has in common.
+type SVIDConfig struct {
+	// TTL is the life of an SVID, by default and at most: 5s to 6h. Default 6h.
+	TTL metav1.Duration `json:"ttl"`
+}
+
+// IntermediateConfig is this CA's own signing certificate.
+type IntermediateConfig struct {
+	// TTL is its life, at least twice that of an SVID; it is renewed at half of it. Default 72h.
+	TTL metav1.Duration `json:"ttl"`
+}
+
+// ClusterConfig is one Kubernetes cluster.
+type ClusterConfig struct {
+	kubernetes.Config
+	// Agents are the service accounts, "namespace/name", whose pods are meshca agents; nobody else is. Default
+	// ["meshca/meshca-agent"].
+	Agents []string `json:"agents"`
+	// SameNamespaces says that a namespace and service account of this cluster is the same workload as its namesake in
+	// the other clusters that say so too. Without it, clusters whose ID templates can collide are refused.
+	SameNamespaces bool `json:"sameNamespaces"`
+}
+
+// AuditConfig is where audit lines go.
+type AuditConfig struct {
+	// File gets a JSON object a line, mode 0600, appended; SIGHUP opens it anew after a rotation. Default: stderr.
+	File string `json:"file"`
+}
+
+// LedgerConfig is the record of every certificate.
+type LedgerConfig struct {
+	// KeepAfterExpiry is how long an entry stays after its certificate ended. Default 720h (30 days).
+	KeepAfterExpiry metav1.Duration `json:"keepAfterExpiry"`
+}
+
+// loadConfig reads, completes and checks a configuration file.
+func loadConfig(file string) (*Config, error) {
+	data, err := readBounded(file)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	var c Config
+	if err := yaml.UnmarshalStrict(data, &c); err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", file, err)
+	}
+	if err := c.complete(); err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", file, err)
+	}
+	return &c, nil
+}
+
+// complete fills in defaults and checks what can be checked without opening anything.
+func (c *Config) complete() error {
+	set := func(s *string, d string) {
+		if *s == "" {
+			*s = d
+		}
+	}
+	set(&c.Listen, ":8443")
+	set(&c.OpsAddress, "127.0.0.1:9090")
+	set(&c.AdminSocket, "/run/meshca/admin.sock")
+	set(&c.StateDir, "/var/lib/meshca")
+	set(&c.LogLevel, "info")
+	if c.SVID.TTL.Duration == 0 {
+		c.SVID.TTL.Duration = ca.MaxTTL
+	}
+	if c.Intermediate.TTL.Duration == 0 {
+		c.Intermediate.TTL.Duration = ca.DefaultIntermediateLife
+	}
+	if c.Ledger.KeepAfterExpiry.Duration == 0 {
+		c.Ledger.KeepAfterExpiry.Duration = 30 * 24 * time.Hour
+	}
+	if c.RememberedDecisions == 0 {
+		c.RememberedDecisions = 10_000
+	}
+	if c.Upstream.Disk != nil {
+		set(&c.Upstream.Disk.CertFile, filepath.Join(c.StateDir, "root.crt"))
+		set(&c.Upstream.Disk.KeyFile, filepath.Join(c.StateDir, "root.key"))
+	}
+	return c.check()
+}
+
+func (c *Config) check() error {
+	var err error
+	if c.trustDomain, err = trustDomain(c.TrustDomain); err != nil {
+		return err
+	}
+	for _, a := range []struct{ key, address string }{{"listen", c.Listen}, {"opsAddress", c.OpsAddress}} {
+		if _, _, err := net.SplitHostPort(a.address); err != nil {
+			return fmt.Errorf("%s: %w: write it like \":8443\"", a.key, err)
+		}
+	}
+	ttl, above := c.SVID.TTL.Duration, c.Intermediate.TTL.Duration
+	switch {
+	case c.Upstream.Disk == nil:
+		return errors.New("upstream: name one, such as `upstream: {disk: {}}`")
+	case ttl < ca.MinTTL || ttl > ca.MaxTTL:
+		return fmt.Errorf("svid.ttl: %s does not lie between %s and %s", ttl, ca.MinTTL, ca.MaxTTL)
+	case above < 2*ttl:
+		return fmt.Errorf("intermediate.ttl: %s is less than twice svid.ttl (%s): SVIDs would be cut short by their issuer's end", above, ttl)
+	case c.Ledger.KeepAfterExpiry.Duration < 0:
+		return errors.New("ledger.keepAfterExpiry: it cannot be negative")
+	case c.RememberedDecisions < 1 || c.RememberedDecisions > 1_000_000:
+		return fmt.Errorf("rememberedDecisions: %d does not lie between 1 and 1000000", c.RememberedDecisions)
+	}
+	if _, err := logLevel(c.LogLevel); err != nil {
+		return err
+	}
+	return c.checkClusters()
+}
+
+func (c *Config) checkClusters() error {
+	if len(c.Clusters) == 0 {
+		return errors.New("clusters: name at least one; without a cluster nobody could be attested")
+	}
+	seen := map[string]bool{}
+	for i := range c.Clusters {
+		k := &c.Clusters[i]
+		if seen[k.Name] {
+			return fmt.Errorf("clusters: two are called %q", k.Name)
+		}
+		seen[k.Name] = true
+		if len(k.Agents) == 0 {
+			k.Agents = []string{"meshca/meshca-agent"}
+		}
+		if err := k.Validate(); err != nil {
+			return fmt.Errorf("clusters[%d]: %w", i, err)
+		}
+	}
+	// Without a policy file the plain IDs are the policy: two clusters may collide already here.
+	if c.PolicyFile == "" {
+		if _, err := policy.Default(c.policyContext()); err != nil {
+			return fmt.Errorf("clusters: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c *Config) policyContext() policy.PolicyContext {
+	p := policy.PolicyContext{TrustDomain: c.trustDomain, MaxTTL: c.SVID.TTL.Duration}
+	for _, k := range c.Clusters {
+		p.Clusters = append(p.Clusters, policy.Cluster{Name: k.Name, SameNamespaces: k.SameNamespaces})
+	}
+	return p
+}
+
+// trustDomain accepts a bare name alone: go-spiffe would take a SPIFFE ID too, and with it a path.
+func trustDomain(s string) (spiffeid.TrustDomain, error) {
+	if s == "" {
+		return spiffeid.TrustDomain{}, errors.New("trustDomain: required, such as \"mesh.example\"")
+	}
+	td, err := spiffeid.TrustDomainFromString(s)
+	if err != nil || td.Name() != s {
+		return spiffeid.TrustDomain{}, fmt.Errorf("trustDomain: %.255q is no trust domain name: lower-case letters, digits, dots, dashes and underscores", s)
+	}
+	return td, nil
+}
+
+func readBounded(file string) ([]byte, error) {
+	info, err := os.Stat(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%s does not exist", file)
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not a regular file", file)
+	case info.Size() > maxConfigBytes:
+		return nil, fmt.Errorf("%s is larger than %d MiB", file, maxConfigBytes>>20)
+	}
+	return os.ReadFile(file)
+}

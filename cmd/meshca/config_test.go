@@ -1,0 +1,148 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshca/meshca/ca/policy"
+)
+
+const soundConfig = `
+trustDomain: mesh.test
+upstream: {disk: {}}
+clusters:
+  - {name: one, mode: jwks, issuer: "https://one.test", jwks: {file: keys.json}, liveness: none}
+`
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestDefaults(t *testing.T) {
+	c, err := loadConfig(write(t, soundConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for got, want := range map[any]any{
+		c.Listen: ":8443", c.OpsAddress: "127.0.0.1:9090", c.AdminSocket: "/run/meshca/admin.sock", c.StateDir: "/var/lib/meshca",
+		c.SVID.TTL.Duration: 6 * time.Hour, c.Intermediate.TTL.Duration: 72 * time.Hour, c.Ledger.KeepAfterExpiry.Duration: 720 * time.Hour,
+		c.Upstream.Disk.KeyFile: "/var/lib/meshca/root.key", c.Clusters[0].Agents[0]: "meshca/meshca-agent",
+	} {
+		if got != want {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	}
+}
+
+// Each mistake is refused, and the message names the key.
+func TestMistakesAreRefusedByName(t *testing.T) {
+	second := "  - {name: two, mode: jwks, issuer: \"https://two.test\", jwks: {file: keys.json}, liveness: none}\n"
+	tests := map[string]struct{ config, want string }{
+		"unknown key":                   {soundConfig + "colour: blue\n", `unknown field "colour"`},
+		"unknown key in a cluster":      {strings.Replace(soundConfig, "name: one", "name: one, colour: blue", 1), `unknown field "colour"`},
+		"a key twice":                   {soundConfig + "trustDomain: other.test\n", `"trustDomain" already set`},
+		"bad duration":                  {soundConfig + "svid: {ttl: six hours}\n", "six hours"},
+		"a duration without a unit":     {soundConfig + "svid: {ttl: \"360\"}\n", "missing unit"},
+		"too long a life":               {soundConfig + "svid: {ttl: 7h}\n", "svid.ttl"},
+		"too short a life":              {soundConfig + "svid: {ttl: 1s}\n", "svid.ttl"},
+		"a life beyond its issuer's":    {soundConfig + "intermediate: {ttl: 7h}\n", "intermediate.ttl"},
+		"no trust domain":               {strings.Replace(soundConfig, "trustDomain: mesh.test", "", 1), "trustDomain"},
+		"an upper-case trust domain":    {strings.Replace(soundConfig, "mesh.test", "Mesh.Test", 1), "trustDomain"},
+		"a trust domain with a path":    {strings.Replace(soundConfig, "mesh.test", "spiffe://mesh.test/x", 1), "trustDomain"},
+		"no upstream":                   {strings.Replace(soundConfig, "upstream: {disk: {}}", "", 1), "upstream"},
+		"no clusters":                   {"trustDomain: mesh.test\nupstream: {disk: {}}\n", "clusters"},
+		"two clusters of one name":      {soundConfig + strings.Replace(second, "two,", "one,", 1), "two are called"},
+		"clusters whose IDs collide":    {soundConfig + second, "sameNamespaces"},
+		"an address without a port":     {soundConfig + "listen: localhost\n", "listen"},
+		"a log level that is none":      {soundConfig + "logLevel: loud\n", "logLevel"},
+		"too many decisions to keep":    {soundConfig + "rememberedDecisions: 100000000\n", "rememberedDecisions"},
+		"liveness none, tokenReview":    {strings.Replace(soundConfig, "mode: jwks, issuer: \"https://one.test\", jwks: {file: keys.json}", "mode: tokenReview", 1), "liveness"},
+		"a cluster name that is a path": {strings.Replace(soundConfig, "name: one", "name: ../one", 1), "name"},
+		"no YAML":                       {"\t", "configuration"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := loadConfig(write(t, tt.config))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want it to say %q", err, tt.want)
+			}
+		})
+	}
+	if _, err := loadConfig(filepath.Join(t.TempDir(), "absent.yaml")); err == nil || !strings.Contains(err.Error(), "does not exist") {
+		t.Errorf("an absent file: %v", err)
+	}
+	if _, err := loadConfig(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a directory: %v", err)
+	}
+}
+
+func TestABadPolicyIsRefusedAndTheLastGoodOneStays(t *testing.T) {
+	c, err := loadConfig(write(t, soundConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.PolicyFile = filepath.Join(t.TempDir(), "policy.yaml")
+	put := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(c.PolicyFile, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	decide := func(f *policyFile) error {
+		_, err := f.current.Value().Decide(policy.Input{Cluster: "one", Namespace: "shop", ServiceAccount: "web"})
+		return err
+	}
+	put("rules: [{namespaces: [shop]}]")
+	f, seen, err := openPolicy(c, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded := f.status.Value().loadedAt
+
+	for _, bad := range []string{"rules: [{namespaces: [shop], colour: blue}]", "", "rules: ["} {
+		put(bad)
+		seen = f.look(seen)
+		if err := decide(f); err != nil {
+			t.Fatalf("after %q: %v", bad, err)
+		}
+		if s := f.status.Value(); s.err == nil || !s.loadedAt.Equal(loaded) {
+			t.Fatalf("after %q the status is %+v", bad, s)
+		}
+	}
+	if err := os.Remove(c.PolicyFile); err != nil {
+		t.Fatal(err)
+	}
+	if seen = f.look(seen); decide(f) != nil || f.status.Value().err == nil {
+		t.Fatal("a policy file that vanished must change nothing and be said")
+	}
+	// The very text that is in force comes back: the fault is over.
+	put("rules: [{namespaces: [shop]}]")
+	if seen = f.look(seen); f.status.Value().err != nil {
+		t.Fatalf("mended, and still: %v", f.status.Value().err)
+	}
+	put("rules: [{namespaces: [bank]}]")
+	if f.look(seen); decide(f) == nil {
+		t.Fatal("the new policy is not in force")
+	}
+}
+
+func TestABadPolicyAtTheStartIsFatal(t *testing.T) {
+	c, err := loadConfig(write(t, soundConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.PolicyFile = write(t, "rules: [{colour: blue}]")
+	if _, _, err := openPolicy(c, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), c.PolicyFile) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor/kubernetes"
+)
+
+// metrics are the CA's, beside the registration authority's own. No label is an identity or a peer.
+type metrics struct {
+	commits      *prometheus.HistogramVec
+	groups       prometheus.Histogram
+	renewals     *prometheus.CounterVec
+	clusterCalls *prometheus.HistogramVec
+
+	mu       sync.Mutex
+	ledger   error // the last commit's fault; nil when it succeeded
+	faultyAt time.Time
+}
+
+// faultLasts is how long a failed commit makes the CA unready. It must pass by itself: an unready CA may get no request,
+// and only a request shows that the store has recovered.
+const faultLasts = 15 * time.Second
+
+func newMetrics(d *daemon) *metrics {
+	m := &metrics{
+		commits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "meshca_ledger_commit_seconds", Help: "Durable commits of ledger groups.", Buckets: prometheus.ExponentialBuckets(.0001, 2, 16),
+		}, []string{"outcome"}),
+		groups: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "meshca_ledger_group_entries", Help: "Entries that shared a commit.", Buckets: prometheus.ExponentialBuckets(1, 2, 10),
+		}),
+		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshca_own_renewals_total", Help: "Renewals of the CA's own credentials (intermediate, server).",
+		}, []string{"credential", "outcome"}),
+		clusterCalls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "meshca_cluster_call_seconds", Help: "Calls to clusters' API servers and key sources.", Buckets: prometheus.ExponentialBuckets(.001, 2, 14),
+		}, []string{"cluster", "call", "outcome"}),
+	}
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+	}
+	d.registry.MustRegister(m.commits, m.groups, m.renewals, m.clusterCalls,
+		gauge("meshca_ready", "1 when the CA can sign now.", func() float64 { return truth(len(d.notReady()) == 0) }),
+		gauge("meshca_bundle_sequence", "Sequence of the trust bundle.", func() float64 {
+			b, _ := d.trust.Bundle()
+			n, _ := b.SequenceNumber()
+			return float64(n)
+		}),
+		gauge("meshca_intermediate_remaining_seconds", "Until the earliest end in the intermediate's chain; 0 without one.", func() float64 {
+			return max(0, untilOrZero(d.authority.Status().NotAfter).Seconds())
+		}),
+		gauge("meshca_policy_in_force", "1 when the policy file as it is now is in force, 0 when it was refused.", func() float64 {
+			return truth(d.policy.status.Value().err == nil)
+		}),
+		gauge("meshca_agents_connected", "Agents with an open Sync stream.", func() float64 { return float64(d.connected()) }),
+		clusterCollector{d})
+	return m
+}
+
+// commit is told of each group that the ledger commits.
+func (m *metrics) commit(entries int, took time.Duration, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = "failed"
+	}
+	m.commits.WithLabelValues(outcome).Observe(took.Seconds())
+	m.groups.Observe(float64(entries))
+	m.mu.Lock()
+	m.ledger, m.faultyAt = err, time.Now()
+	m.mu.Unlock()
+}
+
+// ledgerFault is why the last commit failed, for a while; nil when it succeeded or none was tried.
+func (m *metrics) ledgerFault() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ledger == nil || time.Since(m.faultyAt) > faultLasts {
+		return nil
+	}
+	return fmt.Errorf("the ledger's last commit failed: %w", m.ledger)
+}
+
+func (m *metrics) renewed(credential string, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = string(refusal.Of(err))
+	}
+	m.renewals.WithLabelValues(credential, outcome).Inc()
+}
+
+func (m *metrics) clusterCall(cluster string) func(kubernetes.Call) {
+	return func(c kubernetes.Call) {
+		outcome := "ok"
+		if c.Outcome != "" {
+			outcome = string(c.Outcome)
+		}
+		m.clusterCalls.WithLabelValues(cluster, c.What, outcome).Observe(c.Took.Seconds())
+	}
+}
+
+// clusterCollector reads the clusters' states when Prometheus asks.
+type clusterCollector struct{ d *daemon }
+
+var (
+	clusterReady = prometheus.NewDesc("meshca_cluster_ready", "1 when the cluster's workloads can be attested.", []string{"cluster"}, nil)
+	clusterSkew  = prometheus.NewDesc("meshca_cluster_clock_skew_seconds", "The API server's clock minus the CA's.", []string{"cluster"}, nil)
+)
+
+// Describe sends the two descriptions.
+func (clusterCollector) Describe(ch chan<- *prometheus.Desc) { ch <- clusterReady; ch <- clusterSkew }
+
+// Collect sends a value a cluster.
+func (c clusterCollector) Collect(ch chan<- prometheus.Metric) {
+	for name, cluster := range c.d.clusters {
+		s := cluster.Status()
+		ch <- prometheus.MustNewConstMetric(clusterReady, prometheus.GaugeValue, truth(s.Healthy), name)
+		if !s.SkewMeasured.IsZero() {
+			ch <- prometheus.MustNewConstMetric(clusterSkew, prometheus.GaugeValue, s.ClockSkew.Seconds(), name)
+		}
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func untilOrZero(t time.Time) time.Duration {
+	if t.IsZero() {
+		return 0
+	}
+	return time.Until(t)
+}
+
+func sortedNames[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"time"
+
+	"go.step.sm/crypto/pemutil"
+
+	"github.com/meshca/meshca/ca/upstream/disk"
+)
+
+func (c *DiskConfig) files() disk.Files {
+	return disk.Files{Cert: c.CertFile, Key: c.KeyFile, Passphrase: c.PassphraseFile}
+}
+
+// createRoot makes the root: the explicit step that `meshca serve` never takes by itself.
+func createRoot(out io.Writer, c *Config, name string, years int) error {
+	if years < 1 || years > 50 {
+		return usageError{fmt.Errorf("--years: %d does not lie between 1 and 50", years)}
+	}
+	root, err := disk.Create(c.Upstream.Disk.files(), disk.CreateOptions{
+		TrustDomain: c.trustDomain, CommonName: name, Life: time.Duration(years) * 365 * 24 * time.Hour,
+	})
+	if err != nil {
+		return err
+	}
+	describeRoot(out, "made", root, c)
+	return nil
+}
+
+// importRoot checks an existing root and copies it to where serve expects it.
+func importRoot(out io.Writer, c *Config, certFile, keyFile string) error {
+	root, err := disk.Import(disk.Files{Cert: certFile, Key: keyFile}, c.Upstream.Disk.files())
+	if err != nil {
+		return err
+	}
+	describeRoot(out, "imported", root, c)
+	return nil
+}
+
+func describeRoot(out io.Writer, what string, root *x509.Certificate, c *Config) {
+	fmt.Fprintf(out, "%s root %s\n  SHA-256      %x\n  ends         %s\n  certificate  %s\n  key          %s (mode 0600: keep a copy where only you can read it)\n",
+		what, root.Subject, sha256.Sum256(root.Raw), root.NotAfter.UTC().Format(time.RFC3339), c.Upstream.Disk.CertFile, c.Upstream.Disk.KeyFile)
+}
+
+// readAnchors reads the extra trust anchors that the configuration names.
+func readAnchors(files []string) ([]*x509.Certificate, error) {
+	var anchors []*x509.Certificate
+	for _, f := range files {
+		found, err := pemutil.ReadCertificateBundle(f)
+		if err != nil {
+			return nil, fmt.Errorf("upstream.disk.extraAnchors: %s: %w", f, err)
+		}
+		anchors = append(anchors, found...)
+	}
+	return anchors, nil
+}

@@ -1,0 +1,382 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshca/meshca/api/admin"
+	"github.com/meshca/meshca/api/issuance"
+	"github.com/meshca/meshca/attestor/kubernetes"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/lint"
+	"github.com/meshca/meshca/ca/registration"
+	"github.com/meshca/meshca/ca/store/bolt"
+	"github.com/meshca/meshca/ca/upstream/disk"
+	"github.com/meshca/meshca/rotation"
+)
+
+// daemon is the CA put together. Its parts stand in the order in which they were made; close goes back through them.
+type daemon struct {
+	config       *Config
+	log          *slog.Logger
+	started      time.Time
+	registry     *prometheus.Registry
+	metrics      *metrics
+	store        *bolt.Store
+	trust        *ca.Trust
+	authority    *ca.Authority
+	ledger       *ca.Sequencer
+	issuer       *ca.Issuer
+	serving      *ca.Serving
+	attempts     attempts
+	policy       *policyFile
+	policyText   []byte
+	clusters     map[string]*kubernetes.Cluster
+	orders       *registration.Orders
+	agents       *registration.AgentBook
+	audit        *auditFile // nil: stderr
+	decisions    *registration.Metrics
+	journal      *registration.Journal
+	registration *registration.Authority
+	door         *issuance.Server
+
+	closers []func() error
+}
+
+// serve runs the CA until ctx ends.
+func serve(ctx context.Context, c *Config, stderr io.Writer) (err error) {
+	tuneGC()
+	log, err := newLog(stderr, c.LogLevel)
+	if err != nil {
+		return err
+	}
+	d, err := open(ctx, c, log, stderr)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	return d.run(ctx)
+}
+
+// open puts the CA together, in a straight line. What it opened is closed again when it fails.
+func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_ *daemon, err error) {
+	d := &daemon{config: c, log: log, started: time.Now(), registry: prometheus.NewRegistry(),
+		attempts: attempts{"intermediate": {}, "server": {}}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	d.metrics = newMetrics(d)
+
+	// The store, and what it already knows of trust.
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("stateDir: %w", err)
+	}
+	if d.store, err = bolt.Open(d.storePath()); err != nil {
+		return nil, err
+	}
+	d.onClose(d.store.Close)
+	upstream, err := disk.Open(c.Upstream.Disk.files())
+	if err != nil {
+		return nil, err
+	}
+	roots, err := upstream.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	anchors, err := readAnchors(c.Upstream.Disk.ExtraAnchors)
+	if err != nil {
+		return nil, err
+	}
+	if d.trust, err = ca.NewTrust(ctx, ca.TrustConfig{TrustDomain: c.trustDomain, Store: d.store, Roots: roots, Anchors: anchors}); err != nil {
+		return nil, err
+	}
+
+	// Who signs, and what is recorded before.
+	d.authority, err = ca.NewAuthority(ca.AuthorityConfig{
+		TrustDomain: c.trustDomain, Upstream: upstream, Trust: d.trust, Life: c.Intermediate.TTL.Duration, LeafTTL: c.SVID.TTL.Duration,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if d.ledger, err = ca.NewSequencer(ca.SequencerConfig{Store: d.store, Observe: d.metrics.commit}); err != nil {
+		return nil, err
+	}
+	d.onClose(func() error { d.ledger.Close(); return nil })
+	linter, err := lint.New(lint.Options{})
+	if err != nil {
+		return nil, err
+	}
+	d.issuer, err = ca.NewIssuer(ca.IssuerConfig{
+		Authority: d.authority, Ledger: d.ledger, Linter: linter, Profiles: ca.Profiles(c.SVID.TTL.Duration),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if d.serving, err = ca.NewServing(d.issuer); err != nil {
+		return nil, err
+	}
+
+	// Who may have what: policy, clusters, orders, agents.
+	if d.policy, d.policyText, err = openPolicy(c, log); err != nil {
+		return nil, err
+	}
+	members := make(map[string]registration.Member, len(c.Clusters))
+	d.clusters = make(map[string]*kubernetes.Cluster, len(c.Clusters))
+	for _, k := range c.Clusters {
+		cluster, err := kubernetes.New(k.Config, kubernetes.Deps{Log: log, Observe: d.metrics.clusterCall(k.Name)})
+		if err != nil {
+			return nil, fmt.Errorf("cluster %s: %w", k.Name, err)
+		}
+		d.clusters[k.Name], members[k.Name] = cluster, registration.Member{Cluster: cluster, Agents: k.Agents}
+	}
+	if d.orders, err = registration.OpenOrders(ctx, d.store); err != nil {
+		return nil, err
+	}
+	if d.agents, err = registration.OpenAgentBook(ctx, d.store); err != nil {
+		return nil, err
+	}
+
+	// The one procedure, and its door.
+	if c.Audit.File != "" {
+		if d.audit, err = openAuditFile(c.Audit.File); err != nil {
+			return nil, err
+		}
+		d.onClose(d.audit.close)
+		stderr = d.audit
+	}
+	d.decisions = registration.NewMetrics(d.registry)
+	d.journal = registration.NewJournal(stderr, registration.NewRing(c.RememberedDecisions), d.decisions, log)
+	d.registration, err = registration.New(registration.Config{
+		TrustDomain: c.trustDomain, Clusters: members, Policy: d.policy.current, Issuer: d.issuer, IsOwnKey: d.authority.IsOwnKey,
+		Agents: d.agents, Orders: d.orders, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.door = issuance.New(issuance.Config{
+		Registration: d.registration, Bundle: d.trust.Bundle, Limits: c.Limits, Log: log,
+		Credentials: issuance.NewCredentials(func() (*tls.Certificate, error) { return d.serving.Certificate(nil) }, bundleSource{d.trust}),
+	})
+	return d, nil
+}
+
+// run listens and serves until ctx ends or a part fails.
+func (d *daemon) run(ctx context.Context) error {
+	api, err := net.Listen("tcp", d.config.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	return d.runOn(ctx, api)
+}
+
+// runOn serves the gRPC API at a listener, and everything else where the configuration says.
+func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
+	c := d.config
+	defer api.Close() //nolint:errcheck // the server closes it first
+	ops, err := net.Listen("tcp", c.OpsAddress)
+	if err != nil {
+		return fmt.Errorf("opsAddress: %w", err)
+	}
+	defer ops.Close() //nolint:errcheck // likewise
+	adminServer, err := d.adminServer()
+	if err != nil {
+		return err
+	}
+	socket, err := admin.Listen(ctx, c.AdminSocket)
+	if err != nil {
+		return fmt.Errorf("adminSocket: %w", err)
+	}
+	defer socket.Close() //nolint:errcheck // likewise
+
+	g, ctx := errgroup.WithContext(ctx)
+	// The CA's own SVID needs the intermediate, so its loop begins when that has come for the first time.
+	atOnce, signing := make(chan struct{}), make(chan struct{})
+	close(atOnce)
+	first := sync.OnceFunc(func() { close(signing) })
+	keep := func(name string, s rotation.Subject, after <-chan struct{}, renewed func()) {
+		g.Go(func() error {
+			select {
+			case <-after:
+				_ = rotation.Keep(ctx, s, rotation.KeepOptions{Observe: d.observe(name, renewed), Retry: rotation.Retry{Max: 30 * time.Second}})
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}
+	keep("intermediate", d.authority, atOnce, first)
+	keep("server", d.serving, signing, func() {})
+	for name, cluster := range d.clusters {
+		g.Go(func() error { return ignoreEnd(ctx, cluster.Run(ctx), name) })
+	}
+	g.Go(func() error { d.policy.watch(ctx, d.policyText); return nil })
+	g.Go(func() error {
+		d.agents.Run(ctx, func(err error) { d.log.Error("agents' news could not be stored", "err", err) })
+		return nil
+	})
+	g.Go(func() error { d.prune(ctx); return nil })
+	g.Go(func() error { d.followReadiness(ctx); return nil })
+	if c.BundleFile != "" {
+		g.Go(func() error { keepBundleFile(ctx, c.BundleFile, d.trust, d.log); return nil })
+	}
+	if d.audit != nil {
+		g.Go(func() error { d.audit.reopenOnHangup(ctx, d.log); return nil })
+	}
+	g.Go(func() error { return serveOps(ctx, ops, d.registry, d.notReady) })
+	g.Go(func() error { return adminServer.Serve(ctx, socket) })
+	g.Go(func() error { return d.door.Serve(ctx, api) })
+	d.log.Info("meshca serves", "version", version, "trust_domain", c.trustDomain.Name(), "listen", api.Addr().String(),
+		"ops", ops.Addr().String(), "admin", c.AdminSocket)
+	err = g.Wait()
+	d.log.Info("meshca has stopped", "err", errorText(err))
+	return err
+}
+
+func (d *daemon) storePath() string { return filepath.Join(d.config.StateDir, "meshca.db") }
+
+func (d *daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
+
+func (d *daemon) close() error {
+	var errs []error
+	for _, f := range slices.Backward(d.closers) {
+		errs = append(errs, f())
+	}
+	d.closers = nil
+	return errors.Join(errs...)
+}
+
+// notReady says why the CA cannot sign now, a sentence each.
+func (d *daemon) notReady() []string {
+	var why []string
+	if err := d.issuer.Ready(); err != nil {
+		why = append(why, err.Error())
+	}
+	if err := d.serving.Ready(); err != nil {
+		why = append(why, err.Error())
+	}
+	if err := d.metrics.ledgerFault(); err != nil {
+		why = append(why, err.Error())
+	}
+	// One cluster that is away must not take the others' CA out of its Service; all of them away means nobody is served.
+	var faults []string
+	for _, name := range sortedNames(d.clusters) {
+		if err := d.clusters[name].Ready(); err != nil {
+			faults = append(faults, fmt.Sprintf("cluster %s: %v", name, err))
+		}
+	}
+	if len(faults) == len(d.clusters) {
+		why = append(why, faults...)
+	}
+	return why
+}
+
+// followReadiness carries readiness over to gRPC's health service, and into the log when it changes.
+func (d *daemon) followReadiness(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	ready := false
+	for {
+		why := d.notReady()
+		if now := len(why) == 0; now != ready {
+			ready = now
+			d.door.SetServing(ready)
+			if ready {
+				d.log.Info("ready: the CA can sign")
+			} else {
+				d.log.Warn("not ready", "why", why)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// prune forgets ledger entries whose certificates ended long ago, every hour.
+func (d *daemon) prune(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		before := time.Now().Add(-d.config.Ledger.KeepAfterExpiry.Duration)
+		if n, err := d.store.PruneLedger(ctx, before); err != nil && ctx.Err() == nil {
+			d.log.Error("the ledger could not be pruned", "err", err)
+		} else if n > 0 {
+			d.log.Info("old ledger entries were forgotten", "entries", n, "ended_before", before.UTC())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// observe logs and counts what Keep does with one of the CA's own credentials.
+func (d *daemon) observe(name string, renewed func()) func(rotation.Attempt) {
+	return func(a rotation.Attempt) {
+		d.metrics.renewed(name, a.Err)
+		d.attempts[name].Set(a)
+		if a.Err != nil {
+			d.log.Warn("a credential of the CA was not renewed", "credential", name, "cause", string(a.Cause), "failures", a.Failures,
+				"next", a.Next.UTC(), "err", a.Err)
+			return
+		}
+		renewed()
+		d.log.Info("a credential of the CA was renewed", "credential", name, "cause", string(a.Cause), "ends", a.Term.End().UTC(), "next", a.Next.UTC())
+	}
+}
+
+// bundleSource is the trust bundle as go-spiffe asks for it.
+type bundleSource struct{ trust *ca.Trust }
+
+var _ x509bundle.Source = bundleSource{}
+
+// GetX509BundleForTrustDomain returns the trust domain's bundle; no other is known.
+func (b bundleSource) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	bundle, _ := b.trust.Bundle()
+	return bundle.GetX509BundleForTrustDomain(td)
+}
+
+func ignoreEnd(ctx context.Context, err error, what string) error {
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// tuneGC lets the heap of a few tens of MiB grow to five times what is live before it is collected: issuance makes much
+// short-lived garbage, and at the usual factor of two collecting it costs a tenth of the CA's throughput. GOGC in the
+// environment still decides where it is set.
+func tuneGC() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+}

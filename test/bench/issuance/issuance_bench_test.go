@@ -1,0 +1,292 @@
+// Package issuance measures issuance against the floor of the machine that it runs on: see floor/main.go for what the
+// floor does. Both servers are processes of their own; the same 32 warm connections drive one and then the other, no
+// server sees a token twice.
+package issuance
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
+)
+
+const (
+	connections = 32
+	rounds      = 4
+	roundTime   = 2 * time.Second
+	tokensEach  = 14_000 // in a round, more than either server can use
+)
+
+var (
+	agentSubject = localissuer.Subject{
+		Namespace: "meshca", ServiceAccount: "meshca-agent", ServiceAccountUID: "sa-agent", Pod: "agent-1", PodUID: "pod-agent-1", Node: "node1", NodeUID: "uid-node1",
+	}
+	workload = localissuer.Subject{
+		Namespace: "shop", ServiceAccount: "web", ServiceAccountUID: "sa-web", Pod: "web-1", PodUID: "pod-web-1", Node: "node1", NodeUID: "uid-node1",
+	}
+)
+
+func BenchmarkIssueOneCSRACall(b *testing.B)      { compare(b, 1) }
+func BenchmarkIssueBatchesOf100CSRs(b *testing.B) { compare(b, 100) }
+
+// compare runs both servers in turns and reports the ratio of their rates over all rounds.
+func compare(b *testing.B, batch int) {
+	w := prepare(b)
+	tokens := w.mint(b, tokensEach)
+	requests := w.requests(b, tokens, batch)
+	meshca, floor := w.startCA(b), w.startFloor(b)
+	meshca.warm(b)
+	floor.warm(b)
+	b.ResetTimer()
+	for range b.N {
+		var ours, bare float64
+		for range rounds {
+			// New tokens for each round; both servers see each of them once.
+			bare += floor.drive(b, requests, batch)
+			ours += meshca.drive(b, requests, batch)
+			b.StopTimer()
+			requests = w.requests(b, w.mint(b, tokensEach), batch)
+			b.StartTimer()
+		}
+		b.ReportMetric(ours/rounds, "svids/s")
+		b.ReportMetric(bare/rounds, "floor/s")
+		b.ReportMetric(ours/bare, "of-floor")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// setup is a directory with a CA's configuration, and the issuer of tokens that it trusts.
+type setup struct {
+	dir    string
+	tokens *localissuer.Issuer
+	meshca string
+}
+
+func prepare(b *testing.B) *setup {
+	b.Helper()
+	dir := b.TempDir()
+	tokens, err := localissuer.Open(dir, "https://tokens.test")
+	check(b, err)
+	jwks, err := tokens.JWKS()
+	check(b, err)
+	check(b, os.WriteFile(filepath.Join(dir, "jwks.json"), jwks, 0o600))
+	w := &setup{dir: dir, tokens: tokens, meshca: build(b, dir, "github.com/meshca/meshca/cmd/meshca")}
+	config := fmt.Sprintf(`
+trustDomain: mesh.test
+listen: 127.0.0.1:%d
+opsAddress: 127.0.0.1:0
+adminSocket: %[2]s/admin.sock
+stateDir: %[2]s/state
+audit: {file: %[2]s/audit.log}
+upstream: {disk: {}}
+limits: {callsPerSecond: 1000000, bytesPerSecond: 1000000000, openCalls: 128}
+logLevel: warn
+clusters:
+  - {name: one, mode: jwks, issuer: "https://tokens.test", jwks: {file: %[2]s/jwks.json}, liveness: none}
+`, freePort(b), dir)
+	check(b, os.WriteFile(w.config(), []byte(config), 0o600))
+	out, err := exec.CommandContext(b.Context(), w.meshca, "root", "create", "--config", w.config()).CombinedOutput()
+	if err != nil {
+		b.Fatalf("root create: %v: %s", err, out)
+	}
+	return w
+}
+
+func (w *setup) config() string { return filepath.Join(w.dir, "meshca.yaml") }
+
+func (w *setup) mint(b *testing.B, n int) []string {
+	b.Helper()
+	tokens := make([]string, n)
+	var next atomic.Int64
+	var g sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() {
+			for i := int(next.Add(1) - 1); i < n; i = int(next.Add(1) - 1) {
+				token, err := w.tokens.Token(workload, "meshca", time.Hour)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				tokens[i] = token
+			}
+		})
+	}
+	g.Wait()
+	return tokens
+}
+
+// requests deals the tokens out in calls, with CSRs of a thousand keys.
+func (w *setup) requests(b *testing.B, tokens []string, batch int) []*meshcav1.IssueX509SVIDsRequest {
+	b.Helper()
+	csrs := make([][]byte, 1000)
+	for i := range csrs {
+		_, csrs[i] = newCSR(b)
+	}
+	var calls []*meshcav1.IssueX509SVIDsRequest
+	for len(tokens) >= batch {
+		call := &meshcav1.IssueX509SVIDsRequest{Cluster: "one"}
+		for i, token := range tokens[:batch] {
+			call.Requests = append(call.Requests, &meshcav1.X509SVIDRequest{Token: token, Csr: csrs[(len(calls)*batch+i)%len(csrs)]})
+		}
+		calls, tokens = append(calls, call), tokens[batch:]
+	}
+	return calls
+}
+
+// peer is a server under load.
+type peer struct {
+	clients []meshcav1.IssuanceServiceClient
+}
+
+func (w *setup) startCA(b *testing.B) *peer {
+	b.Helper()
+	start(b, w.meshca, "serve", "--config", w.config())
+	address := w.address(b)
+	// The CA's certificate is not what is measured; its identity is verified in the agent's own tests.
+	config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13} //nolint:gosec // loopback, in a benchmark
+	key, csr := newCSR(b)
+	token, err := w.tokens.Token(agentSubject, "meshca-agent", time.Hour)
+	check(b, err)
+	var attested *meshcav1.AttestAgentResponse
+	for range 100 { // until it serves
+		first := dial(b, address, config)
+		if attested, err = first.AttestAgent(b.Context(), &meshcav1.AttestAgentRequest{Cluster: "one", Token: token, Csr: csr}); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	check(b, err)
+	config = config.Clone()
+	config.Certificates = []tls.Certificate{{Certificate: attested.GetSvid().GetChain(), PrivateKey: key}}
+	return connect(b, address, config)
+}
+
+// startFloor gives the floor the same kinds of keys: a P-256 issuer, the same token key.
+func (w *setup) startFloor(b *testing.B) *peer {
+	b.Helper()
+	program := build(b, w.dir, "github.com/meshca/meshca/test/bench/issuance/floor")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(b, err)
+	cert := w.selfSigned(b, key)
+	certFile, keyFile := filepath.Join(w.dir, "floor.crt"), filepath.Join(w.dir, "floor.key")
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	check(b, err)
+	check(b, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600))
+	check(b, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	out := start(b, program, certFile, keyFile, certFile, filepath.Join(w.dir, "token-key.pem"))
+	address, err := bufio.NewReader(out).ReadString('\n')
+	check(b, err)
+	return connect(b, address[:len(address)-1], &tls.Config{
+		InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, //nolint:gosec // loopback, in a benchmark
+		Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}},
+	})
+}
+
+func connect(b *testing.B, address string, config *tls.Config) *peer {
+	p := &peer{}
+	for range connections {
+		p.clients = append(p.clients, dial(b, address, config))
+	}
+	return p
+}
+
+// warm opens every connection; a call without requests costs either server nothing.
+func (p *peer) warm(b *testing.B) {
+	for _, c := range p.clients {
+		_, _ = c.IssueX509SVIDs(b.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: "one"})
+	}
+}
+
+// drive sends calls over all connections for a round's time, and returns the rate of SVIDs.
+func (p *peer) drive(b *testing.B, calls []*meshcav1.IssueX509SVIDsRequest, batch int) float64 {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	defer cancel()
+	var next, done atomic.Int64
+	began := time.Now()
+	var g sync.WaitGroup
+	for _, client := range p.clients {
+		g.Go(func() {
+			for time.Since(began) < roundTime {
+				i := int(next.Add(1) - 1)
+				if i >= len(calls) {
+					return
+				}
+				r, err := client.IssueX509SVIDs(ctx, calls[i])
+				if err != nil {
+					b.Errorf("a call failed: %v", err)
+					return
+				}
+				for _, result := range r.GetResults() {
+					if result.GetSvid() == nil {
+						b.Errorf("a request was refused: %v", result.GetRefusal())
+						return
+					}
+				}
+				done.Add(int64(batch))
+			}
+		})
+	}
+	g.Wait()
+	return float64(done.Load()) / time.Since(began).Seconds()
+}
+
+func dial(b *testing.B, address string, config *tls.Config) meshcav1.IssuanceServiceClient {
+	b.Helper()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	check(b, err)
+	b.Cleanup(func() { _ = conn.Close() })
+	return meshcav1.NewIssuanceServiceClient(conn)
+}
+
+// start runs a program until the benchmark ends, or this process does.
+func start(b *testing.B, program string, args ...string) *os.File {
+	b.Helper()
+	read, write, err := os.Pipe()
+	check(b, err)
+	c := exec.CommandContext(b.Context(), program, args...)
+	c.Stdout, c.Stderr = write, os.Stderr
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	stdin, err := c.StdinPipe()
+	check(b, err)
+	check(b, c.Start())
+	check(b, write.Close())
+	b.Cleanup(func() {
+		_ = stdin.Close()
+		_ = c.Process.Signal(syscall.SIGTERM)
+		_ = c.Wait()
+		_ = read.Close()
+	})
+	return read
+}
+
+func build(b *testing.B, dir, pkg string) string {
+	b.Helper()
+	out := filepath.Join(dir, filepath.Base(pkg))
+	c := exec.CommandContext(b.Context(), "go", "build", "-o", out, pkg)
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := c.CombinedOutput(); err != nil {
+		b.Fatalf("go build %s: %v\n%s", pkg, err, text)
+	}
+	return out
+}

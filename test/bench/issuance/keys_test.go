@@ -1,0 +1,61 @@
+package issuance
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"math/big"
+	"net"
+	"os"
+	"regexp"
+	"testing"
+	"time"
+)
+
+func newCSR(b *testing.B) (*ecdsa.PrivateKey, []byte) {
+	b.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(b, err)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	check(b, err)
+	return key, der
+}
+
+func (w *setup) selfSigned(b *testing.B, key *ecdsa.PrivateKey) []byte {
+	b.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}, &x509.Certificate{}, &key.PublicKey, key)
+	check(b, err)
+	return der
+}
+
+// freePort finds a loopback port that was free a moment ago.
+func freePort(b *testing.B) int {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(b, err)
+	defer l.Close() //nolint:errcheck // it was only asked for its number
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// address is where the configuration says that the CA listens.
+func (w *setup) address(b *testing.B) string {
+	b.Helper()
+	config, err := os.ReadFile(w.config())
+	check(b, err)
+	found := regexp.MustCompile(`listen: (\S+)`).FindSubmatch(config)
+	if found == nil {
+		b.Fatal("the configuration names no address")
+	}
+	return string(found[1])
+}
+
+func check(b *testing.B, err error) {
+	b.Helper()
+	if err != nil {
+		b.Fatal(err)
+	}
+}
