@@ -41,19 +41,20 @@ func NewTraffic(url, want string) *Traffic {
 }
 
 // Run sends rate requests a second until ctx ends, and returns when the last of them has its answer: those under way
-// are not cut off, so that ending the demo never looks like a fault.
+// are not cut off, so that ending the demo never looks like a fault. What a busy machine held up is sent at once after.
 func (t *Traffic) Run(ctx context.Context, rate int) {
 	var open sync.WaitGroup
 	defer t.client.CloseIdleConnections()
 	defer open.Wait()
 	places := make(chan struct{}, maxOpen)
-	tick := time.NewTicker(time.Second / time.Duration(rate))
-	defer tick.Stop()
-	for {
+	begin := time.Now()
+	wait := time.NewTimer(0)
+	defer wait.Stop()
+	for sent := time.Duration(1); ; sent++ {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-wait.C:
 		}
 		select {
 		case <-ctx.Done():
@@ -64,6 +65,7 @@ func (t *Traffic) Run(ctx context.Context, rate int) {
 			defer func() { <-places }()
 			t.count(t.once(context.WithoutCancel(ctx)))
 		})
+		wait.Reset(time.Until(begin.Add(sent * time.Second / time.Duration(rate))))
 	}
 }
 
