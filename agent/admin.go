@@ -1,0 +1,181 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/rotation"
+)
+
+// admin answers at the admin socket. It changes nothing, so it leaves no audit lines.
+type admin struct {
+	meshcav1.UnimplementedAgentAdminServiceServer
+	agent *Agent
+}
+
+var _ meshcav1.AgentAdminServiceServer = (*admin)(nil)
+
+// serveAdmin answers at the admin socket until ctx ends.
+func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
+	server := grpc.NewServer(
+		grpc.ConnectionTimeout(5*time.Second), grpc.MaxRecvMsgSize(64<<10), grpc.MaxHeaderListSize(16<<10), grpc.MaxConcurrentStreams(16),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute}),
+		grpc.UnaryInterceptor(a.answer),
+	)
+	meshcav1.RegisterAgentAdminServiceServer(server, &admin{agent: a})
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { defer close(ended); stopGracefully(server) })
+	err := server.Serve(netutil.LimitListener(l, 64))
+	if !stop() {
+		<-ended
+		return nil
+	}
+	return fmt.Errorf("the admin socket: %w", err)
+}
+
+// answer turns errors and panics into refusals.
+func (a *Agent) answer(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.log.Error("an admin call panicked; the agent goes on", "method", info.FullMethod, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			resp, err = nil, refusal.Status(refusal.New(refusal.Internal, "an internal fault: the agent's log has it"))
+		}
+	}()
+	resp, err = handler(ctx, req)
+	return resp, refusal.Status(err)
+}
+
+// GetAgentStatus shows the agent and all it holds; keys excepted.
+func (s *admin) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRequest) (*meshcav1.GetAgentStatusResponse, error) {
+	a := s.agent
+	connected, last, lastAt, _ := a.follower.standing()
+	if err, at := a.self.lastError(); err != nil && at.After(lastAt) {
+		last, lastAt = err, at
+	}
+	why := a.NotReady()
+	status := &meshcav1.GetAgentStatusResponse{
+		Version: a.config.Version, TrustDomain: a.config.TrustDomain.Name(), Cluster: a.config.Cluster, Server: a.config.Server,
+		StartedAt: timestamppb.New(a.started), AgentTime: timestamppb.Now(), Ready: len(why) == 0, NotReady: why,
+		Self: a.self.shown(), Connected: connected, BundleSequence: a.trust.sequence(),
+		Workloads: make([]*meshcav1.WorkloadStatus, len(a.workloads)),
+	}
+	if last != nil {
+		status.LastError, status.LastErrorAt = last.Error(), timestamppb.New(lastAt)
+	}
+	if skew, measured := a.clock.offset(); measured {
+		status.ClockSkew = durationpb.New(skew)
+	}
+	streams := make(map[string]uint32, len(a.workloads))
+	for _, st := range a.sds.Streams() {
+		streams[st.Peer]++
+	}
+	for i, w := range a.workloads {
+		status.Workloads[i] = w.shown(streams[w.Socket])
+	}
+	return status, nil
+}
+
+// GetAgentBundle returns the trust bundle in use.
+func (s *admin) GetAgentBundle(context.Context, *meshcav1.GetAgentBundleRequest) (*meshcav1.GetAgentBundleResponse, error) {
+	encoded, err := s.agent.trust.current.Value().Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("the bundle: %w", err)
+	}
+	return &meshcav1.GetAgentBundleResponse{Bundle: encoded}, nil
+}
+
+// CheckAgent looks at everything that the agent rests on.
+func (s *admin) CheckAgent(ctx context.Context, _ *meshcav1.CheckAgentRequest) (*meshcav1.CheckAgentResponse, error) {
+	return &meshcav1.CheckAgentResponse{Findings: s.agent.check(ctx)}, nil
+}
+
+// shown is the form of an SVID in status.
+func (h *held) shown(renewAt time.Time, rotations uint64) *meshcav1.HeldSVID {
+	v := &meshcav1.HeldSVID{
+		SpiffeId: h.svid.ID.String(), Serial: h.serial(), NotAfter: timestamppb.New(h.leaf().NotAfter),
+		Remaining: durationpb.New(h.term.Remaining(time.Now())), Life: durationpb.New(h.term.Life),
+		Rotations: rotations, DnsNames: h.leaf().DNSNames, Chain: h.chain(),
+	}
+	if !renewAt.IsZero() {
+		v.RenewAt = timestamppb.New(renewAt)
+	}
+	return v
+}
+
+func (s *self) shown() *meshcav1.HeldSVID {
+	h := s.identity.Value()
+	if h == nil {
+		return nil
+	}
+	due := s.Due(h.term)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return h.shown(planned(s.next, due), s.rotations)
+}
+
+// lastError is why the last attempt failed, if it did.
+func (s *self) lastError() (error, time.Time) { //nolint:revive // the error is the subject here, not the outcome
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last, s.lastAt
+}
+
+func (w *workload) shown(streams uint32) *meshcav1.WorkloadStatus {
+	phase := rotation.Phased(w.phase())
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	st := &w.state
+	v := &meshcav1.WorkloadStatus{
+		Socket: w.Socket, TokenFile: w.TokenFile, State: string(st.condition()), OpenStreams: streams,
+		Nacks: st.nacks, LastNack: st.lastNack,
+	}
+	if st.held != nil {
+		v.Svid = st.held.shown(planned(st.next, phase(st.held.term)), st.rotations)
+	}
+	if st.failing && !st.next.IsZero() {
+		v.NextTry = timestamppb.New(st.next)
+	}
+	why, at := st.refused, st.refusedAt
+	if why == nil && st.tried {
+		why, at = st.listening, time.Time{}
+	}
+	if why != nil {
+		v.LastRefusal = refusalOf(why)
+		if !at.IsZero() {
+			v.LastRefusalAt = timestamppb.New(at)
+		}
+	}
+	return v
+}
+
+// planned is when the next attempt comes: what Keep said last, or what the schedule says of what was restored.
+func planned(next, due time.Time) time.Time {
+	if next.IsZero() {
+		return due
+	}
+	return next
+}
+
+// refusalOf is the form of an error in status.
+func refusalOf(err error) *meshcav1.Refusal {
+	e, ok := refusal.From(err)
+	if !ok {
+		return &meshcav1.Refusal{Code: uint32(refusal.Internal.Code()), Reason: string(refusal.Internal), Message: err.Error()}
+	}
+	v := &meshcav1.Refusal{Code: uint32(e.Reason.Code()), Reason: string(e.Reason), Message: e.Detail}
+	if e.RetryAfter > 0 {
+		v.RetryAfter = durationpb.New(e.RetryAfter)
+	}
+	return v
+}

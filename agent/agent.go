@@ -1,0 +1,348 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshca/meshca/api/issuance/client"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/sds"
+	"github.com/meshca/meshca/rotation"
+)
+
+// Agent is the agent of one node.
+type Agent struct {
+	config Config
+	log    *slog.Logger
+
+	trust    *trust
+	client   *client.Client
+	store    *store
+	clock    clock
+	self     *self
+	batcher  *batcher
+	follower *follower
+	sds      *sds.Server
+	metrics  *metrics
+
+	workloads []*workload
+	bySocket  map[string]*workload
+	// deniedIDs is the whole set of now.
+	deniedIDs atomic.Pointer[map[spiffeid.ID]bool]
+	// distributed is the bundle sequence that every socket serves and that is on disk.
+	distributed rotation.Current[uint64]
+	started     time.Time
+}
+
+var _ home = (*Agent)(nil)
+
+// New makes an agent of a configuration. It touches no file and no network before Run.
+func New(c Config) (*Agent, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	c = c.withDefaults()
+	a := &Agent{config: c, log: c.Log, started: time.Now(), bySocket: make(map[string]*workload, len(c.Workloads))}
+	a.deniedIDs.Store(&map[spiffeid.ID]bool{})
+	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
+	a.store = &store{filepath.Join(c.RuntimeDir, "keys")}
+	a.self = &self{
+		domain: c.TrustDomain, cluster: c.Cluster, tokenFile: c.TokenFile, version: c.Version,
+		trust: a.trust, store: a.store, clock: &a.clock, log: c.Log, gained: a.retryAll,
+		wake: make(chan struct{}, 1), identity: rotation.NewCurrent[*held](nil),
+	}
+	a.self.orders.wake = a.self.renewNow
+	var err error
+	a.client, err = client.New(client.Config{
+		Address: c.Server, TrustDomain: c.TrustDomain, Bundle: a.trust, Identity: a.self.certificate, Dial: c.Dial,
+		UserAgent: "meshca-agent/" + c.Version,
+		Rejected:  func(error) { _ = a.trust.readFile() }, // trust keeps the error for status and checks
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.self.client = a.client
+	if a.sds, err = a.newSDS(); err != nil {
+		return nil, err
+	}
+	for _, w := range c.Workloads {
+		made := newWorkload(w, a, a.trust, c.Log)
+		a.workloads = append(a.workloads, made)
+		a.bySocket[w.Socket] = made
+	}
+	a.metrics = newMetrics(a)
+	a.batcher = newBatcher(c.Cluster, a.client, a.called)
+	a.follower = &follower{
+		client: a.client, self: a.self, clock: &a.clock, log: c.Log, apply: a.apply, taken: a.taken,
+		hello: func() *meshcav1.SyncHello {
+			return &meshcav1.SyncHello{Cluster: c.Cluster, Version: c.Version, HighestBundleSequence: a.trust.sequence()}
+		},
+	}
+	return a, nil
+}
+
+// Run serves until ctx ends, and returns nil then. It returns an error when the agent cannot do its work at all: another
+// one runs in the same directory, or the admin socket or the ops address cannot be opened. Everything else it outlasts.
+func (a *Agent) Run(ctx context.Context) error {
+	unlock, err := a.prepare()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	defer a.client.Close()
+	admin, err := listen(a.config.AdminSocket, 0o600, nil, nil)
+	if err != nil {
+		return fmt.Errorf("the admin socket: %w", err)
+	}
+	ops, err := a.listenOps()
+	if err != nil {
+		_ = admin.Close()
+		return err
+	}
+	a.trust.load()
+	own := a.restore()
+
+	g, ctx := errgroup.WithContext(ctx)
+	transport := a.newSDSTransport()
+	g.Go(func() error { return a.serveAdmin(ctx, admin) })
+	g.Go(func() error { return a.serveOps(ctx, ops) })
+	g.Go(func() error { a.batcher.run(ctx); return nil })
+	g.Go(func() error { a.distribute(ctx); return nil })
+	g.Go(func() error { a.follower.run(ctx); return nil })
+	g.Go(func() error {
+		return stopped(rotation.Keep(ctx, a.self, rotation.KeepOptions{Have: own, Wake: a.self.wake, Observe: a.observeSelf}))
+	})
+	for _, w := range a.workloads {
+		g.Go(func() error { w.serve(ctx, transport, a.config.ConnectionsPerSocket); return nil })
+		g.Go(func() error { return stopped(a.keepWorkload(ctx, w)) })
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		a.self.orders.stop()
+		for _, w := range a.workloads {
+			w.stop()
+		}
+		stopGracefully(transport)
+		return nil
+	})
+	a.log.Info("agent started", "version", a.config.Version, "cluster", a.config.Cluster, "server", a.config.Server, "workloads", len(a.workloads))
+	err = g.Wait()
+	a.log.Info("agent stopped")
+	return err
+}
+
+// stopped turns the end that was asked for into success.
+func stopped(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// prepare makes the directories and sees that no second agent uses them.
+func (a *Agent) prepare() (unlock func(), err error) {
+	for _, dir := range []string{a.config.RuntimeDir, a.config.StateDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // sockets for others may lie in it; keys have a directory of their own
+			return nil, err
+		}
+	}
+	unlock, err = lockFile(filepath.Join(a.config.RuntimeDir, "agent.lock"), 5*time.Second)
+	if errors.Is(err, errLocked) {
+		return nil, fmt.Errorf("another meshca-agent uses %s: stop it, or set runtimeDir: %w", a.config.RuntimeDir, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := a.store.prepare(); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
+}
+
+// restore takes up what an earlier run kept, so that it is served also while the CA is gone. It returns the term of the
+// agent's own SVID.
+func (a *Agent) restore() (own *rotation.Term) {
+	names := make(map[string]bool, len(a.workloads))
+	for _, w := range a.workloads {
+		names[w.name] = true
+		if h := a.restored(w.name, w.Workload); h != nil {
+			w.restore(h)
+		}
+	}
+	if err := a.store.prune(names); err != nil {
+		a.log.Warn("keys of workloads that are gone cannot be removed", "dir", a.store.dir, "error", err)
+	}
+	if h := a.restored(selfName, Workload{}); h != nil {
+		a.self.use(h)
+		own = &h.term
+	}
+	return own
+}
+
+func (a *Agent) restored(name string, w Workload) *held {
+	h, err := a.store.load(name, w, a.config.TrustDomain)
+	if err != nil {
+		a.log.Warn("a kept SVID cannot be used; a new one is asked for", "socket", w.Socket, "error", err)
+		return nil
+	}
+	return h
+}
+
+func (a *Agent) keepWorkload(ctx context.Context, w *workload) error {
+	options := rotation.KeepOptions{Wake: w.wake, Observe: func(attempt rotation.Attempt) {
+		w.observed(attempt)
+		a.metrics.renewed("workload", attempt)
+	}}
+	if h := w.holds(); h != nil {
+		options.Have = &h.term
+	}
+	return rotation.Keep(ctx, w, options)
+}
+
+func (a *Agent) observeSelf(attempt rotation.Attempt) {
+	a.self.observed(attempt)
+	a.metrics.renewed("self", attempt)
+}
+
+// issue asks the CA, together with whoever else asks at this moment.
+func (a *Agent) issue(ctx context.Context, r *meshcav1.X509SVIDRequest) (*meshcav1.X509SVID, error) {
+	if err := a.self.await(ctx); err != nil {
+		return nil, err
+	}
+	return a.batcher.issue(ctx, r)
+}
+
+// called notes a call to the CA.
+func (a *Agent) called(size int, took time.Duration, answer *meshcav1.IssueX509SVIDsResponse, err error) {
+	a.metrics.called(size, took)
+	if err != nil {
+		a.self.distrust(err)
+		return
+	}
+	a.clock.measure(answer.GetServerTime(), took)
+	for _, r := range answer.GetResults() {
+		if err := client.RefusalOf(r); err != nil {
+			a.self.distrust(err) // who calls is judged item by item, too
+		}
+	}
+}
+
+func (a *Agent) denied(id spiffeid.ID) bool { return (*a.deniedIDs.Load())[id] }
+
+func (a *Agent) keep(w *workload, h *held) error {
+	if h == nil {
+		return a.store.remove(w.name)
+	}
+	skew, _ := a.clock.offset()
+	return a.store.save(w.name, w.Workload, h, skew)
+}
+
+func (a *Agent) agentID() string { return a.self.id() }
+
+// retryAll ends the backoff of every workload whose renewals fail: the CA is there again.
+func (a *Agent) retryAll() {
+	for _, w := range a.workloads {
+		w.retryNow()
+	}
+}
+
+// apply does what the CA's state says.
+func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
+	if err := a.trust.offer(state.GetBundle()); err != nil {
+		a.log.Error("a bundle from the CA cannot be used; the one before stays", "error", err)
+	}
+	a.applyDenials(state.GetDeniedIds())
+	for _, w := range a.workloads {
+		w.orders.apply(state.GetRenew(), w.holds(), w.phase())
+	}
+	a.self.orders.apply(state.GetRenew(), a.self.identity.Value(), a.self.id())
+	if first {
+		a.retryAll()
+	}
+}
+
+func (a *Agent) applyDenials(list []string) {
+	set := make(map[spiffeid.ID]bool, len(list))
+	for _, s := range list {
+		id, err := spiffeid.FromString(s)
+		if err != nil {
+			a.log.Error("the CA denies something that is no SPIFFE ID", "error", err)
+			continue
+		}
+		set[id] = true
+	}
+	before := *a.deniedIDs.Swap(&set)
+	if maps.Equal(before, set) {
+		return
+	}
+	for _, w := range a.workloads {
+		w.denials()
+	}
+}
+
+// distribute follows the bundle: it goes to every socket, and new calls go over a connection that was verified by it.
+func (a *Agent) distribute(ctx context.Context) {
+	for first := true; ; first = false {
+		bundle, stale := a.trust.current.Get()
+		for _, w := range a.workloads {
+			w.refresh()
+		}
+		if !first {
+			if err := a.client.Redial(); err != nil {
+				a.log.Error("the connection to the CA stays the old one", "error", err)
+			}
+		}
+		for !a.trust.ensureKept() && !fresher(stale) && ctx.Err() == nil {
+			sleep(ctx, 10*time.Second)
+		}
+		if sequence, ok := bundle.SequenceNumber(); ok && !fresher(stale) {
+			a.distributed.Set(sequence)
+		}
+		select {
+		case <-stale:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// fresher reports whether a value's channel says that there is another.
+func fresher(stale <-chan struct{}) bool {
+	select {
+	case <-stale:
+		return true
+	default:
+		return false
+	}
+}
+
+// taken waits until every open stream has a bundle newer than after, and returns its sequence.
+func (a *Agent) taken(ctx context.Context, after uint64) (uint64, error) {
+	for {
+		sequence, stale := a.distributed.Get()
+		var changed <-chan struct{}
+		if sequence > after {
+			lacking := 0
+			if lacking, changed = a.sds.Acknowledged(sequence); lacking == 0 {
+				return sequence, nil
+			}
+		}
+		select {
+		case <-changed:
+		case <-stale:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,37 @@
+package agent
+
+import (
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// maxMeasured is the longest round trip from which the skew can be told well enough.
+const maxMeasured = 2 * time.Second
+
+// clock is what is known of the CA's clock.
+type clock struct {
+	mu       sync.Mutex
+	skew     time.Duration
+	measured bool
+}
+
+// measure takes the CA's time from an answer that came now to a call that began `took` ago; half of that it was under
+// way.
+func (c *clock) measure(theirs *timestamppb.Timestamp, took time.Duration) {
+	if theirs.CheckValid() != nil || took > maxMeasured {
+		return
+	}
+	skew := theirs.AsTime().Sub(time.Now().Round(0).Add(-took / 2))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.skew, c.measured = skew, true
+}
+
+// offset is the CA's clock minus ours.
+func (c *clock) offset() (skew time.Duration, measured bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.skew, c.measured
+}

@@ -1,0 +1,16 @@
+// Package agent keeps the SVIDs of a node's workloads: it makes their keys, asks the CA for certificates with each
+// workload's own token, renews them in time, and serves them over SDS.
+//
+// The pieces, each a file:
+//
+//   - trust: the bundle by which the CA is known, from a file at first and from the CA after.
+//   - self: the agent's own SVID, which opens the CA's door and nothing else.
+//   - workload: one socket, one token file, one SVID; a rotation.Subject.
+//   - batch: renewals that fall together become one call.
+//   - follow: what the CA orders over Sync (bundle, denials, renewals), and the acknowledgements of bundles.
+//   - store: what outlives a restart.
+//   - serve, listen: the sockets of the workloads.
+//   - admin, check, ops, metrics: what people and programs see.
+//
+// What is held is served until it ends, whatever becomes of the CA, the agent's own SVID or other workloads.
+package agent

@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/rotation"
+)
+
+// maxChain bounds what a chain may hold.
+const maxChain = 8
+
+// held is an SVID and the term it was received with. It is not changed once it is made.
+type held struct {
+	svid *x509svid.SVID
+	term rotation.Term
+}
+
+// newCSR makes a key, P-256 and never used before, and a request that holds its public half and nothing else: the names
+// are the CA's to give.
+func newCSR() (*ecdsa.PrivateKey, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("no key could be made: %w", err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}, key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("no CSR could be made: %w", err)
+	}
+	return key, csr, nil
+}
+
+// receive checks what the CA answered before anything rests on it: our key, the ID it says, a chain to a root that is
+// trusted, a life that has not ended. The certificate's times are judged by the CA's clock, which remaining tells, for
+// ours may be wrong.
+func receive(answer *meshcav1.X509SVID, key crypto.Signer, roots x509bundle.Source) (*held, error) {
+	now := time.Now()
+	life, remaining := answer.GetLife().AsDuration(), answer.GetRemaining().AsDuration()
+	if life <= 0 || remaining <= 0 {
+		return nil, fmt.Errorf("the CA answered with an SVID that has ended (%v of %v left)", remaining, life)
+	}
+	id, err := spiffeid.FromString(answer.GetSpiffeId())
+	if err != nil {
+		return nil, fmt.Errorf("the CA answered with a bad SPIFFE ID: %w", err)
+	}
+	chain, err := parseChain(answer.GetChain())
+	if err != nil {
+		return nil, fmt.Errorf("the CA answered with a bad chain: %w", err)
+	}
+	svid := &x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}
+	if err := matches(svid); err != nil {
+		return nil, fmt.Errorf("the CA answered with a certificate that %w", err)
+	}
+	theirNow := chain[0].NotAfter.Add(-min(remaining, life))
+	if _, _, err := x509svid.Verify(chain, roots, x509svid.WithTime(theirNow)); err != nil {
+		return nil, fmt.Errorf("the CA answered with a chain that does not verify: %w", err)
+	}
+	return &held{svid: svid, term: rotation.Term{Life: life, Left: min(remaining, life), Received: now}}, nil
+}
+
+func parseChain(der [][]byte) ([]*x509.Certificate, error) {
+	if len(der) == 0 || len(der) > maxChain {
+		return nil, fmt.Errorf("%d certificates", len(der))
+	}
+	chain := make([]*x509.Certificate, len(der))
+	for i, raw := range der {
+		c, err := x509.ParseCertificate(raw)
+		if err != nil {
+			return nil, err
+		}
+		chain[i] = c
+	}
+	return chain, nil
+}
+
+// matches checks that the leaf is for the key and the ID.
+func matches(svid *x509svid.SVID) error {
+	leaf := svid.Certificates[0]
+	public, ok := svid.PrivateKey.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !public.Equal(leaf.PublicKey) {
+		return errors.New("is for another key")
+	}
+	id, err := x509svid.IDFromCert(leaf)
+	if err != nil {
+		return fmt.Errorf("is no SVID: %w", err)
+	}
+	if id != svid.ID {
+		return fmt.Errorf("is for %s and not for %s", id, svid.ID)
+	}
+	return nil
+}
+
+func (h *held) leaf() *x509.Certificate { return h.svid.Certificates[0] }
+
+// issued is the moment of issue by the CA's clock.
+func (h *held) issued() time.Time { return h.leaf().NotAfter.Add(-h.term.Life) }
+
+// serial is lower-case hex, as everywhere.
+func (h *held) serial() string { return hex.EncodeToString(h.leaf().SerialNumber.Bytes()) }
+
+// ended reports whether the term has run out.
+func (h *held) ended() bool { return h.term.Remaining(time.Now()) <= 0 }
+
+func (h *held) chain() [][]byte {
+	der := make([][]byte, len(h.svid.Certificates))
+	for i, c := range h.svid.Certificates {
+		der[i] = c.Raw
+	}
+	return der
+}
+
+// certificate is the form of crypto/tls.
+func (h *held) certificate() *tls.Certificate {
+	return &tls.Certificate{Certificate: h.chain(), PrivateKey: h.svid.PrivateKey, Leaf: h.leaf()}
+}

@@ -1,0 +1,176 @@
+package agent
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// maxSocketPath is sun_path of unix(7) without its final NUL.
+const maxSocketPath = 107
+
+// socket is a unix listener that knows which file it made, so that closing it never removes another's.
+type socket struct {
+	*net.UnixListener
+	path string
+	file os.FileInfo
+}
+
+// checkSocketPath looks at the path alone.
+func checkSocketPath(path string) error {
+	switch {
+	case path == "":
+		return refusal.New(refusal.SocketPath, "the path is empty")
+	case strings.ContainsRune(path, 0):
+		return refusal.New(refusal.SocketPath, "the path holds a NUL")
+	case path[0] == '@':
+		return refusal.New(refusal.SocketPath, "%s would be an abstract socket, which has neither mode nor owner", path)
+	case len(path) > maxSocketPath:
+		return refusal.New(refusal.SocketPath, "the path is %d bytes long, at most %d fit: %s", len(path), maxSocketPath, path)
+	}
+	return nil
+}
+
+// listen opens a unix socket that nobody but those whom mode and owner name can ever connect to. A stale socket of ours
+// is replaced; whatever else stands there is left alone and refused: SOCKET_PATH, SOCKET_IN_USE, SOCKET_UNSAFE_DIRECTORY.
+func listen(path string, mode fs.FileMode, uid, gid *int) (*socket, error) {
+	if err := checkSocketPath(path); err != nil {
+		return nil, err
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // others must reach their own socket through it
+		return nil, refusal.New(refusal.SocketPath, "its directory cannot be made: %w", err)
+	}
+	if err := checkDir(dir); err != nil {
+		return nil, err
+	}
+	if err := clearStale(path); err != nil {
+		return nil, err
+	}
+	l, err := bind(path)
+	if err != nil {
+		return nil, refusal.New(refusal.SocketPath, "%w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	s := &socket{UnixListener: l, path: path}
+	if s.file, err = os.Lstat(path); err == nil {
+		err = open(path, mode, uid, gid)
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, refusal.New(refusal.SocketPath, "its mode and owner cannot be set: %w", err)
+	}
+	return s, nil
+}
+
+// open hands the socket, which was born private, to its owner.
+func open(path string, mode fs.FileMode, uid, gid *int) error {
+	if uid != nil || gid != nil {
+		u, g := -1, -1
+		if uid != nil {
+			u = *uid
+		}
+		if gid != nil {
+			g = *gid
+		}
+		if err := os.Lchown(path, u, g); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(path, mode.Perm())
+}
+
+// Close stops listening and removes the socket file, if it is still the one that was made.
+func (s *socket) Close() error {
+	if s.intact() {
+		_ = os.Remove(s.path)
+	}
+	return s.UnixListener.Close()
+}
+
+// intact reports whether the path still leads to this socket.
+func (s *socket) intact() bool {
+	if s.file == nil {
+		return false
+	}
+	now, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(now, s.file)
+}
+
+// checkDir refuses a directory in which, or above which, anyone could put another socket in the place of ours.
+func checkDir(dir string) error {
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		resolved, err = filepath.Abs(resolved)
+	}
+	if err != nil {
+		return refusal.New(refusal.SocketPath, "%w", err)
+	}
+	for {
+		info, err := os.Stat(resolved)
+		if err != nil {
+			return refusal.New(refusal.SocketPath, "%w", err)
+		}
+		if !info.IsDir() {
+			return refusal.New(refusal.SocketPath, "%s is not a directory", resolved)
+		}
+		if info.Mode().Perm()&0o002 != 0 {
+			// In a sticky directory (/tmp) only the owners of a file and of the directory can replace it.
+			if info.Mode()&fs.ModeSticky == 0 {
+				return refusal.New(refusal.SocketUnsafeDir, "anyone can write to %s (mode %v)", resolved, info.Mode())
+			}
+			if owner := ownerOf(info); owner != 0 && owner != os.Geteuid() {
+				return refusal.New(refusal.SocketUnsafeDir, "anyone can write to %s, which belongs to uid %d", resolved, owner)
+			}
+		}
+		parent := filepath.Dir(resolved)
+		if parent == resolved {
+			return nil
+		}
+		resolved = parent
+	}
+}
+
+// clearStale removes a socket of ours that nobody answers at, and nothing else.
+func clearStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return refusal.New(refusal.SocketPath, "%w", err)
+	case info.Mode()&fs.ModeSymlink != 0:
+		return refusal.New(refusal.SocketPath, "%s is a symbolic link", path)
+	case info.Mode()&fs.ModeSocket == 0:
+		return refusal.New(refusal.SocketPath, "%s is a file that is no socket (%v)", path, info.Mode())
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		_ = conn.Close()
+		return refusal.New(refusal.SocketInUse, "something answers at %s", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return refusal.New(refusal.SocketInUse, "whether something answers at %s cannot be told: %w", path, err)
+	}
+	if owner, us := ownerOf(info), os.Geteuid(); us != 0 && owner != us {
+		return refusal.New(refusal.SocketPath, "the stale socket %s belongs to uid %d, this agent is uid %d", path, owner, us)
+	}
+	if err := os.Remove(path); err != nil {
+		return refusal.New(refusal.SocketPath, "a stale socket cannot be removed: %w", err)
+	}
+	return nil
+}
+
+func ownerOf(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}

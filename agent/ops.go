@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// listenOps opens the ops address; nil where there is none.
+func (a *Agent) listenOps() (net.Listener, error) {
+	if a.config.OpsAddress == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", a.config.OpsAddress)
+	if err != nil {
+		return nil, fmt.Errorf("opsAddress: %w", err)
+	}
+	a.log.Info("serving /livez, /readyz and /metrics", "address", l.Addr().String())
+	return l, nil
+}
+
+// serveOps answers probes and scrapes until ctx ends.
+func (a *Agent) serveOps(ctx context.Context, l net.Listener) error {
+	if l == nil {
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if why := a.NotReady(); len(why) > 0 {
+			http.Error(w, strings.Join(why, "\n"), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	}
+	done := make(chan struct{})
+	defer func() { <-done }()
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		ending, cancel := context.WithTimeout(context.Background(), drain)
+		defer cancel()
+		_ = server.Shutdown(ending)
+		_ = server.Close()
+	})
+	err := server.Serve(l)
+	if stop() {
+		close(done)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("ops HTTP: %w", err)
+}
+
+// NotReady says, a sentence each, why the agent cannot get SVIDs for its workloads now; none: it can. A workload that is
+// broken by itself is its own matter and shows in status.
+func (a *Agent) NotReady() []string {
+	var why []string
+	if len(a.trust.current.Value().X509Authorities()) == 0 {
+		why = append(why, "no trust bundle is held: "+a.config.BundleFile+" must bring the first one")
+	}
+	if h := a.self.identity.Value(); h == nil || h.ended() {
+		reason := "the first attempt has not been answered"
+		if err, _ := a.self.lastError(); err != nil {
+			reason = err.Error()
+		}
+		why = append(why, "the agent has no SVID of its own: "+reason)
+	}
+	opening := 0
+	for _, w := range a.workloads {
+		if w.neverOpened() {
+			opening++
+		}
+	}
+	if opening > 0 {
+		why = append(why, fmt.Sprintf("%d sockets are still to be opened for the first time", opening))
+	}
+	return why
+}

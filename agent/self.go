@@ -1,0 +1,186 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/api/issuance/client"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/rotation"
+)
+
+// distrustAfter is how old an own SVID must be before the CA's word against it makes the agent attest anew: younger
+// ones are what a call in flight was refused in spite of, and a CA that never takes one makes no storm.
+const distrustAfter = 5 * time.Second
+
+// self is the agent's own SVID. It opens the CA's door; what workloads hold does not hang on it.
+type self struct {
+	domain    spiffeid.TrustDomain
+	cluster   string
+	tokenFile string
+	version   string
+	trust     *trust
+	client    *client.Client
+	store     *store
+	clock     *clock
+	log       *slog.Logger
+	// gained is called when there is a new SVID to call with.
+	gained func()
+
+	wake   chan struct{}
+	orders orders
+	// identity is nil while there is none.
+	identity *rotation.Current[*held]
+
+	mu        sync.Mutex
+	last      error // of the last attempt
+	lastAt    time.Time
+	next      time.Time
+	rotations uint64
+}
+
+var _ rotation.Subject = (*self)(nil)
+
+// Renew attests the agent with its own token, every time.
+func (s *self) Renew(ctx context.Context) (rotation.Term, error) {
+	token, err := readToken(s.tokenFile)
+	if err != nil {
+		return rotation.Term{}, err
+	}
+	key, csr, err := newCSR()
+	if err != nil {
+		return rotation.Term{}, err
+	}
+	began := time.Now()
+	answer, err := s.client.AttestAgent(ctx, &meshcav1.AttestAgentRequest{
+		Cluster: s.cluster, Token: token.secret, Csr: csr, Version: s.version,
+	})
+	if err != nil {
+		return rotation.Term{}, err
+	}
+	s.clock.measure(answer.GetServerTime(), time.Since(began))
+	if err := s.trust.offer(answer.GetBundle()); err != nil {
+		s.log.Error("the bundle that came with the agent's SVID cannot be used", "error", err)
+	}
+	h, err := receive(answer.GetSvid(), key, s.trust)
+	if err != nil {
+		return rotation.Term{}, err
+	}
+	if want := "/meshca/agent/" + s.cluster + "/"; !h.svid.ID.MemberOf(s.domain) || !strings.HasPrefix(h.svid.ID.Path(), want) {
+		return rotation.Term{}, fmt.Errorf("the CA answered with %s, which is no agent of cluster %s", h.svid.ID, s.cluster)
+	}
+	skew, _ := s.clock.offset()
+	if err := s.store.save(selfName, Workload{}, h, skew); err != nil {
+		s.log.Error("the agent's SVID cannot be kept; it is in use, but a restart has to attest anew", "error", err)
+	}
+	s.use(h)
+	s.gained()
+	return h.term, nil
+}
+
+// use puts an SVID, or none, in the place of the one before.
+func (s *self) use(h *held) {
+	s.identity.Set(h)
+	if err := s.client.Redial(); err != nil {
+		s.log.Error("the connection to the CA stays the old one", "error", err)
+	}
+}
+
+// Due spreads agents by their IDs.
+func (s *self) Due(t rotation.Term) time.Time { return rotation.Phased(s.id())(t) }
+
+// Expired stops showing the SVID; workloads keep theirs.
+func (s *self) Expired() {
+	s.log.Error("the agent's own SVID has ended; what workloads hold is served on, and the agent goes on attesting itself")
+	if err := s.store.remove(selfName); err != nil {
+		s.log.Error("the ended SVID of the agent cannot be removed", "error", err)
+	}
+	s.use(nil)
+}
+
+// distrust attests anew, without the SVID that the CA does not take. err says why it does not.
+func (s *self) distrust(err error) {
+	switch refusal.Of(err) {
+	case refusal.AgentUnknown, refusal.AgentExpired, refusal.CallerUntrusted, refusal.AgentRequired:
+	default:
+		return
+	}
+	h := s.identity.Value()
+	if h == nil || time.Since(h.term.Received) < distrustAfter {
+		return
+	}
+	s.log.Warn("the CA does not take the agent's SVID; attesting anew", "error", err)
+	s.use(nil)
+	s.renewNow()
+}
+
+func (s *self) renewNow() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// id is the agent's SPIFFE ID, empty before it had one.
+func (s *self) id() string {
+	if h := s.identity.Value(); h != nil {
+		return h.svid.ID.String()
+	}
+	return ""
+}
+
+// certificate is what the client shows at a handshake.
+func (s *self) certificate() *tls.Certificate {
+	if h := s.identity.Value(); h != nil && !h.ended() {
+		return h.certificate()
+	}
+	return nil
+}
+
+// await returns once the agent has an SVID to call with. At the end of ctx it says why there is none.
+func (s *self) await(ctx context.Context) error {
+	for {
+		h, stale := s.identity.Get()
+		if h != nil && !h.ended() {
+			return nil
+		}
+		select {
+		case <-stale:
+		case <-ctx.Done():
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if e, ok := refusal.From(s.last); ok {
+				return &refusal.Error{Reason: e.Reason, Detail: "the agent has no SVID of its own: " + e.Detail, RetryAfter: e.RetryAfter}
+			}
+			if s.last != nil {
+				return refusal.New(refusal.CAUnreachable, "the agent has no SVID of its own: %w", s.last)
+			}
+			return refusal.New(refusal.CAUnreachable, "the agent has no SVID of its own yet")
+		}
+	}
+}
+
+// observed notes an attempt of Keep.
+func (s *self) observed(a rotation.Attempt) {
+	s.mu.Lock()
+	before := s.last
+	s.last, s.lastAt, s.next = a.Err, time.Now(), a.Next
+	if a.Err == nil {
+		s.rotations++
+	}
+	s.mu.Unlock()
+	switch {
+	case a.Err != nil && refusal.Of(before) != refusal.Of(a.Err):
+		s.log.Warn("the agent cannot attest itself", "error", a.Err, "next", a.Next)
+	case a.Err == nil:
+		s.log.Info("the agent has a new SVID", "spiffe_id", s.id(), "cause", string(a.Cause), "next", a.Next)
+	}
+}

@@ -1,0 +1,162 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"golang.org/x/net/netutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/sds"
+)
+
+const (
+	// reopen is how long a workload's socket that cannot be opened is left alone; what is wrong with it is often put
+	// right by whoever makes the pod.
+	reopen = 5 * time.Second
+	// watch is how often it is looked whether the socket is still there.
+	watch = 10 * time.Second
+	// drain bounds how long streams and calls may take to end at the stop.
+	drain = 3 * time.Second
+)
+
+// newSDS makes the one SDS server behind all sockets. Which socket a stream came through tells whose it is.
+func (a *Agent) newSDS() (*sds.Server, error) {
+	return sds.New(sds.Config{
+		Source: func(ctx context.Context) (sds.Source, error) {
+			w, err := a.workloadOf(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return sds.SourceFunc(w.secrets.Get), nil
+		},
+		Peer: func(ctx context.Context) string {
+			if w, err := a.workloadOf(ctx); err == nil {
+				return w.Socket
+			}
+			return ""
+		},
+		PlainValidation: a.config.PlainValidation,
+		SystemBundle:    a.config.SystemBundle,
+		Limits:          a.config.SDS,
+		Observe: sds.Observe{
+			Acked:   func(sds.Stream) { a.metrics.acks.Inc() },
+			Nacked:  a.nacked,
+			Unknown: a.unknown,
+			Closed:  a.streamClosed,
+		},
+	})
+}
+
+// workloadOf finds the workload whose socket a call came through.
+func (a *Agent) workloadOf(ctx context.Context) (*workload, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.LocalAddr == nil {
+		return nil, refusal.New(refusal.Internal, "the call came through no socket")
+	}
+	w, ok := a.bySocket[p.LocalAddr.String()]
+	if !ok {
+		return nil, refusal.New(refusal.Internal, "no workload has the socket %s", p.LocalAddr)
+	}
+	return w, nil
+}
+
+func (a *Agent) nacked(s sds.Stream, n sds.Nack) {
+	a.metrics.nacks.Inc()
+	w, ok := a.bySocket[s.Peer]
+	if !ok {
+		return
+	}
+	w.log.Warn("a proxy refused what it was sent", "node", s.Node, "names", n.Names, "detail", n.Detail)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state.nacks++
+	w.state.lastNack = n.Detail
+}
+
+func (a *Agent) unknown(s sds.Stream, names []string) {
+	a.metrics.unknown.Add(float64(len(names)))
+	a.log.Warn("a proxy asks for secrets that are not served to it", "socket", s.Peer, "node", s.Node, "names", names[:min(len(names), 8)])
+}
+
+func (a *Agent) streamClosed(s sds.Stream, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		a.log.Debug("an SDS stream ended", "socket", s.Peer, "node", s.Node, "error", err)
+	}
+}
+
+// serve keeps the workload's socket open until ctx ends. A socket that cannot be opened is its own workload's trouble
+// alone: it is tried again, also when somebody took the file away.
+func (w *workload) serve(ctx context.Context, server *grpc.Server, connections int) {
+	for ctx.Err() == nil {
+		s, err := listen(w.Socket, w.Mode, w.UID, w.GID)
+		w.listened(err)
+		if err == nil {
+			err = w.accept(ctx, server, s, connections)
+			if ctx.Err() != nil {
+				return
+			}
+			w.listened(err)
+		}
+		sleep(ctx, reopen)
+	}
+}
+
+// accept serves the socket until it is gone; grpc closes it at the stop.
+func (w *workload) accept(ctx context.Context, server *grpc.Server, s *socket, connections int) error {
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(netutil.LimitListener(s, connections)) }()
+	look := time.NewTicker(watch)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-done:
+			_ = s.Close()
+			if err == nil {
+				err = grpc.ErrServerStopped
+			}
+			return err
+		case <-look.C:
+			if !s.intact() {
+				_ = s.Close()
+				<-done
+				return refusal.New(refusal.SocketPath, "the socket was removed or replaced")
+			}
+		case <-ctx.Done():
+			// The streams end first: see Agent.stop.
+			return <-done
+		}
+	}
+}
+
+// listened notes whether the socket is open.
+func (w *workload) listened(err error) {
+	w.mu.Lock()
+	before := w.state.listening
+	w.state.listening, w.state.tried = err, true
+	w.mu.Unlock()
+	switch {
+	case err == nil:
+		w.log.Info("serving SDS")
+	case before == nil || before.Error() != err.Error():
+		w.log.Error("the socket is not open; it is tried again", "error", err)
+	}
+}
+
+// newSDSTransport makes the gRPC server of the sockets.
+func (a *Agent) newSDSTransport() *grpc.Server {
+	server := grpc.NewServer(sds.ServerOptions(a.config.SDS)...)
+	secretv3.RegisterSecretDiscoveryServiceServer(server, a.sds)
+	return server
+}
+
+// stopGracefully lets calls end by themselves, for a while.
+func stopGracefully(server *grpc.Server) {
+	late := time.AfterFunc(drain, server.Stop)
+	defer late.Stop()
+	server.GracefulStop()
+}

@@ -1,0 +1,226 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/rotation"
+)
+
+// trust is the bundle of the own trust domain: what the CA is verified against and what workloads are served. Between
+// two bundles the higher sequence wins, wherever they come from.
+//
+// A PEM file has no sequence: it counts when nothing is held, and after it was changed, which is its owner's word.
+type trust struct {
+	domain spiffeid.TrustDomain
+	file   string // the first trust
+	kept   string // where the bundle outlives a restart
+	log    *slog.Logger
+
+	// current is never nil; it is empty until a bundle was found. Bundles are not changed once they are in it.
+	current *rotation.Current[*spiffebundle.Bundle]
+
+	mu      sync.Mutex
+	pem     string // digest of the PEM file that was taken last, hex
+	fileErr error  // why the file could not be taken when it was read last
+	keptErr error  // why the bundle is not on disk
+}
+
+// keptTrust is the file that trust keeps.
+type keptTrust struct {
+	Bundle json.RawMessage `json:"bundle"`
+	// PEM is the digest of the PEM file that was taken last.
+	PEM string `json:"pem,omitempty"`
+}
+
+var _ x509bundle.Source = (*trust)(nil)
+
+func newTrust(domain spiffeid.TrustDomain, file, kept string, log *slog.Logger) *trust {
+	return &trust{domain: domain, file: file, kept: kept, log: log, current: rotation.NewCurrent(spiffebundle.New(domain))}
+}
+
+// GetX509BundleForTrustDomain gives the roots of now.
+func (t *trust) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	b := t.current.Value()
+	if len(b.X509Authorities()) == 0 {
+		return nil, fmt.Errorf("no trust bundle is held: %s must bring it", t.file)
+	}
+	return b.GetX509BundleForTrustDomain(td)
+}
+
+// sequence is that of the bundle held; 0 where it has none.
+func (t *trust) sequence() uint64 {
+	n, _ := t.current.Value().SequenceNumber()
+	return n
+}
+
+// load takes what an earlier run kept, and the file.
+func (t *trust) load() {
+	if err := t.restore(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.log.Warn("the kept trust bundle cannot be used, the bundle file has to do", "file", t.kept, "error", err)
+	}
+	if err := t.readFile(); err != nil {
+		t.log.Warn("the bundle file cannot be used; it is read again at each handshake that fails", "file", t.file, "error", err)
+	}
+}
+
+func (t *trust) restore() error {
+	data, err := readFile(t.kept, maxBundleBytes)
+	if err != nil {
+		return err
+	}
+	var k keptTrust
+	if err := json.Unmarshal(data, &k); err != nil {
+		return err
+	}
+	b, err := parseBundle(t.domain, k.Bundle)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pem = k.PEM
+	t.current.Set(b)
+	return nil
+}
+
+// readFile reads the bundle file and takes what it holds if it is newer than what is held.
+func (t *trust) readFile() error {
+	b, pem, err := readBundleFile(t.domain, t.file)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fileErr = err
+	if err != nil {
+		return err
+	}
+	if pem != "" && pem == t.pem {
+		return nil // taken already; what is held came after it
+	}
+	if _, numbered := b.SequenceNumber(); numbered && !newer(b, t.current.Value()) {
+		return nil
+	}
+	t.pem = pem
+	t.set(b, "bundle file")
+	return nil
+}
+
+// offer takes a bundle that came over a verified connection, if it is newer than what is held.
+func (t *trust) offer(encoded []byte) error {
+	b, err := parseBundle(t.domain, encoded)
+	if err != nil {
+		return fmt.Errorf("the CA's bundle: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if newer(b, t.current.Value()) {
+		t.set(b, "CA")
+	}
+	return nil
+}
+
+// set puts a bundle on disk and then in use; t.mu is held.
+func (t *trust) set(b *spiffebundle.Bundle, from string) {
+	if t.keptErr = t.write(b); t.keptErr != nil {
+		t.log.Error("the trust bundle cannot be kept; it is in use, but a restart will not know it", "file", t.kept, "error", t.keptErr)
+	}
+	sequence, _ := b.SequenceNumber()
+	t.log.Info("new trust bundle", "from", from, "sequence", sequence, "roots", len(b.X509Authorities()))
+	t.current.Set(b)
+}
+
+func (t *trust) write(b *spiffebundle.Bundle) error {
+	encoded, err := b.Marshal()
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(keptTrust{Bundle: encoded, PEM: t.pem})
+	if err != nil {
+		return err
+	}
+	return replaceFile(t.kept, data)
+}
+
+// ensureKept reports whether the bundle in use is on disk; it is written again where that failed before.
+func (t *trust) ensureKept() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.keptErr != nil {
+		t.keptErr = t.write(t.current.Value())
+	}
+	return t.keptErr == nil
+}
+
+// faults are why the file and the kept copy are not as they should be.
+func (t *trust) faults() (file, kept error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.fileErr, t.keptErr
+}
+
+// newer reports whether b is to replace held. A bundle with a sequence replaces one without.
+func newer(b, held *spiffebundle.Bundle) bool {
+	if len(held.X509Authorities()) == 0 {
+		return true
+	}
+	n, numbered := b.SequenceNumber()
+	h, heldNumbered := held.SequenceNumber()
+	return numbered && (!heldNumbered || n > h)
+}
+
+// parseBundle reads SPIFFE JSON and wants at least one X.509 root in it.
+func parseBundle(td spiffeid.TrustDomain, encoded []byte) (*spiffebundle.Bundle, error) {
+	b, err := spiffebundle.Parse(td, encoded)
+	if err != nil {
+		return nil, err
+	}
+	if len(b.X509Authorities()) == 0 {
+		return nil, errors.New("it holds no X.509 root")
+	}
+	return b, nil
+}
+
+// readBundleFile reads SPIFFE JSON, or PEM, of which it also gives the digest.
+func readBundleFile(td spiffeid.TrustDomain, path string) (b *spiffebundle.Bundle, pemDigest string, err error) {
+	data, err := readFile(path, maxBundleBytes)
+	if err != nil {
+		return nil, "", err
+	}
+	if trimmed := bytes.TrimSpace(data); len(trimmed) > 0 && trimmed[0] == '{' {
+		b, err = parseBundle(td, trimmed)
+	} else {
+		var roots *x509bundle.Bundle
+		if roots, err = x509bundle.Parse(td, data); err == nil && len(roots.X509Authorities()) == 0 {
+			err = errors.New("it holds neither a SPIFFE bundle nor a PEM certificate")
+		}
+		if err == nil {
+			b = spiffebundle.FromX509Bundle(roots)
+			sum := sha256.Sum256(data)
+			pemDigest = hex.EncodeToString(sum[:])
+		}
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: %w", path, err)
+	}
+	return b, pemDigest, nil
+}
+
+// fileMode is the mode of the bundle file, for checks.
+func (t *trust) fileMode() (fs.FileMode, error) {
+	info, err := os.Stat(t.file)
+	if err != nil {
+		return 0, err
+	}
+	return info.Mode(), nil
+}

@@ -1,0 +1,274 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/sds"
+	"github.com/meshca/meshca/rotation"
+)
+
+// workload is one identity on this node: a token file, a socket, and the SVID that goes from the one to the other.
+type workload struct {
+	Workload
+	name  string // in the store
+	home  home
+	roots *trust
+	log   *slog.Logger
+
+	wake    chan struct{}
+	orders  orders
+	secrets rotation.Current[*sds.Secrets]
+
+	mu    sync.Mutex
+	state state
+}
+
+// home is what a workload has of its agent. Its methods are safe for concurrent use and, but for issue, do not wait.
+type home interface {
+	// issue asks the CA for one SVID, once the agent can ask.
+	issue(ctx context.Context, r *meshcav1.X509SVIDRequest) (*meshcav1.X509SVID, error)
+	// denied reports whether an operator denied the ID.
+	denied(id spiffeid.ID) bool
+	// keep makes h outlive a restart; nil: nothing does.
+	keep(w *workload, h *held) error
+	// agentID is empty while the agent has none.
+	agentID() string
+}
+
+// state is what is known of a workload; workload.mu guards it.
+type state struct {
+	held      *held // nil: nothing is served but bundles
+	had       bool  // something was held once
+	denied    bool  // what was held, or would be, is denied
+	expired   bool
+	stopped   bool
+	rotations uint64
+
+	refused   error // of the last attempt, until the next success
+	refusedAt time.Time
+	next      time.Time
+	failing   bool
+	// listening is why the socket is not open; nil when it is. tried: it is known by now.
+	listening error
+	tried     bool
+	nacks     uint64
+	lastNack  string
+}
+
+var _ rotation.Subject = (*workload)(nil)
+
+func newWorkload(c Workload, h home, roots *trust, log *slog.Logger) *workload {
+	w := &workload{Workload: c, name: nameOf(c), home: h, roots: roots, log: log.With("socket", c.Socket), wake: make(chan struct{}, 1)}
+	w.orders.wake = w.renewNow
+	w.state.listening = refusal.New(refusal.SocketPath, "the socket is not open yet")
+	return w
+}
+
+// Renew asks for a new SVID: a new key, the token as it is now.
+func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
+	token, err := readToken(w.TokenFile)
+	if err != nil {
+		return rotation.Term{}, err
+	}
+	key, csr, err := newCSR()
+	if err != nil {
+		return rotation.Term{}, err
+	}
+	request := &meshcav1.X509SVIDRequest{Csr: csr, Token: token.secret}
+	if w.TTL > 0 {
+		request.Ttl = durationpb.New(w.TTL)
+	}
+	answer, err := w.home.issue(ctx, request)
+	if err != nil {
+		if refusal.Of(err) == refusal.IdentityDenied {
+			w.drop(err)
+		}
+		return rotation.Term{}, err
+	}
+	h, err := receive(answer, key, w.roots)
+	if err != nil {
+		return rotation.Term{}, err
+	}
+	if strings.HasPrefix(h.svid.ID.Path(), "/meshca/") {
+		return rotation.Term{}, fmt.Errorf("the CA answered with %s, which is no workload's", h.svid.ID)
+	}
+	return h.term, w.install(h)
+}
+
+// install keeps an SVID and serves it.
+func (w *workload) install(h *held) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	// Asked under the lock: a denial that comes now finds either nothing held or this.
+	if w.home.denied(h.svid.ID) {
+		w.state.denied = true
+		return refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID)
+	}
+	if err := w.home.keep(w, h); err != nil {
+		w.log.Error("an SVID cannot be kept; it is served, but a restart has to ask for a new one", "error", err)
+	}
+	if w.state.had {
+		w.state.rotations++
+	}
+	w.state.held, w.state.had, w.state.denied, w.state.expired = h, true, false, false
+	w.publish()
+	return nil
+}
+
+// restore serves what an earlier run kept.
+func (w *workload) restore(h *held) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state.held, w.state.had = h, true
+	w.publish()
+}
+
+// Due spreads by the node, the identity and the place where it is served.
+func (w *workload) Due(t rotation.Term) time.Time { return rotation.Phased(w.phase())(t) }
+
+func (w *workload) phase() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	id := ""
+	if w.state.held != nil {
+		id = w.state.held.svid.ID.String()
+	}
+	return w.home.agentID() + "|" + id + "|" + w.Socket
+}
+
+// Expired withdraws the SVID: nothing is served that has ended.
+func (w *workload) Expired() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state.held == nil {
+		return // dropped before
+	}
+	w.log.Error("an SVID has ended before a new one could be had; it is served no longer", "spiffe_id", w.state.held.svid.ID.String())
+	w.state.expired = true
+	w.withdraw()
+}
+
+// drop withdraws the SVID because the identity is denied.
+func (w *workload) drop(why error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state.held != nil {
+		w.log.Warn("an SVID is dropped", "spiffe_id", w.state.held.svid.ID.String(), "why", why.Error())
+	}
+	w.state.denied = true
+	w.withdraw()
+}
+
+// withdraw forgets what is held, on disk too; w.mu is held.
+func (w *workload) withdraw() {
+	w.state.held = nil
+	if err := w.home.keep(w, nil); err != nil {
+		w.log.Error("a withdrawn SVID cannot be removed from the runtime directory", "error", err)
+	}
+	w.publish()
+}
+
+// denials looks at what is denied now: what is held must go, and what was denied and is no longer is asked for again.
+func (w *workload) denials() {
+	w.mu.Lock()
+	h, was := w.state.held, w.state.denied
+	w.mu.Unlock()
+	switch {
+	case h != nil && w.home.denied(h.svid.ID):
+		w.drop(refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID))
+	case h == nil && was:
+		// Whose the token is only the CA knows, so ask it: it still says no when another denial was lifted.
+		w.renewNow()
+	}
+}
+
+// refresh serves the bundle of now.
+func (w *workload) refresh() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.publish()
+}
+
+// publish gives SDS what is held now; w.mu is held. Before the first SVID streams wait; after the last one is gone they
+// are told.
+func (w *workload) publish() {
+	if w.state.stopped || w.state.held == nil && !w.state.had && !w.state.denied {
+		return
+	}
+	var c sds.SecretsConfig
+	if w.state.held != nil {
+		c.SVIDs = []*x509svid.SVID{w.state.held.svid}
+	}
+	if b := w.roots.current.Value(); len(b.X509Authorities()) > 0 {
+		c.Bundles = []*spiffebundle.Bundle{b}
+	}
+	secrets, err := sds.NewSecrets(c)
+	if err != nil {
+		w.log.Error("what is held cannot be served", "error", err)
+		return
+	}
+	w.secrets.Set(secrets)
+}
+
+// stop ends the streams and the timers.
+func (w *workload) stop() {
+	w.orders.stop()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state.stopped = true
+	w.secrets.Set(sds.End(refusal.New(refusal.Stopping, "the agent is stopping").After(time.Second)))
+}
+
+func (w *workload) renewNow() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// retryNow ends the backoff of a workload whose renewals fail.
+func (w *workload) retryNow() {
+	w.mu.Lock()
+	failing := w.state.failing
+	w.mu.Unlock()
+	if failing {
+		w.renewNow()
+	}
+}
+
+// holds returns what is held, or nil.
+func (w *workload) holds() *held {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.held
+}
+
+// observed notes an attempt of Keep.
+func (w *workload) observed(a rotation.Attempt) {
+	w.mu.Lock()
+	before := w.state.refused
+	w.state.refused, w.state.failing, w.state.next = a.Err, a.Err != nil, a.Next
+	if a.Err != nil {
+		w.state.refusedAt = time.Now()
+	}
+	h := w.state.held
+	w.mu.Unlock()
+	switch {
+	case a.Err != nil && refusal.Of(before) != refusal.Of(a.Err):
+		w.log.Warn("no new SVID", "error", a.Err, "next", a.Next)
+	case a.Err == nil && h != nil:
+		w.log.Info("new SVID", "spiffe_id", h.svid.ID.String(), "serial", h.serial(), "cause", string(a.Cause), "next", a.Next)
+	}
+}
