@@ -131,7 +131,7 @@ func (a *Authority) renew(ctx context.Context) (*Signer, error) {
 }
 
 // Due is half-life.
-func (a *Authority) Due(t rotation.Term) time.Time { return t.Issued().Add(t.Life / 2) }
+func (a *Authority) Due(t rotation.Term) time.Time { return rotation.HalfLife(t) }
 
 // Expired drops the key.
 func (a *Authority) Expired() { a.current.Store(nil) }

@@ -86,7 +86,7 @@ func (s *Serving) renew(ctx context.Context) (rotation.Term, error) {
 }
 
 // Due is half-life.
-func (s *Serving) Due(t rotation.Term) time.Time { return t.Issued().Add(t.Life / 2) }
+func (s *Serving) Due(t rotation.Term) time.Time { return rotation.HalfLife(t) }
 
 // Expired stops serving: clients would refuse it anyway, and say less clearly why.
 func (s *Serving) Expired() { s.current.Store(nil) }

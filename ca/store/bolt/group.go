@@ -23,13 +23,17 @@ const groupHeader = 1 + 8
 
 var errGroup = errors.New("the ledger holds a group that cannot be read")
 
-// appendGroup appends the encoding of a group to b.
-func appendGroup(b []byte, group []ca.LedgerEntry) []byte {
+// encodeGroup is the value of a group.
+func encodeGroup(group []ca.LedgerEntry) []byte {
 	var last int64
+	size := groupHeader + binary.MaxVarintLen64
 	for i := range group {
-		last = max(last, group[i].NotAfter.Unix())
+		e := &group[i]
+		last = max(last, e.NotAfter.Unix())
+		size += len(e.Serial) + len(e.ID) + len(e.Profile) + len(e.AuthorityKeyID) + len(e.TBSDigest) + len(e.Evidence) +
+			8*binary.MaxVarintLen32
 	}
-	b = append(b, groupVersion)
+	b := append(make([]byte, 0, size), groupVersion)
 	b = binary.BigEndian.AppendUint64(b, uint64(last))
 	b = binary.AppendUvarint(b, uint64(len(group)))
 	for i := range group {

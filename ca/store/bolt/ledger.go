@@ -29,7 +29,7 @@ func (s *Store) AppendLedger(ctx context.Context, group []ca.LedgerEntry) error 
 		if err := b.SetSequence(last + uint64(len(group))); err != nil {
 			return err
 		}
-		return b.Put(indexKey(last+1), appendGroup(nil, group))
+		return b.Put(indexKey(last+1), encodeGroup(group))
 	})
 }
 

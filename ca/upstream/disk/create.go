@@ -62,9 +62,13 @@ func Create(f Files, o CreateOptions) (*x509.Certificate, error) {
 	return root, write(f, []*x509.Certificate{root}, key)
 }
 
-// Import checks a root that exists elsewhere and copies it to where f says. to.Passphrase is the passphrase file that a
-// CA will use from then on; the key stays as it is, encrypted or not. It refuses when either file exists.
+// Import checks a root that exists elsewhere and copies it to where to says. The key stays as it is, encrypted or not;
+// its passphrase is read from from.Passphrase, or where that is empty from to.Passphrase, which is what the CA will read.
+// It refuses when either file exists.
 func Import(from, to Files) (*x509.Certificate, error) {
+	if from.Passphrase == "" {
+		from.Passphrase = to.Passphrase
+	}
 	if err := absent(to); err != nil {
 		return nil, err
 	}
