@@ -1,0 +1,242 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"sigs.k8s.io/yaml"
+
+	"github.com/meshca/meshca/agent"
+	"github.com/meshca/meshca/api/sds"
+)
+
+// maxConfigBytes bounds what is read of a configuration file.
+const maxConfigBytes = 4 << 20
+
+// Config is the configuration file of `meshca-agent run`: YAML, read strictly (an unknown key is an error). This struct
+// is its manual. Paths are absolute; durations are Go's ("6h", "90s").
+type Config struct {
+	// TrustDomain is the SPIFFE trust domain, such as "mesh.example", as the CA has it. Required.
+	TrustDomain string `json:"trustDomain"`
+	// Cluster is this node's cluster, by its name under `clusters` in the CA's configuration. Required.
+	Cluster string `json:"cluster"`
+	// Server is the CA's gRPC address, host:port. Required.
+	Server string `json:"server"`
+	// TokenFile holds the agent's own service-account token, audience "meshca-agent", bound to its pod. It is read again
+	// at each use. Default "/var/run/secrets/meshca/token".
+	TokenFile string `json:"tokenFile"`
+	// BundleFile is how the agent knows the CA the first time: a SPIFFE bundle (JSON with its sequence) or PEM, which only
+	// the CA may write. It is read at the start and again at each handshake with the CA that fails; the higher sequence
+	// wins. Default "/etc/meshca/bundle.json".
+	BundleFile string `json:"bundleFile"`
+	// RuntimeDir holds keys/ (mode 0700; put it on a tmpfs) and the admin socket. Default "/run/meshca-agent".
+	RuntimeDir string `json:"runtimeDir"`
+	// StateDir holds the trust bundle, which must outlive a reboot. Default "/var/lib/meshca-agent".
+	StateDir string `json:"stateDir"`
+	// AdminSocket is the unix socket that certctl speaks to, mode 0600. Default "<runtimeDir>/admin.sock".
+	AdminSocket string `json:"adminSocket"`
+	// OpsAddress is the address of /livez, /readyz and /metrics, plain HTTP. Default "127.0.0.1:9091".
+	OpsAddress string `json:"opsAddress"`
+	// Workloads are the identities to keep and to serve on this node.
+	Workloads []WorkloadConfig `json:"workloads"`
+	// SDS is how secrets are served.
+	SDS SDSConfig `json:"sds"`
+	// LogLevel is debug, info, warn or error. Default "info". The log goes to stderr, a JSON object a line.
+	LogLevel string `json:"logLevel"`
+}
+
+// WorkloadConfig is one identity: the token that proves it, and the socket that serves it.
+type WorkloadConfig struct {
+	// Socket is the path of the workload's own unix socket, at most 107 bytes. Required.
+	Socket string `json:"socket"`
+	// TokenFile holds the workload's service-account token, audience "meshca", bound to its pod. It is read again at each
+	// use. Required.
+	TokenFile string `json:"tokenFile"`
+	// Mode of the socket, octal in quotes. Whoever can write to the socket gets the identity. Default "0600".
+	Mode string `json:"mode"`
+	// UID and GID own the socket. Default: the agent's own.
+	UID *int `json:"uid"`
+	GID *int `json:"gid"`
+	// TTL asks for SVIDs that live shorter than policy grants. Default: what policy grants.
+	TTL Duration `json:"ttl"`
+}
+
+// SDSConfig is how secrets are served, and what one proxy may cost.
+type SDSConfig struct {
+	// PlainValidation writes validation contexts as a bare trusted_ca instead of envoy.tls.cert_validator.spiffe, for
+	// proxies that do not know the latter. A proxy gets that for itself by node metadata
+	// `disable_spiffe_cert_validation: true`. Default false.
+	PlainValidation bool `json:"plainValidation"`
+	// SystemBundle is the path, in the proxy's file system, that the name `file-root:system` stands for. Default
+	// "/etc/ssl/certs/ca-certificates.crt".
+	SystemBundle string `json:"systemBundle"`
+	// ConnectionsPerSocket is how many connections a workload may have open; further ones wait. Default 1024.
+	ConnectionsPerSocket int `json:"connectionsPerSocket"`
+	// StreamsPerSocket is how many SDS streams a workload may have open. Default 4096.
+	StreamsPerSocket int `json:"streamsPerSocket"`
+	// Streams is how many all workloads may have open together. Default 20000.
+	Streams int `json:"streams"`
+	// NamesPerStream is how many secrets a stream may ask for at once. Default 10000.
+	NamesPerStream int `json:"namesPerStream"`
+	// RequestsPerSecond is how many requests of one stream are read; those beyond wait. Default 1000.
+	RequestsPerSecond int `json:"requestsPerSecond"`
+}
+
+// Duration is a time.Duration that is written as a string.
+type Duration struct{ time.Duration }
+
+// UnmarshalJSON wants "90s", not a number of nanoseconds.
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	s, err := strconv.Unquote(string(b))
+	if err != nil {
+		return fmt.Errorf("%s is no duration: write it like \"90s\" or \"6h\"", b)
+	}
+	if d.Duration, err = time.ParseDuration(s); err != nil {
+		return fmt.Errorf("%q is no duration: write it like \"90s\" or \"6h\"", s)
+	}
+	return nil
+}
+
+// loadConfig reads, completes and checks a configuration file.
+func loadConfig(file string) (*Config, error) {
+	data, err := readBounded(file)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", file, err)
+	}
+	return c, nil
+}
+
+func parseConfig(data []byte) (*Config, error) {
+	var c Config
+	if err := yaml.UnmarshalStrict(data, &c); err != nil {
+		return nil, err
+	}
+	c.complete()
+	if _, err := c.agent(nil); err != nil {
+		return nil, err
+	}
+	if _, err := c.logLevel(); err != nil {
+		return nil, err
+	}
+	return &c, nil
+}
+
+// complete fills in defaults.
+func (c *Config) complete() {
+	set := func(s *string, d string) {
+		if *s == "" {
+			*s = d
+		}
+	}
+	set(&c.TokenFile, "/var/run/secrets/meshca/token")
+	set(&c.BundleFile, "/etc/meshca/bundle.json")
+	set(&c.RuntimeDir, "/run/meshca-agent")
+	set(&c.StateDir, "/var/lib/meshca-agent")
+	set(&c.AdminSocket, filepath.Join(c.RuntimeDir, "admin.sock"))
+	set(&c.OpsAddress, "127.0.0.1:9091")
+	set(&c.LogLevel, "info")
+	for i := range c.Workloads {
+		set(&c.Workloads[i].Mode, "0600")
+	}
+}
+
+// agent is the checked configuration as the agent takes it.
+func (c *Config) agent(log *slog.Logger) (agent.Config, error) {
+	td, err := trustDomain(c.TrustDomain)
+	if err != nil {
+		return agent.Config{}, err
+	}
+	var errs []error
+	for _, p := range []struct{ key, path string }{
+		{"tokenFile", c.TokenFile}, {"bundleFile", c.BundleFile}, {"runtimeDir", c.RuntimeDir}, {"stateDir", c.StateDir}, {"adminSocket", c.AdminSocket},
+	} {
+		errs = append(errs, absolute(p.key, p.path))
+	}
+	if c.SDS.ConnectionsPerSocket < 0 || c.SDS.StreamsPerSocket < 0 || c.SDS.Streams < 0 || c.SDS.NamesPerStream < 0 || c.SDS.RequestsPerSecond < 0 {
+		errs = append(errs, errors.New("sds: a limit is negative: leave it out for its default"))
+	}
+	a := agent.Config{
+		TrustDomain: td, Cluster: c.Cluster, Server: c.Server, TokenFile: c.TokenFile, BundleFile: c.BundleFile,
+		RuntimeDir: c.RuntimeDir, StateDir: c.StateDir, AdminSocket: c.AdminSocket, OpsAddress: c.OpsAddress,
+		PlainValidation: c.SDS.PlainValidation, SystemBundle: c.SDS.SystemBundle, ConnectionsPerSocket: c.SDS.ConnectionsPerSocket,
+		SDS: sds.Limits{
+			Names: c.SDS.NamesPerStream, Streams: c.SDS.Streams, StreamsPerPeer: c.SDS.StreamsPerSocket, RequestsPerSecond: c.SDS.RequestsPerSecond,
+		},
+		Version: version, Log: log,
+	}
+	for i, w := range c.Workloads {
+		made, err := w.agent(fmt.Sprintf("workloads[%d]", i))
+		errs = append(errs, err)
+		a.Workloads = append(a.Workloads, made)
+	}
+	errs = append(errs, a.Check())
+	return a, errors.Join(errs...)
+}
+
+func (w WorkloadConfig) agent(key string) (agent.Workload, error) {
+	mode, err := strconv.ParseUint(w.Mode, 8, 32)
+	if err != nil || mode == 0 || mode > 0o777 {
+		return agent.Workload{}, fmt.Errorf("%s.mode: %q is no file mode: write it in octal and quotes, like \"0660\"", key, w.Mode)
+	}
+	return agent.Workload{Socket: w.Socket, TokenFile: w.TokenFile, Mode: fs.FileMode(mode), UID: w.UID, GID: w.GID, TTL: w.TTL.Duration},
+		errors.Join(absolute(key+".socket", w.Socket), absolute(key+".tokenFile", w.TokenFile))
+}
+
+// absolute lets an empty path pass: that it is missing is said elsewhere.
+func absolute(key, path string) error {
+	if path != "" && !filepath.IsAbs(path) {
+		return fmt.Errorf("%s: %q is not an absolute path", key, path)
+	}
+	return nil
+}
+
+// trustDomain accepts a bare name alone: go-spiffe would take a SPIFFE ID too, and with it a path.
+func trustDomain(s string) (spiffeid.TrustDomain, error) {
+	if s == "" {
+		return spiffeid.TrustDomain{}, errors.New("trustDomain: required, such as \"mesh.example\"")
+	}
+	td, err := spiffeid.TrustDomainFromString(s)
+	if err != nil || td.Name() != s {
+		return spiffeid.TrustDomain{}, fmt.Errorf("trustDomain: %.255q is no trust domain name: lower-case letters, digits, dots, dashes and underscores", s)
+	}
+	return td, nil
+}
+
+func (c *Config) logLevel() (slog.Level, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return 0, fmt.Errorf("logLevel: %q is none: debug, info, warn or error", c.LogLevel)
+	}
+	return level, nil
+}
+
+func readBounded(file string) ([]byte, error) {
+	f, err := os.Open(file) //nolint:gosec // named by whoever starts the agent
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s does not exist", file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxConfigBytes {
+		return nil, fmt.Errorf("%s is larger than %d MiB", file, maxConfigBytes>>20)
+	}
+	return data, nil
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const minimal = "trustDomain: mesh.test\ncluster: prod\nserver: ca.mesh.test:8443\n"
+
+func workload(lines string) string {
+	return minimal + "workloads:\n- socket: /run/w/a.sock\n  tokenFile: /run/w/a.token\n" + lines
+}
+
+func TestParseConfig(t *testing.T) {
+	c, err := parseConfig([]byte(workload("  mode: \"0660\"\n  uid: 1337\n  ttl: 1h\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := c.agent(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := a.Workloads[0]
+	if w.Mode != 0o660 || *w.UID != 1337 || w.GID != nil || w.TTL.Hours() != 1 {
+		t.Errorf("workload %+v", w)
+	}
+	if a.AdminSocket != "/run/meshca-agent/admin.sock" || a.OpsAddress != "127.0.0.1:9091" || a.StateDir != "/var/lib/meshca-agent" {
+		t.Errorf("defaults %+v", a)
+	}
+}
+
+func TestParseConfigRefuses(t *testing.T) {
+	for name, c := range map[string]struct{ yaml, want string }{
+		"empty":                   {"", "trustDomain"},
+		"unknown key":             {minimal + "servr: x\n", "servr"},
+		"unknown workload key":    {workload("  tokenPath: x\n"), "tokenPath"},
+		"key twice":               {minimal + "cluster: b\n", "cluster"},
+		"trust domain upper case": {strings.Replace(minimal, "mesh.test\n", "Mesh.Test\n", 1), "trustDomain"},
+		"trust domain with path":  {strings.Replace(minimal, "mesh.test\n", "spiffe://mesh.test/a\n", 1), "trustDomain"},
+		"cluster":                 {strings.Replace(minimal, "prod", "a/b", 1), "cluster"},
+		"server without port":     {strings.Replace(minimal, "ca.mesh.test:8443", "ca.mesh.test", 1), "server"},
+		"bad duration":            {workload("  ttl: 5 minutes\n"), "duration"},
+		"duration as number":      {workload("  ttl: 5\n"), "duration"},
+		"negative duration":       {workload("  ttl: -5m\n"), "ttl"},
+		"mode not octal":          {workload("  mode: \"0999\"\n"), "mode"},
+		"mode with setuid":        {workload("  mode: \"4600\"\n"), "mode"},
+		"mode as number":          {workload("  mode: 0600\n"), "mode"},
+		"negative uid":            {workload("  uid: -1\n"), "uid"},
+		"relative socket":         {strings.Replace(workload(""), "/run/w/a.sock", "a.sock", 1), "absolute"},
+		"no token":                {strings.Replace(workload(""), "  tokenFile: /run/w/a.token\n", "", 1), "tokenFile is missing"},
+		"socket too long":         {strings.Replace(workload(""), "/run/w/a.sock", "/"+strings.Repeat("s", 107), 1), "107"},
+		"socket with NUL":         {strings.Replace(workload(""), "/run/w/a.sock", "\"/run/\\0/a\"", 1), "NUL"},
+		"one socket twice":        {workload("- socket: /run/w/./a.sock\n  tokenFile: /b\n"), "already"},
+		"admin socket twice":      {workload("- socket: /run/meshca-agent/admin.sock\n  tokenFile: /b\n"), "admin socket"},
+		"log level":               {minimal + "logLevel: loud\n", "logLevel"},
+		"negative limit":          {minimal + "sds: {streams: -1}\n", "negative"},
+		"not YAML":                {"\t{", "yaml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parseConfig([]byte(c.yaml))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want something about %q", err, c.want)
+			}
+		})
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte(minimal))
+	f.Add([]byte(workload("  mode: \"0660\"\n  ttl: 1h\n")))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parseConfig(data)
+		if err == nil && (c.TrustDomain == "" || c.Cluster == "" || c.Server == "") {
+			t.Errorf("accepted without what is required: %+v", c)
+		}
+	})
+}
+
+func TestCommands(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(file, []byte(workload("")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bad := filepath.Join(t.TempDir(), "bad.yaml")
+	if err := os.WriteFile(bad, []byte("nothing: here\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"version":         {[]string{"version"}, 0, "meshca-agent dev"},
+		"check":           {[]string{"config", "check", file}, 0, "fine (trust domain mesh.test, cluster prod, 1 workloads)"},
+		"check bad":       {[]string{"config", "check", bad}, 1, "unknown field"},
+		"check nothing":   {[]string{"config", "check"}, 2, "--help"},
+		"check missing":   {[]string{"config", "check", bad + "x"}, 1, "does not exist"},
+		"run without":     {[]string{"run"}, 2, "--config"},
+		"run bad":         {[]string{"run", "--config", bad}, 1, "unknown field"},
+		"unknown flag":    {[]string{"run", "--nope"}, 2, "--help"},
+		"unknown command": {[]string{"walk"}, 2, "--help"},
+		"completion":      {[]string{"completion", "bash"}, 0, "bash completion"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			if code := execute(context.Background(), c.args, &out, &out); code != c.code {
+				t.Errorf("exit code %d, want %d", code, c.code)
+			}
+			if !strings.Contains(out.String(), c.want) {
+				t.Errorf("printed %q, want something about %q", out.String(), c.want)
+			}
+		})
+	}
+}
