@@ -156,11 +156,11 @@ func agentFinding(s *meshcav1.GetStatusResponse, now time.Time) *meshcav1.Findin
 	}
 	f := &meshcav1.Finding{Subject: "agents", Level: levelOK, Detail: fmt.Sprintf("%d connected", connected)}
 	if len(behind) > 0 {
-		f.Detail += fmt.Sprintf("; %d have not acknowledged bundle %d yet: %s", len(behind), s.GetBundleSequence(), some(behind))
+		f.Detail += fmt.Sprintf("; not yet acknowledged bundle %d: %s", s.GetBundleSequence(), some(behind))
 	}
 	if len(quiet) > 0 {
 		f.Level = levelWarning
-		f.Detail += fmt.Sprintf("; %d were seen within a day and are not connected: %s", len(quiet), some(quiet))
+		f.Detail += fmt.Sprintf("; seen within a day and not connected: %s", some(quiet))
 		f.Hint = "Run `certctl check` on those nodes. Nodes that were removed are forgotten after a day."
 	}
 	return f
@@ -176,14 +176,20 @@ func some(names []string) string {
 
 // spell writes a duration in its two largest units: 71h59m, 5m30s, 89d4h.
 func spell(d time.Duration) string {
+	const day = 24 * time.Hour
 	d = d.Round(time.Second)
+	unit, sub, names := time.Minute, time.Second, [2]string{"m", "s"}
 	switch {
-	case d >= 72*time.Hour:
-		return fmt.Sprintf("%dd%dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+	case d >= 3*day:
+		unit, sub, names = day, time.Hour, [2]string{"d", "h"}
 	case d >= time.Hour:
-		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
-	case d >= time.Minute:
-		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+		unit, sub, names = time.Hour, time.Minute, [2]string{"h", "m"}
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
 	}
-	return d.String()
+	text := fmt.Sprintf("%d%s", d/unit, names[0])
+	if rest := d % unit / sub; rest > 0 {
+		text += fmt.Sprintf("%d%s", rest, names[1])
+	}
+	return text
 }

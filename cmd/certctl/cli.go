@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meshca/meshca/api/admin/client"
+)
+
+// Exit codes; the help text says them too.
+const (
+	exitFine        = 0
+	exitNo          = 1 // a failed check, a refusal, no such thing
+	exitUsage       = 2
+	exitUnreachable = 3
+)
+
+const manual = `certctl asks the CA and the agents of meshca how they are, what they issued and why they refused, and gives
+orders: deny an identity, renew SVIDs. It speaks to their admin sockets, which only root and their own
+user may open.
+
+Without --socket and --agent, "status" and "check" ask whichever socket is on this machine; all else
+asks the CA. Every verb prints a table for people, or with -o json and -o yaml all fields for programs.
+
+Exit codes: 0 fine · 1 a failed check, a refusal, or no such thing · 2 wrong usage · 3 cannot reach.`
+
+// cli is one run of the program: what it reads, writes and was told by flags.
+type cli struct {
+	in       io.Reader
+	out, err io.Writer
+	now      func() time.Time
+	colour   bool
+
+	format, socket, agent string
+	// socketSet and agentSet are whether the flag was given.
+	socketSet, agentSet bool
+	timeout             time.Duration
+}
+
+// run executes the command line and returns the exit code.
+func (c *cli) run(ctx context.Context, args []string) int {
+	root := c.command()
+	root.SetArgs(args)
+	root.SetIn(c.in)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitFine
+	}
+	var f *failure
+	if !errors.As(err, &f) { // cobra's own: unknown commands and flags, wrong numbers of arguments
+		f = &failure{code: exitUsage, what: strings.TrimSuffix(firstLine(err.Error()), "."), next: "See `certctl --help`"}
+	}
+	if !f.silent {
+		fmt.Fprintln(c.err, "certctl:", f.Error())
+	}
+	return f.code
+}
+
+func (c *cli) command() *cobra.Command {
+	root := &cobra.Command{
+		Use: "certctl", Short: "Ask and order meshca's CA and agents", Long: manual, Version: version,
+		SilenceErrors: true, SilenceUsage: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			c.socketSet, c.agentSet = cmd.Flags().Changed("socket"), cmd.Flags().Changed("agent")
+			if !slices.Contains(formats, c.format) {
+				return usage("-o %q is not an output format: it is one of %s", c.format, strings.Join(formats, ", "))
+			}
+			if c.timeout <= 0 {
+				return usage("--timeout %s is not a time to wait", c.timeout)
+			}
+			return nil
+		},
+	}
+	f := root.PersistentFlags()
+	f.StringVarP(&c.format, "output", "o", formatTable, "output: table, json or yaml")
+	f.StringVar(&c.socket, "socket", client.DefaultCASocket, "the CA's admin `socket`")
+	f.StringVar(&c.agent, "agent", client.DefaultAgentSocket, "ask the agent of this node, at its admin `socket` (write --agent=SOCKET)")
+	f.Lookup("agent").NoOptDefVal = client.DefaultAgentSocket
+	f.Lookup("agent").DefValue = "" // the help says it once, behind the name
+	f.DurationVar(&c.timeout, "timeout", 30*time.Second, "how long to wait for an answer")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	root.SetVersionTemplate("certctl {{.Version}}\n")
+	root.RunE = c.group(root)
+	root.AddCommand(c.statusCommand(), c.checkCommand(), c.svidCommand(), c.bundleCommand(), c.policyCommand(),
+		c.explainCommand(), c.denialsCommand(), c.versionCommand())
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	return root
+}
+
+// group is what a command with subcommands does by itself: it shows them, and fails as wrong usage.
+func (c *cli) group(cmd *cobra.Command) func(*cobra.Command, []string) error {
+	cmd.Args = cobra.ArbitraryArgs
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return &failure{code: exitUsage, what: fmt.Sprintf("%q is not a command of `%s`", args[0], cmd.CommandPath()), next: meant(cmd, args[0]) + "See `certctl --help`"}
+		}
+		cmd.SetOut(c.err)
+		_ = cmd.Help()
+		return &failure{code: exitUsage, silent: true}
+	}
+}
+
+func meant(cmd *cobra.Command, typed string) string {
+	cmd.SuggestionsMinimumDistance = 2
+	if s := cmd.SuggestionsFor(typed); len(s) > 0 {
+		return "Did you mean " + strings.Join(s, " or ") + "? "
+	}
+	return ""
+}
+
+// within bounds a verb by --timeout.
+func (c *cli) within(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(cmd.Context(), c.timeout)
+}
+
+// args refuses a wrong number of arguments in our own words.
+func args(least, most int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if len(given) < least || len(given) > most {
+			return usage("`%s` takes %s, not %d arguments", cmd.CommandPath(), what, len(given))
+		}
+		return nil
+	}
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}

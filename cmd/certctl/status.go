@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+)
+
+// statuses is the output of `status`; what was not asked is left out.
+type statuses struct {
+	CA    *message `json:"ca,omitempty"`
+	Agent *message `json:"agent,omitempty"`
+}
+
+func (c *cli) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "How the CA is, or with --agent the agent", Args: args(0, 0, "no arguments"),
+		Long: `Shows the CA's authorities, clusters, policy and agents; with --agent what the agent of this node holds and
+how its renewals go. It shows and does not judge: "certctl check" does.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := c.within(cmd)
+			defer cancel()
+			askCA, askAgent, err := c.asked()
+			if err != nil {
+				return err
+			}
+			var ca *meshcav1.GetStatusResponse
+			var agent *meshcav1.GetAgentStatusResponse
+			var out statuses
+			if askCA {
+				if ca, err = c.caStatus(ctx); err != nil {
+					return err
+				}
+				out.CA = &message{ca}
+			}
+			if askAgent {
+				if agent, err = c.agentStatus(ctx); err != nil {
+					return err
+				}
+				out.Agent = &message{agent}
+			}
+			return c.show(out, func(p *page) {
+				if ca != nil {
+					drawCA(p, ca)
+				}
+				if agent != nil {
+					p.gap()
+					drawAgent(p, agent)
+				}
+			})
+		},
+	}
+}
+
+func (c *cli) caStatus(ctx context.Context) (*meshcav1.GetStatusResponse, error) {
+	conn, err := c.openCA(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	s, err := conn.CA.GetStatus(ctx, &meshcav1.GetStatusRequest{})
+	if err != nil {
+		return nil, theCA.failed(err)
+	}
+	return s, nil
+}
+
+func (c *cli) agentStatus(ctx context.Context) (*meshcav1.GetAgentStatusResponse, error) {
+	conn, err := c.openAgent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	s, err := conn.Agent.GetAgentStatus(ctx, &meshcav1.GetAgentStatusRequest{})
+	if err != nil {
+		return nil, theAgent.failed(err)
+	}
+	return s, nil
+}
+
+func drawCA(p *page, s *meshcav1.GetStatusResponse) {
+	p.line("CA of trust domain %s", s.GetTrustDomain())
+	policy := text("no rules: the plain ID for all")
+	if n := s.GetPolicy().GetRules(); n > 0 {
+		policy = textf("%d rules of %s, loaded %s", n, s.GetPolicy().GetFile(), p.relative(s.GetPolicy().GetLoadedAt().AsTime()))
+	}
+	list := []pair{
+		{"version", text(s.GetVersion())},
+		{"ready", yes(s.GetReady())},
+	}
+	for _, why := range s.GetNotReady() {
+		list = append(list, pair{"not ready", text(why).as(bad)})
+	}
+	list = append(list,
+		pair{"started", p.when(s.GetStartedAt())},
+		pair{"bundle", textf("sequence %d", s.GetBundleSequence())},
+		pair{"decisions", textf("%d issued, %d refused since the start", s.GetIssued(), s.GetRefused())},
+		pair{"ledger", textf("%d entries in %s", s.GetLedgerEntries(), s.GetStore())},
+		pair{"policy", policy},
+	)
+	if e := s.GetPolicy().GetLastError(); e != "" {
+		list = append(list, pair{"policy file", text("not in force: " + e).as(bad)})
+	}
+	p.pairs(list...)
+	drawAuthorities(p, s)
+	drawClusters(p, s)
+	drawAgents(p, s)
+}
+
+func drawAuthorities(p *page, s *meshcav1.GetStatusResponse) {
+	var rows [][]cell
+	for _, a := range s.GetAuthorities() {
+		rows = append(rows, []cell{
+			text(a.GetKind()), text(a.GetSubject()), text(a.GetState()), p.ends(a.GetNotBefore(), a.GetNotAfter()), p.when(a.GetRenewAt()),
+			text(a.GetSerial()), text(a.GetLastError()).as(bad),
+		})
+	}
+	if len(rows) > 0 {
+		p.gap()
+		p.table([]string{"AUTHORITY", "SUBJECT", "STATE", "ENDS", "RENEWS", "SERIAL", "LAST ERROR"}, rows)
+	}
+}
+
+func drawClusters(p *page, s *meshcav1.GetStatusResponse) {
+	var rows [][]cell
+	for _, c := range s.GetClusters() {
+		skew := cell{}
+		if d := c.GetClockSkew(); d != nil {
+			skew = textf("%+.1fs", d.AsDuration().Seconds())
+		}
+		rows = append(rows, []cell{
+			text(c.GetName()), yes(c.GetHealthy()), text(c.GetMode()), text(c.GetLiveness()), skew, text(c.GetIssuer()),
+			text(strings.Join(c.GetKeyIds(), " ")), text(c.GetLastError()).as(bad),
+		})
+	}
+	if len(rows) > 0 {
+		p.gap()
+		p.table([]string{"CLUSTER", "HEALTHY", "MODE", "LIVENESS", "CLOCK", "ISSUER", "KEYS", "LAST ERROR"}, rows)
+	}
+}
+
+// agentsShown bounds the table; -o json has all.
+const agentsShown = 50
+
+func drawAgents(p *page, s *meshcav1.GetStatusResponse) {
+	var rows [][]cell
+	for _, a := range s.GetAgents()[:min(len(s.GetAgents()), agentsShown)] {
+		acked := textf("%d", a.GetAckedBundleSequence())
+		if a.GetAckedBundleSequence() < s.GetBundleSequence() {
+			acked.tone = doubtful
+		}
+		rows = append(rows, []cell{
+			text(a.GetNode()), text(a.GetCluster()), yes(a.GetConnected()), p.when(a.GetLastSeen()), acked, text(a.GetVersion()), text(a.GetSpiffeId()),
+		})
+	}
+	if len(rows) == 0 {
+		return
+	}
+	p.gap()
+	p.table([]string{"AGENT ON", "CLUSTER", "CONNECTED", "LAST SEEN", "BUNDLE", "VERSION", "SPIFFE ID"}, rows)
+	if more := len(s.GetAgents()) - agentsShown; more > 0 {
+		p.line("... and %d more agents: -o json has all", more)
+	}
+}
+
+func drawAgent(p *page, s *meshcav1.GetAgentStatusResponse) {
+	p.line("Agent in cluster %s of trust domain %s", s.GetCluster(), s.GetTrustDomain())
+	list := []pair{
+		{"version", text(s.GetVersion())},
+		{"ready", yes(s.GetReady())},
+	}
+	for _, why := range s.GetNotReady() {
+		list = append(list, pair{"not ready", text(why).as(bad)})
+	}
+	server := textf("%s, connected", s.GetServer()).as(good)
+	if !s.GetConnected() {
+		server = textf("%s, not connected", s.GetServer()).as(bad)
+	}
+	list = append(list, pair{"started", p.when(s.GetStartedAt())}, pair{"CA", server})
+	if s.GetLastError() != "" {
+		last := text(s.GetLastError())
+		if s.GetLastErrorAt() != nil {
+			last = textf("%s: %s", p.relative(s.GetLastErrorAt().AsTime()), s.GetLastError())
+		}
+		if !s.GetConnected() {
+			last.tone = bad
+		}
+		list = append(list, pair{"last error", last})
+	}
+	if d := s.GetClockSkew(); d != nil {
+		list = append(list, pair{"CA's clock", textf("%+.1fs", d.AsDuration().Seconds())})
+	}
+	list = append(list, pair{"bundle", textf("sequence %d", s.GetBundleSequence())})
+	if self := s.GetSelf(); self != nil {
+		list = append(list, pair{"own SVID", text(self.GetSpiffeId())}, pair{"", p.heldEnds(self)},
+			pair{"rotations", textf("%d, the next %s", self.GetRotations(), p.renewal(self))})
+	}
+	p.pairs(list...)
+	drawWorkloads(p, s.GetWorkloads())
+}
+
+// heldEnds is when something held ends, by what is left of it: that runs on the agent's monotonic clock.
+func (p *page) heldEnds(h *meshcav1.HeldSVID) cell {
+	c := textf("%s left of %s (%s)", spell(h.GetRemaining().AsDuration()), spell(h.GetLife().AsDuration()), absolute(h.GetNotAfter().AsTime()))
+	switch left, life := h.GetRemaining().AsDuration(), h.GetLife().AsDuration(); {
+	case left <= 0:
+		c.text, c.tone = fmt.Sprintf("ended (%s)", absolute(h.GetNotAfter().AsTime())), bad
+	case left < life/4:
+		c.tone = doubtful
+	}
+	return c
+}
+
+// renewal is when the successor is due.
+func (p *page) renewal(h *meshcav1.HeldSVID) string {
+	if h.GetRenewAt() == nil {
+		return "not planned"
+	}
+	if at := h.GetRenewAt().AsTime(); at.Before(p.now) {
+		return "due " + p.relative(at)
+	}
+	return p.relative(h.GetRenewAt().AsTime())
+}
+
+func drawWorkloads(p *page, all []*meshcav1.WorkloadStatus) {
+	var rows [][]cell
+	for _, w := range all {
+		row := []cell{text(w.GetState()).as(stateTone(w.GetState())), {}, {}, {}, {}, textf("%d", w.GetOpenStreams()), {}, text(w.GetSocket()), lastTrouble(p, w)}
+		if h := w.GetSvid(); h != nil {
+			row[1], row[2], row[3], row[4] = text(h.GetSpiffeId()), p.heldEnds(h), text(p.renewal(h)), textf("%d", h.GetRotations())
+		}
+		if w.GetNacks() > 0 {
+			row[6] = textf("%d", w.GetNacks()).as(bad)
+		}
+		rows = append(rows, row)
+	}
+	if len(rows) > 0 {
+		p.gap()
+		p.table([]string{"STATE", "SPIFFE ID", "ENDS", "RENEWS", "ROTATIONS", "STREAMS", "NACKS", "SOCKET", "LAST TROUBLE"}, rows)
+	}
+}
+
+func lastTrouble(p *page, w *meshcav1.WorkloadStatus) cell {
+	switch r := w.GetLastRefusal(); {
+	case r != nil && w.GetNextTry() != nil:
+		return textf("%s: %s; next try %s", r.GetReason(), r.GetMessage(), p.relative(w.GetNextTry().AsTime())).as(bad)
+	case r != nil:
+		return textf("%s: %s", r.GetReason(), r.GetMessage()).as(bad)
+	case w.GetNacks() > 0:
+		return textf("NACK: %s", w.GetLastNack()).as(bad)
+	}
+	return cell{}
+}
+
+func stateTone(state string) tone {
+	switch state {
+	case "fresh":
+		return good
+	case "pending", "stale":
+		return doubtful
+	}
+	return bad
+}
