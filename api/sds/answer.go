@@ -15,14 +15,18 @@ type answer struct {
 	removed []string
 	// context: a validation context is among them.
 	context bool
+	version string
+	// size is about how many bytes it has.
+	size int
 }
 
 func (a *answer) empty() bool { return len(a.resources) == 0 && len(a.removed) == 0 }
 
-// version is that of the one secret in it, or of all of them together.
-func (a *answer) version() string {
+// seal gives the answer its version: that of the one secret in it, or of all of them together.
+func (a *answer) seal() {
 	if len(a.resources) == 1 && len(a.removed) == 0 {
-		return a.resources[0].GetVersion()
+		a.version = a.resources[0].GetVersion()
+		return
 	}
 	d := newDigest("answer", "")
 	for _, r := range a.resources {
@@ -31,7 +35,7 @@ func (a *answer) version() string {
 	for _, name := range a.removed {
 		d.add([]byte(name))
 	}
-	return d.String()
+	a.version = d.String()
 }
 
 // due is what a stream has not been sent of the secrets of now.
@@ -46,14 +50,13 @@ type due struct {
 func (b *subscription) next(s *Secrets, nonce uint64) (a answer, unknown []string, more bool, err error) {
 	d := b.due(s)
 	a.nonce = nonce
-	size := 0
-	for i, r := range d.resources {
+	defer a.seal()
+	for _, r := range d.resources {
 		wire, err := r.encoded()
 		if err != nil {
 			return answer{}, nil, false, err
 		}
-		size += len(r.name) + len(r.version) + len(wire.GetResource().GetValue()) + overhead
-		if size > b.limits.AnswerBytes && i > 0 {
+		if !a.fits(len(r.name)+len(r.version)+len(wire.GetResource().GetValue()), b.limits.AnswerBytes) {
 			return a, unknown, true, nil
 		}
 		a.resources = append(a.resources, wire)
@@ -61,11 +64,10 @@ func (b *subscription) next(s *Secrets, nonce uint64) (a answer, unknown []strin
 		b.names[r.name] = held{version: r.version, nonce: nonce, asked: b.names[r.name].asked}
 	}
 	for _, name := range d.gone {
-		size += len(name) + overhead
-		if b.delta && size > b.limits.AnswerBytes && !a.empty() {
-			return a, unknown, true, nil
-		}
 		if b.delta {
+			if !a.fits(len(name), b.limits.AnswerBytes) {
+				return a, unknown, true, nil
+			}
 			a.removed = append(a.removed, name)
 		}
 		if !b.names[name].asked {
@@ -76,6 +78,16 @@ func (b *subscription) next(s *Secrets, nonce uint64) (a answer, unknown []strin
 		b.names[name] = held{version: absent, nonce: nonce, asked: true}
 	}
 	return a, unknown, false, nil
+}
+
+// fits counts a part of n bytes in, if that keeps the answer below limit or is the first.
+func (a *answer) fits(n, limit int) bool {
+	n += overhead
+	if a.size+n > limit && !a.empty() {
+		return false
+	}
+	a.size += n
+	return true
 }
 
 // overhead is room for the tags and lengths around a name, a version and a value.

@@ -16,18 +16,17 @@ func (s *Server) FetchSecrets(ctx context.Context, r *discoveryv3.DiscoveryReque
 	if err != nil {
 		return nil, refusal.Status(err)
 	}
-	return responseOf(a), nil
+	return responseOf(&a), nil
 }
 
-func (s *Server) fetch(ctx context.Context, r request) (answer, error) {
+func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
 	source, err := s.config.Source(ctx)
 	if err != nil {
 		return answer{}, err
 	}
 	st := &stream{
-		server: s, source: source, sub: newSubscription(Fetch, s.config.Limits, s.config.SystemBundle),
-		shown:    Stream{Peer: s.config.Peer(ctx), Protocol: Fetch, Opened: time.Now()},
-		deadline: time.NewTimer(s.config.Limits.FirstRequest),
+		server: s, source: source, sub: newSubscription(Fetch, &s.config.Limits, s.config.SystemBundle),
+		shown: Stream{Peer: s.config.Peer(ctx), Protocol: Fetch, Opened: time.Now()},
 	}
 	if err := s.streams.enter(st, s.config.Limits); err != nil {
 		return answer{}, err
@@ -65,7 +64,8 @@ func (s *Server) fetch(ctx context.Context, r request) (answer, error) {
 
 // await is the secrets once there are some; nil if what is asked for needs none.
 func (st *stream) await(ctx context.Context) (*Secrets, error) {
-	defer st.deadline.Stop()
+	st.setDeadline(st.server.config.Limits.FirstRequest)
+	defer st.clearDeadline()
 	for {
 		secrets, stale := st.source.Secrets()
 		switch {
@@ -78,7 +78,7 @@ func (st *stream) await(ctx context.Context) (*Secrets, error) {
 		case <-stale:
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-st.deadline.C:
+		case <-st.late():
 			return nil, refusal.New(refusal.SVIDPending, "there is nothing to serve yet").After(time.Second)
 		}
 	}

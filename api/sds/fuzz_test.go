@@ -20,28 +20,28 @@ type script struct {
 	sent     []answer
 }
 
-func (s *script) receive() (request, error) {
+func (s *script) receive() (*request, error) {
 	if len(s.messages) == 0 {
-		return request{}, io.EOF
+		return nil, io.EOF
 	}
 	data := s.messages[0]
 	s.messages = s.messages[1:]
 	if s.delta {
 		r := &discoveryv3.DeltaDiscoveryRequest{}
 		if err := proto.Unmarshal(data, r); err != nil {
-			return request{}, io.EOF
+			return nil, io.EOF
 		}
 		return deltaRequestOf(r), nil
 	}
 	r := &discoveryv3.DiscoveryRequest{}
 	if err := proto.Unmarshal(data, r); err != nil {
-		return request{}, io.EOF
+		return nil, io.EOF
 	}
 	return requestOf(r), nil
 }
 
-func (s *script) send(a answer) error {
-	s.sent = append(s.sent, a)
+func (s *script) send(a *answer) error {
+	s.sent = append(s.sent, *a)
 	return nil
 }
 
@@ -70,7 +70,9 @@ func FuzzRequests(f *testing.F) {
 			p = Delta
 		}
 		w := &script{delta: isDelta, messages: [][]byte{one, two, three}}
-		if err := server.serve(t.Context(), p, w); err != nil {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if err := server.serve(ctx, p, w); err != nil {
 			switch refusal.Of(err) {
 			case refusal.PeerLimit, refusal.RequestMalformed, refusal.TypeURLUnknown:
 			default:

@@ -33,8 +33,9 @@ func TestSubscriptionModel(t *testing.T) {
 	for _, p := range []Protocol{SotW, Delta} {
 		t.Run(string(p), rapid.MakeCheck(func(t *rapid.T) {
 			limits := Limits{AnswerBytes: rapid.SampledFrom([]int{1, 150, 1 << 20}).Draw(t, "answer bytes")}.withDefaults()
+			sub := newSubscription(p, &limits, DefaultSystemBundle)
 			m := &model{
-				sub: newSubscription(p, limits, DefaultSystemBundle), first: true,
+				sub: &sub, first: true,
 				asked: map[string]bool{}, has: map[string]string{},
 			}
 			actions := map[string]func(*rapid.T){

@@ -11,12 +11,13 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 )
 
-// stream is one open stream. Its fields are its goroutine's own, but for what the registry guards.
+// stream is one open stream. Its fields are its goroutine's own, but for what the registry guards. Thousands are open
+// at once and nearly all of them rest, so what a resting stream does not need it does not hold.
 type stream struct {
 	server *Server
 	wire   wire
 	source Source
-	sub    *subscription
+	sub    subscription
 	// shown and asked (the first request came) are guarded by the registry.
 	shown Stream
 	asked bool
@@ -25,17 +26,18 @@ type stream struct {
 	last        uint64
 	lastVersion string
 	taken       taken
+	// unread is how many bytes went out since the peer last showed that it had read everything.
+	unread int
 	// owing: the secrets or the subscription changed, or the last answer did not hold everything.
 	owing bool
-	// sent gives the outcome of the send that is under way; sending tells that one is. One at most: what changes
-	// meanwhile is looked at afterwards, so that a slow peer holds one answer and no queue.
-	sent    chan error
-	sending bool
-	// deadline is of the first request, later of the send that is under way.
+	// sent gives the outcome of a send that may last; nil while there is none. One at most: what changes meanwhile is
+	// looked at afterwards, so that a slow peer holds one answer and no queue.
+	sent chan error
+	// deadline is of the first request, or of the send that is under way; nil while there is neither.
 	deadline *time.Timer
 }
 
-// serve attests the peer and keeps its stream until either ends it.
+// serve attests the peer and keeps its stream until either ends it. ctx must end when serve has returned, as gRPC's does.
 func (s *Server) serve(ctx context.Context, p Protocol, w wire) error {
 	source, err := s.config.Source(ctx)
 	if err != nil {
@@ -43,9 +45,8 @@ func (s *Server) serve(ctx context.Context, p Protocol, w wire) error {
 	}
 	st := &stream{
 		server: s, wire: w, source: source,
-		sub:   newSubscription(p, s.config.Limits, s.config.SystemBundle),
+		sub:   newSubscription(p, &s.config.Limits, s.config.SystemBundle),
 		shown: Stream{Peer: s.config.Peer(ctx), Protocol: p, Opened: time.Now()},
-		sent:  make(chan error, 1),
 	}
 	if err := s.streams.enter(st, s.config.Limits); err != nil {
 		return refusal.Status(err)
@@ -57,104 +58,144 @@ func (s *Server) serve(ctx context.Context, p Protocol, w wire) error {
 	return refusal.Status(err)
 }
 
-// run is the stream's loop. A second goroutine reads requests; a third lives while an answer is being sent, so that a
-// peer that does not read can still be told off. Both end with the stream.
-func (st *stream) run(ctx context.Context) error {
-	limits := st.server.config.Limits
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	requests, ended := make(chan request), make(chan error, 1)
-	go receive(ctx, st.wire, limits.RequestsPerSecond, requests, ended)
+// said is what the reading goroutine hands over: a request, or how the peer ended its side.
+type said struct {
+	request *request
+	err     error
+}
 
-	st.deadline = time.NewTimer(limits.FirstRequest)
-	defer st.deadline.Stop()
+// run is the stream's loop. A second goroutine reads requests and ends with ctx, which ends with the stream.
+func (st *stream) run(ctx context.Context) error {
+	heard := make(chan said)
+	go receive(ctx, st.wire, st.server.config.Limits.RequestsPerSecond, heard)
+
+	st.setDeadline(st.server.config.Limits.FirstRequest)
+	defer st.clearDeadline()
 	secrets, stale := st.source.Secrets()
-	for {
+	for closed := false; ; {
 		if secrets != nil && secrets.end != nil {
 			return secrets.end
 		}
 		if err := st.answer(secrets); err != nil {
 			return err
 		}
-		if ended == nil && !st.sending {
+		if closed && st.sent == nil {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case r := <-requests:
-			if err := st.take(r); err != nil {
-				return err
+		case h := <-heard:
+			switch {
+			case h.err == nil:
+				if err := st.take(h.request); err != nil {
+					return err
+				}
+			case errors.Is(h.err, io.EOF):
+				// The peer closed its side alone: it still gets what it asked for, and then the stream ends.
+				closed, heard = true, nil
+			default:
+				return h.err
 			}
-		case err := <-ended:
-			if !errors.Is(err, io.EOF) {
-				return err
-			}
-			// The peer closed its side alone: it still gets what it asked for, and then the stream ends.
-			ended = nil
 		case <-stale:
 			secrets, stale = st.source.Secrets()
 			st.owing = true
 		case err := <-st.sent:
-			st.sending = false
-			st.deadline.Stop()
+			st.sent = nil
+			st.clearDeadline()
 			if err != nil {
 				return err
 			}
-		case <-st.deadline.C:
-			return st.late()
+		case <-st.late():
+			return st.tooLate()
 		}
 	}
 }
 
 // receive reads requests for as long as the stream lasts.
-func receive(ctx context.Context, w wire, perSecond int, requests chan<- request, ended chan<- error) {
+func receive(ctx context.Context, w wire, perSecond int, heard chan<- said) {
 	pace := rate.NewLimiter(rate.Limit(perSecond), perSecond)
 	for {
 		r, err := w.receive()
 		if err == nil {
 			err = pace.Wait(ctx)
 		}
-		if err != nil {
-			ended <- err
+		select {
+		case heard <- said{r, err}:
+		case <-ctx.Done():
 			return
 		}
-		select {
-		case requests <- r:
-		case <-ctx.Done():
+		if err != nil {
 			return
 		}
 	}
 }
 
-// answer starts to send what is owed, unless something is being sent already.
+// answer sends what is owed, until nothing is or a send takes its time.
 func (st *stream) answer(s *Secrets) error {
-	if !st.asked || !st.owing || st.sending {
-		return nil
-	}
-	a, unknown, more, err := st.sub.next(s, st.last+1)
-	if err != nil {
-		return refusal.New(refusal.Internal, "a secret could not be encoded: %w", err)
-	}
-	st.owing = more
-	st.taken.offer(s, &a, more)
-	if !a.empty() {
-		st.last, st.lastVersion = a.nonce, a.version()
-		st.sending = true
-		st.deadline.Reset(st.server.config.Limits.Send)
-		go func() { st.sent <- st.wire.send(a) }()
-	}
-	st.show()
-	if len(unknown) > 0 {
-		st.server.config.Observe.unknown(st.shown, unknown)
+	for st.asked && st.owing && st.sent == nil {
+		a, unknown, more, err := st.sub.next(s, st.last+1)
+		if err != nil {
+			return refusal.New(refusal.Internal, "a secret could not be encoded: %w", err)
+		}
+		st.owing = more
+		st.taken.offer(s, &a, more)
+		if !a.empty() {
+			if err := st.send(&a); err != nil {
+				return err
+			}
+		}
+		st.show()
+		if len(unknown) > 0 {
+			st.server.config.Observe.unknown(st.shown, unknown)
+		}
 	}
 	return nil
 }
 
-// late is the refusal of a peer that ran out of time.
-func (st *stream) late() error {
-	limits := st.server.config.Limits
-	if st.sending {
+// sendsAtOnce is how many unread bytes a peer may have for a send to be made in place. grpc-go takes 64 KiB for a
+// stream before Send waits for the peer, so within half of it Send does not wait.
+const sendsAtOnce = 32 << 10
+
+// send sends an answer. A peer that may not be reading gets it from a goroutine of its own, so that the stream still
+// hears it, and can tell it off.
+func (st *stream) send(a *answer) error {
+	st.last, st.lastVersion = a.nonce, a.version
+	st.unread += a.size
+	if st.unread <= sendsAtOnce {
+		return st.wire.send(a)
+	}
+	sent := make(chan error, 1)
+	st.sent = sent
+	st.setDeadline(st.server.config.Limits.Send)
+	go func(w wire) { sent <- w.send(a) }(st.wire)
+	return nil
+}
+
+func (st *stream) setDeadline(d time.Duration) {
+	st.clearDeadline()
+	st.deadline = time.NewTimer(d)
+}
+
+func (st *stream) clearDeadline() {
+	if st.deadline != nil {
+		st.deadline.Stop()
+		st.deadline = nil
+	}
+}
+
+// late fires when the deadline passes.
+func (st *stream) late() <-chan time.Time {
+	if st.deadline == nil {
+		return nil
+	}
+	return st.deadline.C
+}
+
+// tooLate is the refusal of a peer that ran out of time.
+func (st *stream) tooLate() error {
+	limits := &st.server.config.Limits
+	if st.sent != nil {
 		return refusal.New(refusal.PeerLimit, "the peer left an answer unread for %s (limit: Send)", limits.Send)
 	}
 	return refusal.New(refusal.PeerLimit, "the stream asked for nothing within %s (limit: FirstRequest)", limits.FirstRequest)

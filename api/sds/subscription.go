@@ -9,7 +9,7 @@ import (
 // subscription is what one stream asks for and what it was sent: the state machine of the xDS protocol, without the
 // wire. It is owned by the stream's goroutine.
 type subscription struct {
-	limits       Limits
+	limits       *Limits
 	systemBundle string
 	// delta: answers can say what is gone, and requests change the subscription rather than restate it.
 	delta      bool
@@ -36,8 +36,8 @@ type held struct {
 // absent stands in held.version for a name that is not served: the peer was told so, or cannot be told.
 const absent = "absent"
 
-func newSubscription(p Protocol, limits Limits, systemBundle string) *subscription {
-	return &subscription{limits: limits, systemBundle: systemBundle, delta: p == Delta, names: map[string]held{}}
+func newSubscription(p Protocol, limits *Limits, systemBundle string) subscription {
+	return subscription{limits: limits, systemBundle: systemBundle, delta: p == Delta, names: map[string]held{}}
 }
 
 // restate makes names the whole of what is asked for (SotW), and reports whether that is a change.

@@ -1,7 +1,7 @@
 package sds
 
 // take works one request into the stream's state.
-func (st *stream) take(r request) error {
+func (st *stream) take(r *request) error {
 	if err := checkType(r.typeURL); err != nil {
 		return err
 	}
@@ -16,16 +16,12 @@ func (st *stream) take(r request) error {
 	case nonce != 0:
 		st.ack(nonce, r)
 	}
-	if err := st.subscribe(r, first, nonce); err != nil {
-		return err
-	}
-	st.show()
-	return nil
+	return st.subscribe(r, first, nonce)
 }
 
 // meet reads what only a first request must carry.
-func (st *stream) meet(r request) {
-	st.deadline.Stop()
+func (st *stream) meet(r *request) {
+	st.clearDeadline()
 	if st.server.config.PlainValidation || asksPlain(r.node) {
 		st.sub.validation = validatePlain
 	}
@@ -34,33 +30,36 @@ func (st *stream) meet(r request) {
 }
 
 // subscribe brings the subscription to what the request says.
-func (st *stream) subscribe(r request, first bool, nonce uint64) error {
-	if st.sub.delta {
+func (st *stream) subscribe(r *request, first bool, nonce uint64) error {
+	changed, err := first, error(nil)
+	switch {
+	case st.sub.delta:
 		// Changes count whatever the nonce says: they are not said again (xDS protocol, "Incremental xDS").
-		if err := st.sub.change(r.subscribe, r.unsubscribe, first); err != nil {
-			return err
-		}
-		st.owing = st.owing || first || len(r.subscribe)+len(r.unsubscribe) > 0
-	} else {
-		if !first && r.nonce != "" && nonce != st.last {
-			// Stale: said before the peer saw the last answer. It says everything again with that one's nonce.
-			return nil
-		}
-		changed, err := st.sub.restate(r.names)
-		if err != nil {
-			return err
-		}
-		st.owing = st.owing || first || changed
+		changed = changed || len(r.subscribe)+len(r.unsubscribe) > 0
+		err = st.sub.change(r.subscribe, r.unsubscribe, first)
+	case !first && r.nonce != "" && nonce != st.last:
+		// Stale: said before the peer saw the last answer. It says everything again with that one's nonce.
+	default:
+		var restated bool
+		restated, err = st.sub.restate(r.names)
+		changed = changed || restated
+	}
+	if err != nil {
+		return err
 	}
 	if first {
 		st.sub.resume(r.initial)
 		st.sub.resumeOne(r.version)
 	}
+	if changed {
+		st.owing = true
+		st.show()
+	}
 	return nil
 }
 
 // ack counts for the last answer alone: the acknowledgement of an earlier one is followed by its own.
-func (st *stream) ack(nonce uint64, r request) {
+func (st *stream) ack(nonce uint64, r *request) {
 	if nonce != st.last || nonce == st.taken.acked {
 		return
 	}
@@ -68,14 +67,22 @@ func (st *stream) ack(nonce uint64, r request) {
 		// A request that changes the subscription after a NACK has the nonce too, but not the version.
 		return
 	}
-	st.taken.acked = nonce
-	st.server.streams.show(st, func(st *stream) { st.shown.LastNack = "" })
-	st.show()
+	st.taken.acked, st.unread = nonce, 0
+	sequence, ok := st.taken.sequence()
+	st.server.streams.show(st, func(st *stream) {
+		st.shown.LastNack = ""
+		if ok {
+			st.shown.Sequence = sequence
+		}
+	})
 	st.server.config.Observe.acked(st.shown)
 }
 
-func (st *stream) nack(nonce uint64, r request) {
+func (st *stream) nack(nonce uint64, r *request) {
 	st.taken.refuse(nonce)
+	if nonce == st.last {
+		st.unread = 0
+	}
 	n := Nack{Names: st.sub.sentIn(nonce, maxShown), Detail: nackDetail(r.refused.GetMessage())}
 	st.server.streams.show(st, func(st *stream) {
 		st.shown.Nacks++

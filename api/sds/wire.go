@@ -16,8 +16,8 @@ import (
 
 // wire is a stream of either protocol. receive and send may be called at the same time, each by one goroutine.
 type wire interface {
-	receive() (request, error)
-	send(answer) error
+	receive() (*request, error)
+	send(*answer) error
 }
 
 // request is what a peer said, in either protocol.
@@ -37,27 +37,27 @@ type sotwStream struct {
 
 var _ wire = sotwStream{}
 
-func (w sotwStream) receive() (request, error) {
+func (w sotwStream) receive() (*request, error) {
 	r, err := w.grpc.Recv()
 	if err != nil {
-		return request{}, err
+		return nil, err
 	}
 	return requestOf(r), nil
 }
 
-func (w sotwStream) send(a answer) error { return w.grpc.Send(responseOf(a)) }
+func (w sotwStream) send(a *answer) error { return w.grpc.Send(responseOf(a)) }
 
 // requestOf reads a SotW or fetch request.
-func requestOf(r *discoveryv3.DiscoveryRequest) request {
-	return request{
+func requestOf(r *discoveryv3.DiscoveryRequest) *request {
+	return &request{
 		typeURL: r.GetTypeUrl(), nonce: r.GetResponseNonce(), version: r.GetVersionInfo(),
 		node: r.GetNode(), refused: r.GetErrorDetail(), names: r.GetResourceNames(),
 	}
 }
 
-func responseOf(a answer) *discoveryv3.DiscoveryResponse {
+func responseOf(a *answer) *discoveryv3.DiscoveryResponse {
 	r := &discoveryv3.DiscoveryResponse{
-		VersionInfo: a.version(), TypeUrl: TypeURL, Nonce: nonceString(a.nonce),
+		VersionInfo: a.version, TypeUrl: TypeURL, Nonce: nonceString(a.nonce),
 		Resources: make([]*anypb.Any, len(a.resources)),
 	}
 	for i, resource := range a.resources {
@@ -72,26 +72,26 @@ type deltaStream struct {
 
 var _ wire = deltaStream{}
 
-func (w deltaStream) receive() (request, error) {
+func (w deltaStream) receive() (*request, error) {
 	r, err := w.grpc.Recv()
 	if err != nil {
-		return request{}, err
+		return nil, err
 	}
 	return deltaRequestOf(r), nil
 }
 
 // deltaRequestOf reads a delta request.
-func deltaRequestOf(r *discoveryv3.DeltaDiscoveryRequest) request {
-	return request{
+func deltaRequestOf(r *discoveryv3.DeltaDiscoveryRequest) *request {
+	return &request{
 		typeURL: r.GetTypeUrl(), nonce: r.GetResponseNonce(), node: r.GetNode(), refused: r.GetErrorDetail(),
 		subscribe: r.GetResourceNamesSubscribe(), unsubscribe: r.GetResourceNamesUnsubscribe(),
 		initial: r.GetInitialResourceVersions(),
 	}
 }
 
-func (w deltaStream) send(a answer) error {
+func (w deltaStream) send(a *answer) error {
 	return w.grpc.Send(&discoveryv3.DeltaDiscoveryResponse{
-		SystemVersionInfo: a.version(), TypeUrl: TypeURL, Nonce: nonceString(a.nonce),
+		SystemVersionInfo: a.version, TypeUrl: TypeURL, Nonce: nonceString(a.nonce),
 		Resources: a.resources, RemovedResources: a.removed,
 	})
 }
