@@ -16,55 +16,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/ca"
-	"github.com/meshca/meshca/ca/lint"
 	"github.com/meshca/meshca/ca/store/bolt"
-	"github.com/meshca/meshca/ca/upstream/disk"
 )
-
-var domain = spiffeid.RequireTrustDomainFromString("example.org")
-
-// house is a CA on real parts: a root and a store on disk.
-type house struct {
-	store  *bolt.Store
-	ledger *ca.Sequencer
-	trust  *ca.Trust
-	auth   *ca.Authority
-	issuer *ca.Issuer
-}
-
-func open(t testing.TB, dir string) *house {
-	t.Helper()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	files := disk.Files{Cert: filepath.Join(dir, "root.crt"), Key: filepath.Join(dir, "root.key")}
-	_, err := disk.Create(files, disk.CreateOptions{TrustDomain: domain})
-	must(err)
-	upstream, err := disk.Open(files)
-	must(err)
-	roots, err := upstream.Roots(t.Context())
-	must(err)
-	var h house
-	h.store, err = bolt.Open(filepath.Join(dir, "meshca.db"))
-	must(err)
-	h.ledger, err = ca.NewSequencer(ca.SequencerConfig{Store: h.store})
-	must(err)
-	t.Cleanup(func() { h.ledger.Close(); must(h.store.Close()) })
-	h.trust, err = ca.NewTrust(t.Context(), ca.TrustConfig{TrustDomain: domain, Store: h.store, Roots: roots})
-	must(err)
-	h.auth, err = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: domain, Upstream: upstream, Trust: h.trust})
-	must(err)
-	_, err = h.auth.Renew(t.Context())
-	must(err)
-	linter, err := lint.New(lint.Options{})
-	must(err)
-	h.issuer, err = ca.NewIssuer(ca.IssuerConfig{Authority: h.auth, Ledger: h.ledger, Linter: linter, Profiles: ca.Profiles(0)})
-	must(err)
-	return &h
-}
 
 // waiters is the concurrency at which the CA is measured: 32 warm connections.
 const waiters = 32
