@@ -75,6 +75,13 @@ func (r *Root) SVIDOn(curve elliptic.Curve, path string, life time.Duration) (*x
 	return &x509svid.SVID{ID: id, Certificates: []*x509.Certificate{cert}, PrivateKey: key}, nil
 }
 
+// As is the root signing for a trust domain that is not its own.
+func (r *Root) As(domain spiffeid.TrustDomain) *Root {
+	forger := *r
+	forger.Domain = domain
+	return &forger
+}
+
 // Bundle is the root's trust bundle with a sequence, and further roots of the same trust domain.
 func (r *Root) Bundle(sequence uint64, more ...*Root) *spiffebundle.Bundle {
 	b := spiffebundle.New(r.Domain)
