@@ -179,7 +179,7 @@ func start(t *testing.T, doc string) *fixture {
 		Connected: func() int { return 3 },
 		MaxLife:   6 * time.Hour,
 		Audit:     f.audit,
-		Log:       slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log:       slog.New(slog.DiscardHandler),
 	}
 	f.serve(t)
 	return f
@@ -602,7 +602,7 @@ func TestListen(t *testing.T) {
 	if err := os.Mkdir(open, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(open, 0o777); err != nil { //nolint:gosec // what is refused
+	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]refusal.Reason{
@@ -636,7 +636,7 @@ func TestListenLimit(t *testing.T) {
 	}()
 	var clients []net.Conn
 	for range maxConnections {
-		c, err := net.Dial("unix", path) //nolint:noctx // a local socket
+		c, err := net.Dial("unix", path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -647,7 +647,7 @@ func TestListenLimit(t *testing.T) {
 	for range clients {
 		held = append(held, <-accepted)
 	}
-	over, err := net.Dial("unix", path) //nolint:noctx // a local socket
+	over, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -656,8 +656,8 @@ func TestListenLimit(t *testing.T) {
 		t.Error("a connection over the limit was kept")
 	}
 	_ = held[0].Close()
-	_ = held[0].Close()                  // twice gives one slot back
-	again, err := net.Dial("unix", path) //nolint:noctx // a local socket
+	_ = held[0].Close() // twice gives one slot back
+	again, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}

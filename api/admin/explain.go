@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	// MaxDecisions bounds one answer of Explain; DefaultDecisions is what a request gets that names no limit.
-	MaxDecisions     = 1000
+	// MaxDecisions bounds one answer of Explain.
+	MaxDecisions = 1000
+	// DefaultDecisions is what a request gets that names no limit.
 	DefaultDecisions = 20
 )
 

@@ -84,9 +84,9 @@ func authorityFinding(a *meshcav1.AuthorityStatus, now time.Time) *meshcav1.Find
 		f.Detail = fmt.Sprintf("%s ends in %s", name, spell(left))
 	}
 	if a.GetLastError() != "" {
-		f.Level = max(f.Level, levelWarning)
+		f.Level = max(f.GetLevel(), levelWarning)
 		f.Detail += ": " + a.GetLastError()
-		f.Hint = cmp.Or(f.Hint, renewalHint(a.GetKind()))
+		f.Hint = cmp.Or(f.GetHint(), renewalHint(a.GetKind()))
 	}
 	return f
 }
@@ -108,7 +108,7 @@ func clusterFindings(c *meshcav1.ClusterStatus) []*meshcav1.Finding {
 		f.Level, f.Detail = levelError, "its tokens cannot be verified now: "+cmp.Or(c.GetLastError(), "no reason given")
 		f.Hint = refusal.KubernetesUnavailable.Do()
 	case c.GetLastError() != "":
-		f.Level, f.Detail = levelWarning, f.Detail+"; the last error: "+c.GetLastError()
+		f.Level, f.Detail = levelWarning, f.GetDetail()+"; the last error: "+c.GetLastError()
 	}
 	found := []*meshcav1.Finding{f}
 	if c.GetClockSkew() == nil {

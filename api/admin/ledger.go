@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	// MaxEntries bounds one answer of ListSVIDs; DefaultEntries is what a request gets that names no limit.
-	MaxEntries     = 10_000
+	// MaxEntries bounds one answer of ListSVIDs.
+	MaxEntries = 10_000
+	// DefaultEntries is what a request gets that names no limit.
 	DefaultEntries = 1000
 	// entriesPerMessage keeps a message far below gRPC's 4 MiB.
 	entriesPerMessage = 500

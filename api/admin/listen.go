@@ -40,7 +40,7 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		// The socket takes its mode from the descriptor when it is bound, so it is never open to more.
 		var failed error
-		if err := c.Control(func(fd uintptr) { failed = syscall.Fchmod(int(fd), uint32(socketMode)) }); err != nil { //nolint:gosec // file descriptors are small
+		if err := c.Control(func(fd uintptr) { failed = syscall.Fchmod(int(fd), uint32(socketMode)) }); err != nil {
 			return err
 		}
 		return failed

@@ -19,7 +19,7 @@ func peerOf(conn net.Conn) (Peer, error) {
 	var cred *syscall.Ucred
 	var failed error
 	err = raw.Control(func(fd uintptr) {
-		cred, failed = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED) //nolint:gosec // file descriptors are small
+		cred, failed = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	})
 	if err != nil {
 		return Peer{}, err

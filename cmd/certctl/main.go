@@ -17,6 +17,6 @@ var version = "dev"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, colour: term.IsTerminal(int(os.Stdout.Fd()))} //nolint:gosec // file descriptors are small
-	os.Exit(c.run(ctx, os.Args[1:]))                                                                                     //nolint:gocritic // nothing is left for stop to undo
+	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, colour: term.IsTerminal(int(os.Stdout.Fd()))}
+	os.Exit(c.run(ctx, os.Args[1:]))
 }

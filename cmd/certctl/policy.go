@@ -78,10 +78,11 @@ func (c *cli) testPolicy(ctx context.Context, q policyQuestion, args []string) (
 		return nil, usage("--trust-domain belongs to --file; the CA knows its own")
 	}
 	if len(args) == 1 {
-		var ok bool
-		if r.Namespace, r.ServiceAccount, ok = strings.Cut(args[0], "/"); !ok || r.Namespace == "" || r.ServiceAccount == "" || strings.Contains(r.ServiceAccount, "/") {
+		ns, sa, ok := strings.Cut(args[0], "/")
+		if !ok || ns == "" || sa == "" || strings.Contains(sa, "/") {
 			return nil, usage("%q is not NAMESPACE/SERVICEACCOUNT", args[0])
 		}
+		r.Namespace, r.ServiceAccount = ns, sa
 	}
 	if q.file != "" {
 		return c.testPolicyFile(q, r)

@@ -234,4 +234,4 @@ func mode(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -26,7 +26,7 @@ func TestJudgeLeaf(t *testing.T) {
 		}
 		return []*url.URL{u}
 	}
-	weak, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // what is found weak
+	weak, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func FuzzInspect(f *testing.F) {
 		}
 		p := &page{now: time.Now()}
 		drawInspection(p, x)
-		if strings.ContainsAny(string(p.bytes()), "\x00\x1b\x9b") {
+		if strings.ContainsAny(string(p.bytes()), "\x00\x1b\u009b") {
 			t.Fatalf("control characters in %q", p.bytes())
 		}
 		if x.OK && x.Chain[0].SPIFFEID == "" {

@@ -47,7 +47,7 @@ func TestCloseUnused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	c, err := Open(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
