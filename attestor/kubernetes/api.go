@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/meshca/meshca/api/refusal"
 )
@@ -115,7 +116,7 @@ func (a *api) call(ctx context.Context, what string, do func(context.Context) er
 		return a.crowded(ctx)
 	}
 	defer a.slots.Release(1)
-	timed, cancel := context.WithTimeout(ctx, a.timeout)
+	timed, cancel := context.WithTimeout(klog.NewContext(ctx, klog.New(nil)), a.timeout) // the error tells all that client-go would log
 	defer cancel()
 	start := a.now()
 	err = do(timed)

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"bytes"
 	"crypto"
 	"encoding/json"
 	"fmt"
@@ -134,6 +135,8 @@ func (f *fakeServer) count(call string) int {
 }
 
 func (f *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body) // net/http tells of a client that went only once its request was read
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	f.mu.Lock()
 	wrong := f.wrong
 	f.mu.Unlock()

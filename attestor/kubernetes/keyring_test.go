@@ -259,7 +259,9 @@ func TestKeyFileIsReadAgain(t *testing.T) {
 func TestKeysFromURL(t *testing.T) {
 	var answer atomic.Pointer[http.HandlerFunc]
 	serve := func(h http.HandlerFunc) { answer.Store(&h) }
-	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*answer.Load())(w, r) }))
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*answer.Load())(w, r) }))
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0) // one client here does not trust it
+	server.StartTLS()
 	t.Cleanup(server.Close)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {

@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -46,7 +45,7 @@ func newMirror(k kind, a *api, s settings, now func() time.Time, log *slog.Logge
 
 // run keeps the mirror until ctx ends. The reflector retries what fails, after 0.8 s at first and half a minute at last.
 func (m *mirror) run(ctx context.Context) error {
-	quiet := logr.FromSlogHandler(slog.DiscardHandler) // failures are logged here, once each
+	quiet := klog.New(nil) // failures are logged here, once each
 	ctx = klog.NewContext(ctx, quiet)
 	r := cache.NewReflectorWithOptions(&cache.ListWatch{ListWithContextFunc: m.list, WatchFuncWithContext: m.watch},
 		m.kind.example(), m, cache.ReflectorOptions{Name: m.kind.String(), Logger: &quiet})

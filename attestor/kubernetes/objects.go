@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -69,16 +70,19 @@ func stripped(obj any) (name, object, error) {
 
 // get reads one object from the API server.
 func (a *api) get(ctx context.Context, k kind, n name) (o object, found bool, err error) {
-	into := k.example()
 	err = a.call(ctx, k.String(), func(ctx context.Context) error {
-		return a.core.Get().Resource(k.String()).NamespaceIfScoped(n.namespace, n.namespace != "").Name(n.name).MaxRetries(0).Do(ctx).Into(into)
+		got, err := a.core.Get().Resource(k.String()).NamespaceIfScoped(n.namespace, n.namespace != "").Name(n.name).MaxRetries(0).Do(ctx).Get()
+		if err != nil {
+			return err
+		}
+		var is name
+		if is, o, err = stripped(got); err == nil && (is != n || o.uid == "" || reflect.TypeOf(got) != reflect.TypeOf(k.example())) {
+			err = fmt.Errorf("asked for %s %s, it answered with %T %s", k, n, got, is)
+		}
+		return err
 	})
-	switch {
-	case isNotFound(err):
+	if isNotFound(err) {
 		return object{}, false, nil
-	case err != nil:
-		return object{}, false, err
 	}
-	_, o, err = stripped(into)
-	return o, true, err
+	return o, err == nil, err
 }

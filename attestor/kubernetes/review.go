@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -23,11 +24,20 @@ const (
 // review asks the API server whether the token is good for the audience, and whose it is.
 func (a *api) review(ctx context.Context, token attestor.Token, audience string) (authenticationv1.TokenReviewStatus, error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token.Secret(), Audiences: []string{audience}}}
-	var answer authenticationv1.TokenReview
+	var status authenticationv1.TokenReviewStatus
 	err := a.call(ctx, "tokenreviews", func(ctx context.Context) error {
-		return a.authentication.Post().Resource("tokenreviews").Body(review).MaxRetries(0).Do(ctx).Into(&answer)
+		got, err := a.authentication.Post().Resource("tokenreviews").Body(review).MaxRetries(0).Do(ctx).Get()
+		if err != nil {
+			return err
+		}
+		answer, ok := got.(*authenticationv1.TokenReview)
+		if !ok {
+			return fmt.Errorf("asked for a TokenReview, it answered with %T", got)
+		}
+		status = answer.Status
+		return nil
 	})
-	return answer.Status, err
+	return status, err
 }
 
 // believe takes from the API server's answer what the token proves. claims are the token's own: nothing is taken from
