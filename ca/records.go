@@ -35,7 +35,7 @@ type AgentRecord struct {
 	LastSeen  time.Time       `json:"lastSeen"`
 	// AckedSequence is the highest bundle sequence that it has acknowledged.
 	AckedSequence uint64 `json:"ackedSequence"`
-	// LastIssued is the NotAfter of the last SVID that was issued through it: until then it holds something.
+	// HoldsUntil is the end of the last SVID that was issued through it: until then it has something to renew.
 	HoldsUntil time.Time `json:"holdsUntil"`
 }
 
