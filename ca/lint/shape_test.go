@@ -1,10 +1,12 @@
 package lint
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"math/big"
 	"net/url"
 	"strings"
@@ -139,6 +141,26 @@ func TestManyBringOneShape(t *testing.T) {
 	wg.Wait()
 	if runs.Load() != 1 {
 		t.Errorf("%d runs", runs.Load())
+	}
+}
+
+func TestWaiterMayLeave(t *testing.T) {
+	hold := make(chan struct{})
+	l, runs, _ := withCounting(t, 0, hold)
+	leaf, issuer := leafAndIssuer(t)
+	first := make(chan error)
+	go func() { first <- l.Lint(t.Context(), leaf, issuer, "workload") }()
+	for runs.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Lint(ctx, leaf, issuer, "workload"); !errors.Is(err, context.Canceled) {
+		t.Errorf("one who left got %v", err)
+	}
+	close(hold)
+	if err := <-first; err != nil {
+		t.Error(err)
 	}
 }
 
