@@ -1,0 +1,157 @@
+package agent
+
+import (
+	"encoding/pem"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/meshca/meshca/test/fakeca"
+)
+
+func newTestTrust(t *testing.T, ca *fakeca.CA) *trust {
+	t.Helper()
+	dir := t.TempDir()
+	return newTrust(ca.Domain(), filepath.Join(dir, "file"), filepath.Join(dir, "kept"), slog.New(slog.DiscardHandler))
+}
+
+func newCA(t *testing.T) *fakeca.CA {
+	t.Helper()
+	ca, err := fakeca.New("mesh.test")
+	must(t, err)
+	return ca
+}
+
+func pemOf(ca *fakeca.CA) []byte {
+	var out []byte
+	for _, root := range ca.Roots() {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})...)
+	}
+	return out
+}
+
+func TestTrustHigherSequenceWins(t *testing.T) {
+	ca := newCA(t)
+	first := ca.Bundle()
+	must(t, ca.AddRoot())
+	second := ca.Bundle()
+	tr := newTestTrust(t, ca)
+	must(t, os.WriteFile(tr.file, second, 0o600))
+	tr.load()
+	if tr.sequence() != 2 {
+		t.Fatalf("sequence %d from the file", tr.sequence())
+	}
+	must(t, tr.offer(first))
+	if tr.sequence() != 2 {
+		t.Error("the CA's older bundle won")
+	}
+	must(t, ca.AddRoot())
+	must(t, tr.offer(ca.Bundle()))
+	must(t, tr.readFile())
+	if tr.sequence() != 3 {
+		t.Error("the older file won")
+	}
+	again := newTrust(tr.domain, tr.file, tr.kept, tr.log)
+	again.load()
+	if again.sequence() != 3 || len(again.current.Value().X509Authorities()) != 3 {
+		t.Errorf("after a restart: sequence %d", again.sequence())
+	}
+	must(t, ca.AddRoot())
+	must(t, os.WriteFile(tr.file, ca.Bundle(), 0o600))
+	must(t, again.readFile())
+	if again.sequence() != 4 {
+		t.Error("the newer file lost")
+	}
+}
+
+func TestTrustPEM(t *testing.T) {
+	ca := newCA(t)
+	tr := newTestTrust(t, ca)
+	must(t, os.WriteFile(tr.file, pemOf(ca), 0o600))
+	tr.load()
+	if len(tr.current.Value().X509Authorities()) != 1 {
+		t.Fatal("the PEM file was not taken")
+	}
+	must(t, ca.AddRoot())
+	must(t, tr.offer(ca.Bundle()))
+	if tr.sequence() != 2 {
+		t.Fatal("the CA's bundle did not replace one without a sequence")
+	}
+	must(t, tr.readFile())
+	if tr.sequence() != 2 {
+		t.Error("the same PEM file was taken again over the CA's newer bundle")
+	}
+	again := newTrust(tr.domain, tr.file, tr.kept, tr.log)
+	again.load()
+	if again.sequence() != 2 {
+		t.Error("after a restart the PEM file won over what the CA said")
+	}
+	must(t, ca.ReplaceRoot())
+	must(t, os.WriteFile(tr.file, pemOf(ca), 0o600))
+	must(t, again.readFile())
+	if roots := again.current.Value().X509Authorities(); len(roots) != 1 || !roots[0].Equal(ca.Roots()[0]) {
+		t.Error("a PEM file that was changed was not taken")
+	}
+}
+
+func TestTrustRefusesWhatIsNoBundle(t *testing.T) {
+	ca := newCA(t)
+	for name, content := range map[string]string{
+		"empty": "", "text": "hello", "no roots": `{"keys":[]}`, "broken JSON": `{"keys":`, "a key": "-----BEGIN EC PRIVATE KEY-----\nAA==\n-----END EC PRIVATE KEY-----\n",
+		"too large": string(make([]byte, maxBundleBytes+1)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			tr := newTestTrust(t, ca)
+			must(t, tr.offer(ca.Bundle()))
+			must(t, os.WriteFile(tr.file, []byte(content), 0o600))
+			if err := tr.readFile(); err == nil {
+				t.Error("taken")
+			}
+			if err := tr.offer([]byte(content)); err == nil {
+				t.Error("taken from the CA")
+			}
+			if tr.sequence() != 1 {
+				t.Error("what was held is gone")
+			}
+		})
+	}
+}
+
+func TestTrustWithNothing(t *testing.T) {
+	ca := newCA(t)
+	tr := newTestTrust(t, ca)
+	tr.load()
+	if _, err := tr.GetX509BundleForTrustDomain(ca.Domain()); err == nil {
+		t.Error("trusts without a bundle")
+	}
+}
+
+// The kept copy cannot be written: the bundle is in use, but nobody is told that it would outlive a restart.
+func TestTrustThatCannotBeKept(t *testing.T) {
+	ca := newCA(t)
+	tr := newTestTrust(t, ca)
+	tr.kept = filepath.Join(t.TempDir(), "gone", "kept")
+	must(t, tr.offer(ca.Bundle()))
+	if tr.sequence() != 1 || tr.ensureKept() {
+		t.Fatal("not in use, or said to be kept")
+	}
+	must(t, os.Mkdir(filepath.Dir(tr.kept), 0o700))
+	if !tr.ensureKept() {
+		t.Error("not kept once it could be")
+	}
+}
+
+func FuzzParseBundle(f *testing.F) {
+	ca, err := fakeca.New("mesh.test")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(ca.Bundle())
+	f.Add([]byte(`{"keys":[],"spiffe_sequence":1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if b, err := parseBundle(ca.Domain(), data); err == nil && len(b.X509Authorities()) == 0 {
+			t.Error("a bundle without roots was taken")
+		}
+	})
+}
