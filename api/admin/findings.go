@@ -67,6 +67,9 @@ func authorityFinding(a *meshcav1.AuthorityStatus, now time.Time) *meshcav1.Find
 	left := end.Sub(now)
 	overdue := renew != nil && now.Sub(renew.AsTime()) > max(time.Minute, end.Sub(renew.AsTime())/10)
 	name := cmp.Or(a.GetSubject(), a.GetSerial(), a.GetKeyId())
+	if a.GetKind() == "server" { // SVIDs have no subject
+		name = "the CA's own SVID"
+	}
 	switch {
 	case a.GetNotAfter() == nil:
 		f.Level, f.Detail = levelError, "there is none"

@@ -41,6 +41,8 @@ func TestFindings(t *testing.T) {
 			"OK intermediate: CN=i ends in 36h"},
 		"intermediate errs": {authority(&meshcav1.AuthorityStatus{Kind: "intermediate", Subject: "CN=i", NotAfter: at(48 * time.Hour), LastError: "vault is sealed"}),
 			"WARNING intermediate: CN=i ends in 48h: vault is sealed"},
+		"server": {authority(&meshcav1.AuthorityStatus{Kind: "server", Serial: "ab", NotAfter: at(time.Hour), LastError: "no intermediate"}),
+			"WARNING server: the CA's own SVID ends in 1h: no intermediate"},
 		"root":            {authority(&meshcav1.AuthorityStatus{Kind: "root", Subject: "CN=r", NotAfter: at(3650 * 24 * time.Hour)}), "OK root: CN=r ends in 3650d"},
 		"root ends soon":  {authority(&meshcav1.AuthorityStatus{Kind: "root", Subject: "CN=r", NotAfter: at(29*24*time.Hour + time.Hour)}), "WARNING root: CN=r ends in 29d1h"},
 		"cluster":         {cluster(&meshcav1.ClusterStatus{Healthy: true}), "OK cluster prod: tokens are verified (jwks, liveness api)"},

@@ -31,7 +31,7 @@ func Parse(data []byte, c PolicyContext) (*Policy, error) {
 	}
 	js, err := yaml.YAMLToJSONStrict(data)
 	if err != nil {
-		return nil, fmt.Errorf("policy: not YAML: %w", err)
+		return nil, fmt.Errorf("policy: not YAML: %s", oneLine(err))
 	}
 	var doc map[string]json.RawMessage
 	if err := json.Unmarshal(js, &doc); err != nil || doc == nil {
@@ -50,6 +50,12 @@ func Parse(data []byte, c PolicyContext) (*Policy, error) {
 		return nil, fmt.Errorf("policy: %d rules; the most is %d", len(raw), MaxRules)
 	}
 	return build(c, raw)
+}
+
+// oneLine joins the lines of a YAML error: they stand in logs and in a table's cell.
+func oneLine(err error) string {
+	s := strings.Join(strings.Fields(err.Error()), " ")
+	return s[:min(len(s), 300)]
 }
 
 func build(c PolicyContext, raw []map[string]json.RawMessage) (*Policy, error) {

@@ -106,6 +106,9 @@ func TestParseRefuses(t *testing.T) {
 			if err == nil || p != nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "policy: ") {
 				t.Errorf("got %v\nwant it to say %q", err, c.want)
 			}
+			if err != nil && strings.Contains(err.Error(), "\n") {
+				t.Errorf("the error has several lines: %q", err)
+			}
 			if err != nil && len(err.Error()) > 400 {
 				t.Errorf("the error has %d bytes: it repeats too much of the input", len(err.Error()))
 			}

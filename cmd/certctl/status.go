@@ -114,8 +114,12 @@ func drawCA(p *page, s *meshcav1.GetStatusResponse) {
 func drawAuthorities(p *page, s *meshcav1.GetStatusResponse) {
 	var rows [][]cell
 	for _, a := range s.GetAuthorities() {
+		subject := a.GetSubject()
+		if subject == "" && a.GetKind() == "server" { // SVIDs have none
+			subject = "the CA's own SVID"
+		}
 		rows = append(rows, []cell{
-			text(a.GetKind()), text(a.GetSubject()), text(a.GetState()), p.ends(a.GetNotBefore(), a.GetNotAfter()), p.when(a.GetRenewAt()),
+			text(a.GetKind()), text(subject), text(a.GetState()), p.ends(a.GetNotBefore(), a.GetNotAfter()), p.when(a.GetRenewAt()),
 			text(a.GetSerial()), text(a.GetLastError()).as(bad),
 		})
 	}
