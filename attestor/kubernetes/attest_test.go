@@ -68,7 +68,7 @@ func newBench(t *testing.T, cfg Config) *bench {
 	return b
 }
 
-func await(t *testing.T, check func() error) {
+func await(t testing.TB, check func() error) {
 	t.Helper()
 	end := time.Now().Add(10 * time.Second)
 	for {

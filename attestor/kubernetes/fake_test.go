@@ -30,7 +30,7 @@ import (
 // keys. What it is told to do wrong, it does wrong.
 type fakeServer struct {
 	*httptest.Server
-	t          *testing.T
+	t          testing.TB
 	kubeconfig string
 
 	mu       sync.Mutex
@@ -50,7 +50,7 @@ type watchLine struct {
 	Object runtime.Object `json:"object"`
 }
 
-func newFakeServer(t *testing.T) *fakeServer {
+func newFakeServer(t testing.TB) *fakeServer {
 	f := &fakeServer{
 		t: t, version: 1, keys: map[string]crypto.PublicKey{}, calls: map[string]int{}, mute: map[kind]bool{},
 		objects: map[kind]map[name]runtime.Object{}, watchers: map[kind][]chan watchLine{},
@@ -306,7 +306,7 @@ func answer(w http.ResponseWriter, code int, body any) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-func decode(t *testing.T, r *http.Request, into runtime.Object) {
+func decode(t testing.TB, r *http.Request, into runtime.Object) {
 	scheme := runtime.NewScheme()
 	_ = authenticationv1.AddToScheme(scheme)
 	_ = authorizationv1.AddToScheme(scheme)
