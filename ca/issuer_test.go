@@ -208,6 +208,35 @@ func TestSpoiledSignatureIsDropped(t *testing.T) {
 	wantReason(t, h.issuer.Ready(), refusal.SignerMismatch)
 }
 
+// remembering passes everything on and keeps the last template.
+type remembering struct {
+	Linter
+	template *x509.Certificate
+}
+
+func (r *remembering) Lint(ctx context.Context, template, issuer *x509.Certificate, profile string) error {
+	r.template = template
+	return r.Linter.Lint(ctx, template, issuer, profile)
+}
+
+// TestWrongCertificateIsDropped has what was asked for and what was signed part ways while the key signs.
+func TestWrongCertificateIsDropped(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	seen := &remembering{Linter: h.issuer.linter}
+	h.issuer.linter = seen
+	key := h.spy()
+	key.spoil = func(sig []byte) []byte {
+		seen.template.DNSNames = append(seen.template.DNSNames, "pay.shop.svc")
+		return sig
+	}
+	svid, err := h.issuer.Issue(t.Context(), workloadRequest(t))
+	wantReason(t, err, refusal.SignerMismatch)
+	wantReason(t, h.issuer.Ready(), refusal.SignerMismatch)
+	if len(svid.Chain) != 0 {
+		t.Error("it was released")
+	}
+}
+
 func TestLivesAndBackdating(t *testing.T) {
 	for _, c := range []struct {
 		profile, granted, life, back time.Duration

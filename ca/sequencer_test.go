@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -39,6 +40,34 @@ func TestAloneDoesNotWait(t *testing.T) {
 		}
 		if c := store.commits(); len(c) != 3 {
 			t.Errorf("commits %v", c)
+		}
+	})
+}
+
+// TestGatheringUnderLoad: after a group with company, one who comes alone waits for the next to come.
+func TestGatheringUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &memory{delay: time.Second}
+		s := newTestSequencer(t, SequencerConfig{Store: store})
+		var wg sync.WaitGroup
+		at := func(d time.Duration) {
+			wg.Go(func() {
+				time.Sleep(d)
+				if err := s.Append(t.Context(), entry(0)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		at(0)
+		at(100 * time.Millisecond)
+		at(200 * time.Millisecond) // these two wait for the first commit
+		at(5 * time.Second)
+		at(5*time.Second + 500*time.Microsecond) // within the gathering time
+		at(5*time.Second + 1100*time.Microsecond)
+		wg.Wait()
+		s.Close()
+		if got := store.commits(); !slices.Equal(got, []int{1, 2, 2, 1}) {
+			t.Errorf("commits of %v", got)
 		}
 	})
 }
