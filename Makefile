@@ -7,7 +7,11 @@ MAKEFLAGS += --no-print-directory
 PARTS := .parts/bin
 TOOLS := .tools
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unversioned)
-GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+GO_BUILD := go build -ldflags "-s -w -X main.version=$(VERSION)"
+
+# One set of flags for everything, or Go would compile it all once for each set. No cgo: binaries are static.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath -buildvcs=false
 
 # What `make run` may be told: SVID_TTL=30s RUN_FOR=60s RATE=50 make run
 SVID_TTL ?=
@@ -35,7 +39,7 @@ test: proto-check test-unit test-real ## everything: generated code, unit tests,
 .PHONY: test-unit
 test-unit: need-go ## the tests that need no server: beside the code, and the rules of the house in test/
 	go vet ./...
-	go test -timeout 10m $$(go list ./... | grep -v /meshca/test/) ./test
+	go test -timeout 30m $$(go list ./... | grep -v /meshca/test/) ./test
 
 .PHONY: test-real
 test-real: parts ## the tests against a real etcd, kube-apiserver and Envoy
@@ -80,7 +84,7 @@ proto-tools: need-go $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-
 define tool
 $(TOOLS)/$(1): test/tools/$(2)/go.mod test/tools/$(2)/go.sum
 	@echo "building $(1)"
-	@go -C test/tools/$(2) build -buildvcs=false -o $$(CURDIR)/$$@.new $(3)
+	@go -C test/tools/$(2) build -o $$(CURDIR)/$$@.new $(3)
 	@mv $$@.new $$@
 endef
 $(eval $(call tool,buf,buf,github.com/bufbuild/buf/cmd/buf))

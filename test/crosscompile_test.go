@@ -24,15 +24,24 @@ func TestCrossCompile(t *testing.T) {
 		{"windows", "arm64", []string{"certctl"}},
 	} {
 		t.Run(target.os+"-"+target.arch, func(t *testing.T) {
+			dir := t.TempDir()
+			args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + string(filepath.Separator)}
 			for _, command := range target.commands {
-				binary := filepath.Join(t.TempDir(), command)
-				build := exec.Command("go", "build", "-trimpath", "-o", binary, module+"/cmd/"+command)
-				build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+target.os, "GOARCH="+target.arch)
-				if out, err := build.CombinedOutput(); err != nil {
-					t.Fatalf("%s does not build: %v\n%s", command, err, out)
-				}
+				args = append(args, module+"/cmd/"+command)
+			}
+			build := exec.CommandContext(t.Context(), "go", args...)
+			build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+target.os, "GOARCH="+target.arch)
+			if out, err := build.CombinedOutput(); err != nil {
+				t.Fatalf("it does not build: %v\n%s", err, out)
+			}
+			for _, command := range target.commands {
 				if target.os == "linux" {
-					expectStatic(t, binary)
+					expectStatic(t, filepath.Join(dir, command))
+				} else if target.os == "windows" {
+					command += ".exe"
+				}
+				if info, err := os.Stat(filepath.Join(dir, command)); err != nil || info.Size() == 0 {
+					t.Errorf("no binary came of %s: %v", command, err)
 				}
 			}
 		})
