@@ -67,7 +67,7 @@ func (s *admin) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRequest)
 	status := &meshcav1.GetAgentStatusResponse{
 		Version: a.config.Version, TrustDomain: a.config.TrustDomain.Name(), Cluster: a.config.Cluster, Server: a.config.Server,
 		StartedAt: timestamppb.New(a.started), AgentTime: timestamppb.Now(), Ready: len(why) == 0, NotReady: why,
-		Self: a.self.shown(), Connected: connected, BundleSequence: a.trust.sequence(),
+		Self: a.self.view(), Connected: connected, BundleSequence: a.trust.sequence(),
 		Workloads: make([]*meshcav1.WorkloadStatus, len(a.workloads)),
 	}
 	if last != nil {
@@ -113,7 +113,7 @@ func (h *held) shown(renewAt time.Time, rotations uint64) *meshcav1.HeldSVID {
 	return v
 }
 
-func (s *self) shown() *meshcav1.HeldSVID {
+func (s *self) view() *meshcav1.HeldSVID {
 	h := s.identity.Value()
 	if h == nil {
 		return nil

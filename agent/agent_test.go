@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -105,6 +106,15 @@ func (n *node) workload(name string) string {
 	n.write(name+".token", name+"-token")
 	n.config.Workloads = append(n.config.Workloads, Workload{Socket: n.path(name + ".sock"), TokenFile: n.path(name + ".token")})
 	return id.String()
+}
+
+// freeAddress is a loopback address that nobody listens at.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // running is an agent that runs.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -17,9 +18,9 @@ import (
 	"github.com/meshca/meshca/rotation"
 )
 
-// distrustAfter is how old an own SVID must be before the CA's word against it makes the agent attest anew: younger
-// ones are what a call in flight was refused in spite of, and a CA that never takes one makes no storm.
-const distrustAfter = 5 * time.Second
+// distrustEvery bounds how often the CA's word against the own SVID makes the agent attest anew: a CA that never takes
+// one makes no storm, and calls in flight that were refused with the SVID before cost one attestation at most.
+const distrustEvery = 5 * time.Second
 
 // self is the agent's own SVID. It opens the CA's door; what workloads hold does not hang on it.
 type self struct {
@@ -37,14 +38,18 @@ type self struct {
 
 	wake   chan struct{}
 	orders orders
-	// identity is nil while there is none.
+	// identity is nil while there is none. Whoever waits for one finds a connection that shows it.
 	identity *rotation.Current[*held]
+	// shown is what handshakes show; it goes ahead of identity.
+	shown atomic.Pointer[held]
 
 	mu        sync.Mutex
 	last      error // of the last attempt
 	lastAt    time.Time
 	next      time.Time
 	rotations uint64
+	// distrusted is when the CA's word was last taken for it.
+	distrusted time.Time
 }
 
 var _ rotation.Subject = (*self)(nil)
@@ -88,10 +93,11 @@ func (s *self) Renew(ctx context.Context) (rotation.Term, error) {
 
 // use puts an SVID, or none, in the place of the one before.
 func (s *self) use(h *held) {
-	s.identity.Set(h)
+	s.shown.Store(h)
 	if err := s.client.Redial(); err != nil {
 		s.log.Error("the connection to the CA stays the old one", "error", err)
 	}
+	s.identity.Set(h)
 }
 
 // Due spreads agents by their IDs.
@@ -113,8 +119,13 @@ func (s *self) distrust(err error) {
 	default:
 		return
 	}
-	h := s.identity.Value()
-	if h == nil || time.Since(h.term.Received) < distrustAfter {
+	s.mu.Lock()
+	again := time.Since(s.distrusted) < distrustEvery
+	if !again {
+		s.distrusted = time.Now()
+	}
+	s.mu.Unlock()
+	if again || s.identity.Value() == nil {
 		return
 	}
 	s.log.Warn("the CA does not take the agent's SVID; attesting anew", "error", err)
@@ -139,7 +150,7 @@ func (s *self) id() string {
 
 // certificate is what the client shows at a handshake.
 func (s *self) certificate() *tls.Certificate {
-	if h := s.identity.Value(); h != nil && !h.ended() {
+	if h := s.shown.Load(); h != nil && !h.ended() {
 		return h.certificate()
 	}
 	return nil

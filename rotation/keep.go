@@ -21,6 +21,9 @@ type KeepOptions struct {
 	Observe func(Attempt)
 	// Wall is the wall clock that jumps are looked for in; nil: the system's.
 	Wall func() time.Time
+	// Asleep is how long the machine has slept since some moment in the past, which the monotonic clock leaves out; nil:
+	// the system's.
+	Asleep func() time.Duration
 }
 
 // Cause says why an attempt was made.
@@ -54,8 +57,8 @@ type Attempt struct {
 //
 // It renews when s.Due says so, and retries failures with jittered backoff, sooner as the end comes near, no sooner
 // than a refusal's RetryAfter; refusals that time alone will not lift are tried again too, but slowly. When the term
-// ends, s.Expired is told once; Renew and Expired are never called at the same time. A wall clock that jumps, or a
-// machine that slept, brings an early renewal and never an early end.
+// ends, s.Expired is told once; Renew and Expired are never called at the same time. A wall clock that jumps brings an
+// early renewal and never an early end; the time that the machine slept counts as lived.
 func Keep(ctx context.Context, s Subject, o KeepOptions) error {
 	k := newKeeper(s, o)
 	for {
@@ -72,6 +75,7 @@ type keeper struct {
 	subject Subject
 	o       KeepOptions
 	clock   jumps
+	slept   time.Duration // o.Asleep as it was last seen
 
 	term Term
 	// live: term has not ended. known: there was a term, so its Life tells the scale of things.
@@ -87,8 +91,11 @@ func newKeeper(s Subject, o KeepOptions) *keeper {
 	if o.Wall == nil {
 		o.Wall = time.Now
 	}
+	if o.Asleep == nil {
+		o.Asleep = asleep
+	}
 	now := time.Now()
-	k := &keeper{subject: s, o: o, clock: newJumps(now, o.Wall()), next: now, cause: CauseStart}
+	k := &keeper{subject: s, o: o, clock: newJumps(now, o.Wall()), slept: o.Asleep(), next: now, cause: CauseStart}
 	if h := o.Have; h != nil {
 		// From here on the monotonic clock runs it down, wherever Received came from.
 		k.term = Term{Life: h.Life, Left: h.Remaining(now), Received: now}
@@ -107,6 +114,7 @@ func (k *keeper) wait(ctx context.Context) (Cause, error) {
 			return "", err
 		}
 		now := time.Now()
+		k.awake()
 		k.expire(now)
 		if k.clock.jumped(now, k.o.Wall(), k.tolerance()) {
 			k.hasten(now.Add(jitter(k.tolerance())), CauseClock)
@@ -145,6 +153,19 @@ func (k *keeper) tolerance() time.Duration {
 		return maxUnwatched
 	}
 	return min(max(k.term.Life/32, 2*time.Second), maxUnwatched)
+}
+
+// awake counts what the machine slept as lived: the end and the next attempt are that much nearer than the monotonic
+// clock says.
+func (k *keeper) awake() {
+	total := k.o.Asleep()
+	slept := total - k.slept
+	if slept < time.Second {
+		return // the clocks are read one after the other
+	}
+	k.slept = total
+	k.term.Received = k.term.Received.Add(-slept)
+	k.next, k.notBefore = k.next.Add(-slept), k.notBefore.Add(-slept)
 }
 
 // expire tells the subject, once, that its term has ended.

@@ -310,6 +310,44 @@ func TestKeepWhenTheWallClockJumps(t *testing.T) {
 	}
 }
 
+// The monotonic clock stands still while the machine sleeps; certificates do not.
+func TestKeepAfterTheMachineSlept(t *testing.T) {
+	for name, c := range map[string]struct {
+		slept   time.Duration
+		expired int
+	}{"a nap": {2 * time.Hour, 0}, "a night": {8 * time.Hour, 1}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var slept atomic.Int64
+				k := &credential{t: t, life: 6 * time.Hour}
+				k.keep(KeepOptions{
+					Asleep: func() time.Duration { return time.Duration(slept.Load()) },
+					Wall:   func() time.Time { return time.Now().Add(time.Duration(slept.Load())).Round(0) },
+				})
+				k.sleep(time.Minute)
+				k.answer = func(context.Context) error { return errDown }
+				k.end = k.end.Add(-c.slept)
+				slept.Store(int64(c.slept))
+				k.sleep(2 * time.Minute)
+				if len(k.began) < 2 {
+					t.Error("no early renewal")
+				}
+				if k.expired != c.expired {
+					t.Errorf("told %d times of the end", k.expired)
+				}
+				k.answer = nil
+				k.sleep(5 * time.Minute)
+				if !k.live {
+					t.Error("did not come back")
+				}
+				if k.sleep(6*time.Hour - 6*time.Minute); k.expired != c.expired {
+					t.Error("the new term was cut short")
+				}
+			})
+		})
+	}
+}
+
 func TestKeepIsNoStormWhenTheScheduleSaysAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &credential{t: t, life: time.Hour, schedule: func(t Term) time.Time { return t.Received }}

@@ -103,6 +103,9 @@ func (c *CA) Agent(token, node string) {
 	c.agents[token] = spiffeid.RequireFromPath(c.domain, "/meshca/agent/"+c.cluster+"/"+node)
 }
 
+// ForgetAgents makes no token prove an agent, and no agent's SVID open the door.
+func (c *CA) ForgetAgents() { c.with(func() { clear(c.agents) }) }
+
 // Workload makes a token prove a workload.
 func (c *CA) Workload(token, path string) spiffeid.ID {
 	c.mu.Lock()

@@ -129,7 +129,7 @@ func (s *service) agent(ctx context.Context, cluster string) error {
 	if !ok || len(info.State.PeerCertificates) == 0 {
 		return refusal.New(refusal.AgentRequired, "no client certificate")
 	}
-	id, _, err := x509svid.Verify(info.State.PeerCertificates, c.bundle.Value())
+	id, _, err := x509svid.Verify(info.State.PeerCertificates, c.bundle.Value(), x509svid.WithTime(c.now().AsTime()))
 	if err != nil {
 		return refusal.New(refusal.CallerUntrusted, "%w", err)
 	}
