@@ -46,7 +46,7 @@ type Agent struct {
 
 var _ home = (*Agent)(nil)
 
-// New makes an agent of a configuration. It touches no file and no network before Run.
+// New makes an agent of a configuration, to be run once. It touches no file and no network before Run.
 func New(c Config) (*Agent, error) {
 	if err := c.Check(); err != nil {
 		return nil, err
@@ -94,12 +94,12 @@ func New(c Config) (*Agent, error) {
 // Run serves until ctx ends, and returns nil then. It returns an error when the agent cannot do its work at all: another
 // one runs in the same directory, or the admin socket or the ops address cannot be opened. Everything else it outlasts.
 func (a *Agent) Run(ctx context.Context) error {
+	defer a.client.Close()
 	unlock, err := a.prepare()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	defer a.client.Close()
 	admin, err := listen(a.config.AdminSocket, 0o600, nil, nil)
 	if err != nil {
 		return fmt.Errorf("the admin socket: %w", err)
@@ -184,7 +184,7 @@ func (a *Agent) restore() (own *rotation.Term) {
 		a.log.Warn("keys of workloads that are gone cannot be removed", "dir", a.store.dir, "error", err)
 	}
 	if h := a.restored(selfName, Workload{}); h != nil {
-		a.self.use(h)
+		a.self.restore(h)
 		own = &h.term
 	}
 	return own

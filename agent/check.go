@@ -212,15 +212,18 @@ func (a *Agent) checkDirs(f *findings) {
 		}
 	}
 	entries, err := os.ReadDir(a.store.dir)
+	if err != nil {
+		return // told above
+	}
 	for _, e := range entries {
-		if info, infoErr := e.Info(); infoErr == nil && info.Mode().Perm()&0o077 != 0 {
+		if info, err := e.Info(); err == nil && info.Mode().Perm()&0o077 != 0 {
 			sound = false
 			path := filepath.Join(a.store.dir, e.Name())
 			f.fail(subject, "Remove the file and find out who read it; the agent asks for a new SVID.", "%s holds a key and has mode %v", path, info.Mode())
 		}
 	}
-	if err == nil && sound {
-		f.ok(subject, "%s and %s are writable by the agent alone", a.config.RuntimeDir, a.config.StateDir)
+	if sound {
+		f.ok(subject, "%s is writable, and its keys are readable, by the agent alone", a.config.RuntimeDir)
 	}
 }
 
@@ -293,7 +296,10 @@ func (w *workload) checkSocket(f *findings, subject string) {
 	if info.Mode().Perm() != w.Mode.Perm() {
 		f.warn(subject, "Somebody changed it: the agent sets it when it opens the socket, so restart it, or set `mode`.", "the socket has mode %v, configured is %v", info.Mode().Perm(), w.Mode.Perm())
 	}
-	if err := checkDir(filepath.Dir(w.Socket)); err != nil {
+	dir := filepath.Dir(w.Socket)
+	if err := checkDir(dir); err != nil {
 		f.refused(subject, err)
+	} else if above := looseAbove(dir); above != "" {
+		f.warn(subject, "Run: chmod o-w "+above, "anyone can write to %s, and so replace %s as a whole", above, dir)
 	}
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -104,38 +105,52 @@ func (s *socket) intact() bool {
 	return err == nil && os.SameFile(now, s.file)
 }
 
-// checkDir refuses a directory in which, or above which, anyone could put another socket in the place of ours.
+// checkDir refuses a directory in which anyone could put another socket in the place of ours.
 func checkDir(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return refusal.New(refusal.SocketPath, "%w", err)
+	}
+	if !info.IsDir() {
+		return refusal.New(refusal.SocketPath, "%s is not a directory", dir)
+	}
+	if fault := looseness(info); fault != "" {
+		return refusal.New(refusal.SocketUnsafeDir, "anyone can write to %s (%s)", dir, fault)
+	}
+	return nil
+}
+
+// looseAbove finds the nearest directory above dir that anyone can write to: there dir as a whole could be replaced.
+// That is the machine's fault rather than the socket's, so it is told and not refused.
+func looseAbove(dir string) string {
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err == nil {
 		resolved, err = filepath.Abs(resolved)
 	}
 	if err != nil {
-		return refusal.New(refusal.SocketPath, "%w", err)
+		return ""
 	}
-	for {
-		info, err := os.Stat(resolved)
-		if err != nil {
-			return refusal.New(refusal.SocketPath, "%w", err)
+	for parent := filepath.Dir(resolved); parent != resolved; resolved, parent = parent, filepath.Dir(parent) {
+		if info, err := os.Stat(parent); err == nil && looseness(info) != "" {
+			return parent
 		}
-		if !info.IsDir() {
-			return refusal.New(refusal.SocketPath, "%s is not a directory", resolved)
-		}
-		if info.Mode().Perm()&0o002 != 0 {
-			// In a sticky directory (/tmp) only the owners of a file and of the directory can replace it.
-			if info.Mode()&fs.ModeSticky == 0 {
-				return refusal.New(refusal.SocketUnsafeDir, "anyone can write to %s (mode %v)", resolved, info.Mode())
-			}
-			if owner := ownerOf(info); owner != 0 && owner != os.Geteuid() {
-				return refusal.New(refusal.SocketUnsafeDir, "anyone can write to %s, which belongs to uid %d", resolved, owner)
-			}
-		}
-		parent := filepath.Dir(resolved)
-		if parent == resolved {
-			return nil
-		}
-		resolved = parent
 	}
+	return ""
+}
+
+// looseness says why anyone can replace what lies in a directory; empty: nobody can. In a sticky directory (/tmp) only
+// the owners of a file and of the directory can.
+func looseness(info fs.FileInfo) string {
+	if info.Mode().Perm()&0o002 == 0 {
+		return ""
+	}
+	if info.Mode()&fs.ModeSticky == 0 {
+		return fmt.Sprintf("mode %v", info.Mode())
+	}
+	if owner := ownerOf(info); owner != 0 && owner != os.Geteuid() {
+		return fmt.Sprintf("mode %v, and it belongs to uid %d", info.Mode(), owner)
+	}
+	return ""
 }
 
 // clearStale removes a socket of ours that nobody answers at, and nothing else.

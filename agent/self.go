@@ -48,6 +48,7 @@ type self struct {
 	lastAt    time.Time
 	next      time.Time
 	rotations uint64
+	had       bool // there was an SVID once
 	// distrusted is when the CA's word was last taken for it.
 	distrusted time.Time
 }
@@ -98,6 +99,14 @@ func (s *self) use(h *held) {
 		s.log.Error("the connection to the CA stays the old one", "error", err)
 	}
 	s.identity.Set(h)
+}
+
+// restore takes up what an earlier run kept.
+func (s *self) restore(h *held) {
+	s.mu.Lock()
+	s.had = true
+	s.mu.Unlock()
+	s.use(h)
 }
 
 // Due spreads agents by their IDs.
@@ -184,9 +193,10 @@ func (s *self) observed(a rotation.Attempt) {
 	s.mu.Lock()
 	before := s.last
 	s.last, s.lastAt, s.next = a.Err, time.Now(), a.Next
-	if a.Err == nil {
+	if a.Err == nil && s.had {
 		s.rotations++
 	}
+	s.had = s.had || a.Err == nil
 	s.mu.Unlock()
 	switch {
 	case a.Err != nil && refusal.Of(before) != refusal.Of(a.Err):
