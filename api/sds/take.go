@@ -35,8 +35,8 @@ func (st *stream) subscribe(r *request, first bool, nonce uint64) error {
 	switch {
 	case st.sub.delta:
 		// Changes count whatever the nonce says: they are not said again (xDS protocol, "Incremental xDS").
-		changed = changed || len(r.subscribe)+len(r.unsubscribe) > 0
-		err = st.sub.change(r.subscribe, r.unsubscribe, first)
+		changed = changed || len(r.names)+len(r.unsubscribe) > 0
+		err = st.sub.change(r.names, r.unsubscribe, first)
 	case !first && r.nonce != "" && nonce != st.last:
 		// Stale: said before the peer saw the last answer. It says everything again with that one's nonce.
 	default:

@@ -25,10 +25,11 @@ type request struct {
 	typeURL, nonce, version string
 	node                    *corev3.Node
 	refused                 *rpcstatus.Status
-	// names restates the subscription (SotW); subscribe and unsubscribe change it, initial is what the peer has (delta).
-	names                  []string
-	subscribe, unsubscribe []string
-	initial                map[string]string
+	// names restates the subscription (SotW) or adds to it (delta).
+	names []string
+	// unsubscribe takes names away, and initial is what the peer has (delta).
+	unsubscribe []string
+	initial     map[string]string
 }
 
 type sotwStream struct {
@@ -56,10 +57,8 @@ func requestOf(r *discoveryv3.DiscoveryRequest) *request {
 }
 
 func responseOf(a *answer) *discoveryv3.DiscoveryResponse {
-	r := &discoveryv3.DiscoveryResponse{
-		VersionInfo: a.version, TypeUrl: TypeURL, Nonce: nonceString(a.nonce),
-		Resources: make([]*anypb.Any, len(a.resources)),
-	}
+	r := &discoveryv3.DiscoveryResponse{VersionInfo: a.version, TypeUrl: TypeURL, Nonce: nonceString(a.nonce)}
+	r.Resources = make([]*anypb.Any, len(a.resources))
 	for i, resource := range a.resources {
 		r.Resources[i] = resource.GetResource()
 	}
@@ -84,7 +83,7 @@ func (w deltaStream) receive() (*request, error) {
 func deltaRequestOf(r *discoveryv3.DeltaDiscoveryRequest) *request {
 	return &request{
 		typeURL: r.GetTypeUrl(), nonce: r.GetResponseNonce(), node: r.GetNode(), refused: r.GetErrorDetail(),
-		subscribe: r.GetResourceNamesSubscribe(), unsubscribe: r.GetResourceNamesUnsubscribe(),
+		names: r.GetResourceNamesSubscribe(), unsubscribe: r.GetResourceNamesUnsubscribe(),
 		initial: r.GetInitialResourceVersions(),
 	}
 }
