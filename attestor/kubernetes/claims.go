@@ -91,7 +91,11 @@ func (s seconds) time() time.Time {
 
 // parseClaims reads a token's payload. Names are matched exactly, and one that is repeated is an error.
 func parseClaims(payload []byte) (claims, *refusal.Error) {
-	var c claims
+	c, ok := plainClaims(payload)
+	if ok {
+		return c, nil
+	}
+	c = claims{}
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return claims{}, refusal.New(refusal.TokenMalformed, "the token's payload is not a JSON object with the claims of a service-account token")
 	}

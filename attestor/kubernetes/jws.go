@@ -71,19 +71,18 @@ func parseJWS(token string) (jws, *refusal.Error) {
 	if len(token) > maxToken {
 		return jws{}, refusal.New(refusal.TokenTooLarge, "the token has %d bytes, at most %d are looked at", len(token), maxToken)
 	}
-	dots, alphabet := survey(token)
-	switch {
-	case !alphabet:
-		return jws{}, refusal.New(refusal.TokenMalformed, "the token holds a byte that base64url does not have (white space, perhaps)")
+	switch dots := strings.Count(token, "."); {
 	case dots == 4:
 		return jws{}, refusal.New(refusal.TokenEncrypted, "the token has the five parts of a JWE")
 	case dots != 2:
 		return jws{}, refusal.New(refusal.TokenMalformed, "the token has %d parts where a signed JWT has 3", dots+1)
+	case strings.Contains(token, "\n"), strings.Contains(token, "\r"): // the decoder would skip them
+		return jws{}, refusal.New(refusal.TokenMalformed, "the token holds a line break")
 	}
 	head, rest, _ := strings.Cut(token, ".")
 	body, sig, _ := strings.Cut(rest, ".")
-	var h header
-	if raw, err := decodeSegment(head); err != nil || json.Unmarshal(raw, &h) != nil {
+	h, ok := parseHeader(head)
+	if !ok {
 		return jws{}, refusal.New(refusal.TokenMalformed, "the token's header is not a JSON object in base64url")
 	}
 	if _, ok := algorithmOf(h.Alg); !ok {
@@ -103,18 +102,17 @@ func parseJWS(token string) (jws, *refusal.Error) {
 	return jws{alg: h.Alg, kid: h.Kid, signed: token[:len(head)+1+len(body)], payload: payload, signature: signature}, nil
 }
 
-// survey counts the dots, and tells whether all else is of the base64url alphabet; the decoder would skip line breaks.
-func survey(token string) (dots int, alphabet bool) {
-	for i := range len(token) {
-		switch c := token[i]; {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
-		case c == '.':
-			dots++
-		default:
-			return dots, false
-		}
+func parseHeader(segment string) (header, bool) {
+	raw, err := decodeSegment(segment)
+	if err != nil {
+		return header{}, false
 	}
-	return dots, true
+	h, ok := plainHeader(raw)
+	if !ok {
+		h = header{}
+		ok = json.Unmarshal(raw, &h) == nil
+	}
+	return h, ok
 }
 
 // decodeSegment is strict: one text for one value (RFC 4648 §3.5).

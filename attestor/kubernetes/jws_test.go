@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/sha512"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -97,9 +100,18 @@ func TestEachKeyHasItsAlgorithms(t *testing.T) {
 				}
 			}
 		}
-		signed.signature = append(signed.signature, 0)
-		if signed.verify(testKeys()[signer].Public()) {
-			t.Errorf("%s: a signature with one more byte verifies", alg)
+		half := len(signed.signature) / 2
+		for name, altered := range map[string][]byte{
+			"a byte more":         append(slices.Clone(signed.signature), 0),
+			"a byte less":         signed.signature[:len(signed.signature)-1],
+			"a zero in the midst": slices.Insert(slices.Clone(signed.signature), half, 0),
+			"a zero before":       slices.Insert(slices.Clone(signed.signature), 0, 0),
+		} {
+			forged := signed
+			forged.signature = altered
+			if forged.verify(testKeys()[signer].Public()) {
+				t.Errorf("%s: a signature with %s verifies", alg, name)
+			}
 		}
 	}
 	for name, key := range map[string]crypto.PublicKey{"none": nil, "a secret": []byte("secret"), "RSA by value": *testKeys()["rsa"].Public().(*rsa.PublicKey), "EC by value": *testKeys()["p256"].Public().(*ecdsa.PublicKey)} {
@@ -107,6 +119,24 @@ func TestEachKeyHasItsAlgorithms(t *testing.T) {
 		if signed.verify(key) {
 			t.Errorf("it verifies under %s", name)
 		}
+	}
+}
+
+// A P-256 key could sign what ES384 hashes, and its numbers fit into ES384's lengths: it is refused for its curve.
+func TestCurveOfAnotherAlgorithm(t *testing.T) {
+	key := testKeys()["p256"].(*ecdsa.PrivateKey)
+	signed, refused := parseJWS(usual(time.Now()).unsigned(`{"alg":"ES384","kid":"k"}`, nil))
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	digest := sha512.Sum384([]byte(signed.signed))
+	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed.signature = append(r.FillBytes(make([]byte, 48)), s.FillBytes(make([]byte, 48))...)
+	if signed.verify(key.Public()) {
+		t.Error("it verifies")
 	}
 }
 

@@ -302,6 +302,10 @@ func TestKeysFromURL(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", name, err, test.want)
 		}
 	}
+	serve(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 3*maxKeySet)) })
+	if raw, _, err := source(ca).read(t.Context()); err != nil || len(raw) != maxKeySet+1 {
+		t.Errorf("of an answer of 3 MiB it took %d bytes, %v", len(raw), err)
+	}
 	bad := filepath.Join(t.TempDir(), "bad.pem")
 	if err := os.WriteFile(bad, []byte("no PEM"), 0o600); err != nil {
 		t.Fatal(err)
