@@ -21,7 +21,7 @@ func TestEvidence(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		id := must2(attestor.NewIdentity("prod", w.namespace, "web"))(t)
+		id := must(attestor.NewIdentity("prod", w.namespace, "web"))(t)
 		want := attestor.Evidence{
 			Proven: true, Identity: id, Method: "kubernetes/" + string(w.attestor.Status().Mode),
 			ServiceAccountUID: string(w.account.UID), PodName: pod.Name, PodUID: string(pod.UID),
@@ -93,7 +93,7 @@ func TestWhatTheTokenStandsOnGoes(t *testing.T) {
 
 		deleted := w.newPod("deleted", w.node)
 		token := w.token(deleted, audience)
-		ev := must2(w.attestor.Attest(ctx, token, audience))(t)
+		ev := must(w.attestor.Attest(ctx, token, audience))(t)
 		if err := w.DeletePod(ctx, deleted, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -130,14 +130,14 @@ func TestWhatTheTokenStandsOnGoes(t *testing.T) {
 		second := w.newNode("second")
 		elsewhere := w.newPod("elsewhere", second)
 		token = w.token(elsewhere, audience)
-		if ev := must2(w.attestor.Attest(ctx, token, audience))(t); ev.NodeName != second.Name || ev.NodeUID != string(second.UID) {
+		if ev := must(w.attestor.Attest(ctx, token, audience))(t); ev.NodeName != second.Name || ev.NodeUID != string(second.UID) {
 			t.Errorf("a pod on %s (%s) is shown on %s (%s)", second.Name, second.UID, ev.NodeName, ev.NodeUID)
 		}
 		if err := core.Nodes().Delete(ctx, second.Name, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		w.refused(token, refusal.NodeGone)
-		must(t)(w.CreateNode(ctx, second.Name))
+		must(w.CreateNode(ctx, second.Name))(t)
 		w.refused(token, refusal.NodeGone)
 
 		token = w.token(again, audience)
@@ -145,7 +145,7 @@ func TestWhatTheTokenStandsOnGoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.refused(token, refusal.ServiceAccountGone)
-		must(t)(w.CreateServiceAccount(ctx, w.namespace, "web"))
+		must(w.CreateServiceAccount(ctx, w.namespace, "web"))(t)
 		w.refused(token, refusal.ServiceAccountGone)
 		token = w.token(again, audience)
 		if err := w.attest(token); err != nil {
@@ -174,15 +174,15 @@ func TestNewPodOutrunsTheWatch(t *testing.T) {
 func TestAnotherClustersToken(t *testing.T) {
 	other := kube.Start(t)
 	foreign := &world{Cluster: other, t: t, namespace: "same"}
-	must(t)(other.CreateNamespace(t.Context(), "same"))
-	must(t)(other.CreateServiceAccount(t.Context(), "same", "web"))
-	node := must2(other.CreateNode(t.Context(), "same"))(t)
+	must(other.CreateNamespace(t.Context(), "same"))(t)
+	must(other.CreateServiceAccount(t.Context(), "same", "web"))(t)
+	node := must(other.CreateNode(t.Context(), "same"))(t)
 	token := foreign.token(foreign.newPod("same", node), audience)
 
-	must(t)(shared.CreateNamespace(t.Context(), "same"))
-	must(t)(shared.CreateServiceAccount(t.Context(), "same", "web"))
-	must(t)(shared.CreateNode(t.Context(), "same"))
-	must(t)(shared.CreatePod(t.Context(), "same", "same", "web", "same"))
+	must(shared.CreateNamespace(t.Context(), "same"))(t)
+	must(shared.CreateServiceAccount(t.Context(), "same", "web"))(t)
+	must(shared.CreateNode(t.Context(), "same"))(t)
+	must(shared.CreatePod(t.Context(), "same", "same", "web", "same"))(t)
 	inBothModes(t, func(t *testing.T, w *world) {
 		want := map[string]refusal.Reason{"jwks": refusal.TokenKeyUnknown, "tokenReview": refusal.TokenRejected}[string(w.attestor.Status().Mode)]
 		eventually(t, 10*time.Second, func() error { // just after a reading of keys the answer is "not yet"

@@ -67,8 +67,8 @@ func newWorld(t *testing.T, c *kube.Cluster, cfg kubernetes.Config) *world {
 	t.Helper()
 	w := &world{Cluster: c, t: t, namespace: fmt.Sprintf("ns-%x", time.Now().UnixNano())}
 	w.attestor, w.calls = run(t, cfg)
-	must(t)(c.CreateNamespace(t.Context(), w.namespace))
-	w.account = must2(c.CreateServiceAccount(t.Context(), w.namespace, "web"))(t)
+	must(c.CreateNamespace(t.Context(), w.namespace))(t)
+	w.account = must(c.CreateServiceAccount(t.Context(), w.namespace, "web"))(t)
 	w.node = w.newNode("first")
 	return w
 }
@@ -77,7 +77,7 @@ func newWorld(t *testing.T, c *kube.Cluster, cfg kubernetes.Config) *world {
 func run(t *testing.T, cfg kubernetes.Config) (*kubernetes.Cluster, *atomic.Int64) {
 	t.Helper()
 	calls := new(atomic.Int64)
-	a := must2(kubernetes.New(cfg, kubernetes.Deps{Observe: func(kubernetes.Call) { calls.Add(1) }}))(t)
+	a := must(kubernetes.New(cfg, kubernetes.Deps{Observe: func(kubernetes.Call) { calls.Add(1) }}))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = a.Run(ctx) }()
@@ -103,17 +103,17 @@ func (w *world) untilWatched(token attestor.Token) {
 
 func (w *world) newNode(name string) *corev1.Node {
 	w.t.Helper()
-	return must2(w.CreateNode(w.t.Context(), name+"-"+w.namespace))(w.t)
+	return must(w.CreateNode(w.t.Context(), name+"-"+w.namespace))(w.t)
 }
 
 func (w *world) newPod(name string, node *corev1.Node) *corev1.Pod {
 	w.t.Helper()
-	return must2(w.CreatePod(w.t.Context(), w.namespace, name, "web", node.Name))(w.t)
+	return must(w.CreatePod(w.t.Context(), w.namespace, name, "web", node.Name))(w.t)
 }
 
 func (w *world) token(pod *corev1.Pod, audience string) attestor.Token {
 	w.t.Helper()
-	return attestor.NewToken(must2(w.Token(w.t.Context(), w.namespace, "web", pod, audience, time.Hour))(w.t))
+	return attestor.NewToken(must(w.Token(w.t.Context(), w.namespace, "web", pod, audience, time.Hour))(w.t))
 }
 
 func (w *world) attest(token attestor.Token) error {
@@ -147,16 +147,7 @@ func eventually(t *testing.T, limit time.Duration, check func() error) {
 	}
 }
 
-func must(t *testing.T) func(any, error) {
-	return func(_ any, err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func must2[T any](v T, err error) func(*testing.T) T {
+func must[T any](v T, err error) func(*testing.T) T {
 	return func(t *testing.T) T {
 		t.Helper()
 		if err != nil {

@@ -21,11 +21,11 @@ var rights = []rbacv1.PolicyRule{
 }
 
 func TestRightsAreEnoughAndEachIsNeeded(t *testing.T) {
-	enough := must2(shared.KubeconfigFor("meshca"))(t)
+	enough := must(shared.KubeconfigFor("meshca"))(t)
 	if err := shared.Allow(t.Context(), "meshca", rights...); err != nil {
 		t.Fatal(err)
 	}
-	few := must2(shared.KubeconfigFor("few"))(t)
+	few := must(shared.KubeconfigFor("few"))(t)
 	if err := shared.Allow(t.Context(), "few", rights[0], rights[2]); err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func TestRightsAreEnoughAndEachIsNeeded(t *testing.T) {
 			if err := w.attest(token); err != nil {
 				t.Errorf("with the rights that the documentation names: %v", err)
 			}
-			poor := must2(kubernetes.New(kubernetes.Config{Name: "prod", Mode: mode, Kubeconfig: few}, kubernetes.Deps{}))(t)
+			poor := must(kubernetes.New(kubernetes.Config{Name: "prod", Mode: mode, Kubeconfig: few}, kubernetes.Deps{}))(t)
 			if _, err := poor.Attest(t.Context(), token, audience); refusal.Of(err) != refusal.KubernetesForbidden {
 				t.Errorf("without the right to read pods: got %v, want KUBERNETES_FORBIDDEN", err)
 			}
@@ -61,7 +61,7 @@ func TestServerGoneAndBack(t *testing.T) {
 			w := newWorld(t, c, kubernetes.Config{Name: "prod", Mode: mode, Kubeconfig: c.Kubeconfig})
 			pod := w.newPod("web-1", w.node)
 			token := w.token(pod, audience)
-			ev := must2(w.attestor.Attest(t.Context(), token, audience))(t)
+			ev := must(w.attestor.Attest(t.Context(), token, audience))(t)
 			if mode == kubernetes.JWKS {
 				w.untilWatched(token)
 			}
@@ -111,7 +111,7 @@ func TestServerThatHangs(t *testing.T) {
 			w := newWorld(t, c, cfg)
 			token := w.token(w.newPod("web-1", w.node), audience)
 			if mode == kubernetes.JWKS { // another attestor that has not heard of the pod, nor will
-				w.attestor = must2(kubernetes.New(cfg, kubernetes.Deps{}))(t)
+				w.attestor = must(kubernetes.New(cfg, kubernetes.Deps{}))(t)
 				if err := w.attest(token); err != nil {
 					t.Fatal(err)
 				}
