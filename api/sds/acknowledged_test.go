@@ -33,7 +33,7 @@ func TestAcknowledged(t *testing.T) {
 
 		// The same roots under a later sequence: nothing is sent, nobody has anything to take.
 		d.source.Set(secretsOf(t, 2, f.web))
-		w = wild.next() // (other identities and trust domains have gone)
+		wild.next() // (other identities and trust domains have gone)
 		d.lacking(2, 0)
 
 		// New roots: they count when they are taken, and an SVID's rotation in between does not hide that.

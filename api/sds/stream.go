@@ -64,7 +64,8 @@ type said struct {
 	err     error
 }
 
-// run is the stream's loop. A second goroutine reads requests and ends with ctx, which ends with the stream.
+// run is the stream's loop. A second goroutine reads requests and ends with ctx, which ends with the stream; the loop
+// hears from it, or from the send that is under way, when that happens.
 func (st *stream) run(ctx context.Context) error {
 	heard := make(chan said)
 	go receive(ctx, st.wire, st.server.config.Limits.RequestsPerSecond, heard)
@@ -83,10 +84,10 @@ func (st *stream) run(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case h := <-heard:
+		case h, more := <-heard:
 			switch {
+			case !more:
+				return ctx.Err()
 			case h.err == nil:
 				if err := st.take(h.request); err != nil {
 					return err
@@ -112,8 +113,9 @@ func (st *stream) run(ctx context.Context) error {
 	}
 }
 
-// receive reads requests for as long as the stream lasts.
+// receive reads requests for as long as the stream lasts, and closes heard when that is over.
 func receive(ctx context.Context, w wire, perSecond int, heard chan<- said) {
+	defer close(heard)
 	pace := rate.NewLimiter(rate.Limit(perSecond), perSecond)
 	for {
 		r, err := w.receive()
