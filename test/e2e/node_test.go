@@ -163,7 +163,7 @@ func (s *site) awaitReady(p *parts.Process, ops string) {
 		if err != nil {
 			return err
 		}
-		defer answer.Body.Close() //nolint:errcheck // read to its end below
+		defer answer.Body.Close()
 		var body bytes.Buffer
 		_, _ = body.ReadFrom(answer.Body)
 		if answer.StatusCode != http.StatusOK {
@@ -269,7 +269,7 @@ func freePort(t *testing.T) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
-	defer l.Close() //nolint:errcheck // it was only asked for its number
+	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port
 }
 

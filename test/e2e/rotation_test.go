@@ -35,7 +35,7 @@ func rotate(t *testing.T, delta bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
 	defer cancel()
 	m, err := mesh.Start(ctx, mesh.Config{
-		Envoy: parts.Path(t, "envoy"), Dir: s.file("envoy"), Delta: delta,
+		Envoy: parts.Path(t, "envoy"), Dir: t.TempDir(), Delta: delta,
 		Client: mesh.Workload{ID: "spiffe://mesh.test/ns/shop/sa/web", Socket: n.socket("web")},
 		Server: mesh.Workload{ID: "spiffe://mesh.test/ns/shop/sa/db", Socket: n.socket("db")},
 	})
