@@ -70,7 +70,15 @@ func TestMemo(t *testing.T) {
 		m := newMemo(5*time.Second, time.Now)
 		var asked atomic.Int64
 		answer := func(err error) func(context.Context) error {
-			return func(context.Context) error { asked.Add(1); time.Sleep(time.Second); return err }
+			return func(ctx context.Context) error {
+				asked.Add(1)
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(time.Second):
+					return err
+				}
+			}
 		}
 		var wg sync.WaitGroup
 		for range 100 {

@@ -46,12 +46,21 @@ func (s *scriptedSource) publish(err error, ids ...string) {
 	}
 }
 
+func (s *scriptedSource) linger(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.slow = d
+}
+
 func (s *scriptedSource) read(ctx context.Context) ([]byte, string, error) {
 	s.reads.Add(1)
+	s.mu.Lock()
+	slow := s.slow
+	s.mu.Unlock()
 	select {
 	case <-ctx.Done():
 		return nil, "", ctx.Err()
-	case <-time.After(s.slow):
+	case <-time.After(slow):
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +128,7 @@ func TestKeysOutliveTheirSource(t *testing.T) {
 		for name, bad := range map[string]func(){
 			"away":  func() { s.publish(errors.New("away")) },
 			"empty": func() { s.publish(nil) },
-			"slow":  func() { s.publish(nil, "b"); s.slow = time.Hour },
+			"slow":  func() { s.publish(nil, "b"); s.linger(time.Hour) },
 		} {
 			bad()
 			time.Sleep(11 * time.Minute)
@@ -270,7 +279,7 @@ func TestKeysFromURL(t *testing.T) {
 	good := `{"keys":[` + jwk(t, testKeys()["p256"].Public(), nil) + `]}`
 	source := func(caFile string) keySource {
 		t.Helper()
-		s, err := newURLSource(settings{keys: KeysConfig{URL: server.URL + "/keys", CAFile: caFile}, callTimeout: 300 * time.Millisecond})
+		s, err := newURLSource(settings{keys: KeysConfig{URL: server.URL + "/keys", CAFile: caFile}, callTimeout: 2 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -284,9 +293,11 @@ func TestKeysFromURL(t *testing.T) {
 		"good":     {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(good)) }, ca, ""},
 		"not ours": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(good)) }, "", "certificate"},
 		"500":      {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, ca, "500"},
-		"silent":   {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, ca, "exceeded"},
-		"to http":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/keys", 302) }, ca, "https"},
-		"in rings": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/keys", 302) }, ca, "fourth"},
+		"silent":   {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done(); panic(http.ErrAbortHandler) }, ca, "exceeded"},
+		"to http": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/keys", http.StatusFound)
+		}, ca, "https"},
+		"in rings": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/keys", http.StatusFound) }, ca, "fourth"},
 		"endless": {func(w http.ResponseWriter, _ *http.Request) {
 			for range 2 << 10 {
 				_, _ = w.Write([]byte(strings.Repeat(" ", 1<<10)))

@@ -76,7 +76,7 @@ func (a *api) get(ctx context.Context, k kind, n name) (o object, found bool, er
 			return err
 		}
 		var is name
-		if is, o, err = stripped(got); err == nil && (is != n || o.uid == "" || reflect.TypeOf(got) != reflect.TypeOf(k.example())) {
+		if is, o, err = stripped(got); err == nil && (is != n || reflect.TypeOf(got) != reflect.TypeOf(k.example())) {
 			err = fmt.Errorf("asked for %s %s, it answered with %T %s", k, n, got, is)
 		}
 		return err
