@@ -130,3 +130,23 @@ func TestEndedStreamsLackNothing(t *testing.T) {
 		d.lacking(1, 0)
 	})
 }
+
+func TestWaitingStreamsLackNothing(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		d.source.Set(nil)
+		p := d.sotw()
+		p.say(ask(NameRootCA))
+		d.lacking(1, 0)
+		if got := d.one(); !got.Waiting {
+			t.Errorf("shown %+v", got)
+		}
+		d.source.Set(fixture().first)
+		r := p.next()
+		d.lacking(1, 1)
+		p.say(ack(r, NameRootCA))
+		d.lacking(1, 0)
+		if got := d.one(); got.Waiting || got.Sequence != 1 {
+			t.Errorf("shown %+v", got)
+		}
+	})
+}

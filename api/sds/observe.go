@@ -80,6 +80,8 @@ type Stream struct {
 	// Names is how many names it asks for; Wildcard tells that it asks for all.
 	Names    int
 	Wildcard bool
+	// Waiting: there are no secrets for it yet.
+	Waiting bool
 	// Sequence is the bundle sequence up to which the peer has taken everything that it asked for. A stream that asks
 	// for no validation context has nothing to take, so it stands at the newest.
 	Sequence uint64

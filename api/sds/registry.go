@@ -53,9 +53,9 @@ func (r *registry) leave(st *stream) {
 // show lets a stream change what it shows, and wakes whoever waits for acknowledgements if it matters to them.
 func (r *registry) show(st *stream, change func(*stream)) {
 	r.mu.Lock()
-	sequence, asked := st.shown.Sequence, st.asked
+	sequence, waiting, asked := st.shown.Sequence, st.shown.Waiting, st.asked
 	change(st)
-	moved := sequence != st.shown.Sequence || asked != st.asked
+	moved := sequence != st.shown.Sequence || waiting != st.shown.Waiting || asked != st.asked
 	r.mu.Unlock()
 	if moved {
 		r.changed.Set(struct{}{})
@@ -80,7 +80,7 @@ func (r *registry) lacking(sequence uint64) (int, <-chan struct{}) {
 	defer r.mu.Unlock()
 	n := 0
 	for st := range r.open {
-		if st.asked && st.shown.Sequence < sequence {
+		if st.asked && !st.shown.Waiting && st.shown.Sequence < sequence {
 			n++
 		}
 	}

@@ -49,7 +49,8 @@ func (s *Server) Streams() []Stream { return s.streams.all() }
 
 // Acknowledged says how many open streams have not yet taken the bundle of this sequence (or a later one), and gives a
 // channel that closes when that may have changed. Set the bundle at the sources first: then zero means that every
-// proxy that is connected now holds it.
+// proxy that is connected now and is served holds it. A stream whose source has nothing yet is not counted: what it
+// gets first will be that bundle, and one workload that is refused its SVID must not hold up a new root everywhere.
 func (s *Server) Acknowledged(sequence uint64) (lacking int, changed <-chan struct{}) {
 	return s.streams.lacking(sequence)
 }

@@ -26,6 +26,8 @@ type stream struct {
 	last        uint64
 	lastVersion string
 	taken       taken
+	// waiting: there are no secrets yet.
+	waiting bool
 	// unread is how many bytes went out since the peer last showed that it had read everything.
 	unread int
 	// owing: the secrets or the subscription changed, or the last answer did not hold everything.
@@ -77,6 +79,7 @@ func (st *stream) run(ctx context.Context) error {
 		if secrets != nil && secrets.end != nil {
 			return secrets.end
 		}
+		st.waiting = secrets == nil
 		if err := st.answer(secrets); err != nil {
 			return err
 		}

@@ -97,6 +97,7 @@ func (st *stream) show() {
 	unknown := st.sub.unknown(maxShown)
 	st.server.streams.show(st, func(st *stream) {
 		st.shown.Names, st.shown.Wildcard, st.shown.Unknown = st.sub.asked, st.sub.wildcard, unknown
+		st.shown.Waiting = st.waiting
 		if ok {
 			st.shown.Sequence = sequence
 		}
