@@ -125,7 +125,7 @@ func (s *self) view() *meshcav1.HeldSVID {
 }
 
 // lastError is why the last attempt failed, if it did.
-func (s *self) lastError() (error, time.Time) { //nolint:revive // the error is the subject here, not the outcome
+func (s *self) lastError() (error, time.Time) { //nolint:revive,staticcheck // the error is the subject here, not the outcome
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.last, s.lastAt

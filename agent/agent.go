@@ -152,7 +152,7 @@ func stopped(err error) error {
 // prepare makes the directories and sees that no second agent uses them.
 func (a *Agent) prepare() (unlock func(), err error) {
 	for _, dir := range []string{a.config.RuntimeDir, a.config.StateDir} {
-		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // sockets for others may lie in it; keys have a directory of their own
+		if err := os.MkdirAll(dir, 0o755); err != nil { // sockets for others may lie in it; keys have a directory of their own
 			return nil, err
 		}
 	}

@@ -117,7 +117,7 @@ func (f *follower) note(err error) {
 }
 
 // standing is what status shows.
-func (f *follower) standing() (connected bool, last error, at time.Time, acked uint64) {
+func (f *follower) standing() (connected bool, last error, at time.Time, acked uint64) { //nolint:revive,staticcheck // the error is the subject here, not the outcome
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.connected, f.last, f.lastAt, f.acked

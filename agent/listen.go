@@ -46,7 +46,7 @@ func listen(path string, mode fs.FileMode, uid, gid *int) (*socket, error) {
 		return nil, err
 	}
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // others must reach their own socket through it
+	if err := os.MkdirAll(dir, 0o755); err != nil { // others must reach their own socket through it
 		return nil, refusal.New(refusal.SocketPath, "its directory cannot be made: %w", err)
 	}
 	if err := checkDir(dir); err != nil {
@@ -166,7 +166,7 @@ func clearStale(path string) error {
 	case info.Mode()&fs.ModeSocket == 0:
 		return refusal.New(refusal.SocketPath, "%s is a file that is no socket (%v)", path, info.Mode())
 	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
+	conn, err := net.DialTimeout("unix", path, time.Second) //nolint:noctx // a second bounds it
 	if err == nil {
 		_ = conn.Close()
 		return refusal.New(refusal.SocketInUse, "something answers at %s", path)

@@ -139,7 +139,7 @@ func (a *Authority) Expired() { a.current.Store(nil) }
 // Signer returns the authority that signs for id, for a life from now. It refuses with ISSUER_NOT_READY before the
 // first intermediate came, and with ISSUER_ENDING when less than ten minutes of its chain are left (a quarter of the
 // life if that is less): lives that shrink towards the end would have agents come ever more often.
-func (a *Authority) Signer(id spiffeid.ID, life time.Duration) (*Signer, error) {
+func (a *Authority) Signer(_ spiffeid.ID, life time.Duration) (*Signer, error) {
 	s := a.current.Load()
 	if s == nil {
 		return nil, refusal.New(refusal.IssuerNotReady, "no intermediate has come from the upstream yet").After(5 * time.Second)

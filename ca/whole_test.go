@@ -173,7 +173,7 @@ func TestForeignRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer store.Close() //nolint:errcheck // only read
+	defer store.Close()
 	if _, err := ca.NewTrust(t.Context(), ca.TrustConfig{TrustDomain: domain, Store: store, Roots: roots}); !errors.Is(err, ca.ErrRootUnknown) {
 		t.Errorf("got %v", err)
 	}

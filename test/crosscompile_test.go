@@ -35,9 +35,10 @@ func TestCrossCompile(t *testing.T) {
 				t.Fatalf("it does not build: %v\n%s", err, out)
 			}
 			for _, command := range target.commands {
-				if target.os == "linux" {
+				switch target.os {
+				case "linux":
 					expectStatic(t, filepath.Join(dir, command))
-				} else if target.os == "windows" {
+				case "windows":
 					command += ".exe"
 				}
 				if info, err := os.Stat(filepath.Join(dir, command)); err != nil || info.Size() == 0 {

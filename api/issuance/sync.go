@@ -31,23 +31,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	if err != nil {
 		return err
 	}
-	in := make(chan *meshcav1.SyncRequest)
-	broken := make(chan error, 1)
-	go func() {
-		for {
-			m, err := stream.Recv()
-			if err != nil {
-				broken <- err
-				return
-			}
-			select {
-			case in <- m:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-
+	in, broken := receive(ctx, stream)
 	hello, err := s.awaitHello(ctx, in, broken)
 	if err != nil {
 		return err
@@ -101,6 +85,27 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 			}
 		}
 	}
+}
+
+// receive reads the stream until ctx ends or it breaks.
+func receive(ctx context.Context, stream grpc.BidiStreamingServer[meshcav1.SyncRequest, meshcav1.SyncResponse]) (<-chan *meshcav1.SyncRequest, <-chan error) {
+	in := make(chan *meshcav1.SyncRequest)
+	broken := make(chan error, 1)
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				broken <- err
+				return
+			}
+			select {
+			case in <- m:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return in, broken
 }
 
 func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest, broken <-chan error) (*meshcav1.SyncHello, error) {

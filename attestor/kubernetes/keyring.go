@@ -126,7 +126,8 @@ func (k *keyring) reread(ctx context.Context, pause time.Duration) (wait time.Du
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	case r := <-done:
-		return r.Val.(time.Duration), r.Err
+		wait, _ = r.Val.(time.Duration)
+		return wait, r.Err
 	}
 }
 

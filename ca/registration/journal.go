@@ -140,7 +140,7 @@ func (j *Journal) line(d *Decision) {
 	if d.Outcome != OutcomeIssued {
 		level = slog.LevelWarn
 	}
-	j.audit.LogAttrs(context.Background(), level, d.Event, a...)
+	j.audit.LogAttrs(context.Background(), level, d.Event, a...) //nolint:sloglint // the event is one of a closed list
 	j.countFailures()
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -103,7 +102,7 @@ func TestABadPolicyIsRefusedAndTheLastGoodOneStays(t *testing.T) {
 		return err
 	}
 	put("rules: [{namespaces: [shop]}]")
-	f, seen, err := openPolicy(c, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	f, seen, err := openPolicy(c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

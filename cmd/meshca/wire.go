@@ -192,12 +192,12 @@ func (d *daemon) run(ctx context.Context) error {
 // runOn serves the gRPC API at a listener, and everything else where the configuration says.
 func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	c := d.config
-	defer api.Close() //nolint:errcheck // the server closes it first
+	defer api.Close()
 	ops, err := net.Listen("tcp", c.OpsAddress)
 	if err != nil {
 		return fmt.Errorf("opsAddress: %w", err)
 	}
-	defer ops.Close() //nolint:errcheck // likewise
+	defer ops.Close()
 	adminServer, err := d.adminServer()
 	if err != nil {
 		return err
@@ -206,7 +206,7 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	if err != nil {
 		return fmt.Errorf("adminSocket: %w", err)
 	}
-	defer socket.Close() //nolint:errcheck // likewise
+	defer socket.Close()
 
 	g, ctx := errgroup.WithContext(ctx)
 	// The CA's own SVID needs the intermediate, so its loop begins when that has come for the first time.
@@ -360,7 +360,7 @@ func (b bundleSource) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x50
 
 func ignoreEnd(ctx context.Context, err error, what string) error {
 	if err == nil || ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // what fails because it was told to end did not fail
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }

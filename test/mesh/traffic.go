@@ -51,7 +51,7 @@ func (t *Traffic) Run(ctx context.Context, rate int) {
 	begin := time.Now()
 	wait := time.NewTimer(0)
 	defer wait.Stop()
-	for sent := time.Duration(1); ; sent++ {
+	for sent := 1; ; sent++ {
 		select {
 		case <-ctx.Done():
 			return
@@ -66,7 +66,7 @@ func (t *Traffic) Run(ctx context.Context, rate int) {
 			defer func() { <-places }()
 			t.count(t.once(context.WithoutCancel(ctx)))
 		})
-		wait.Reset(time.Until(begin.Add(sent * time.Second / time.Duration(rate))))
+		wait.Reset(time.Until(begin.Add(time.Duration(float64(sent) / float64(rate) * float64(time.Second)))))
 	}
 }
 

@@ -125,7 +125,7 @@ func New(t testing.TB, rules string) *World {
 	}, kubernetes.Deps{})
 	must(err)
 	ctx := t.Context()
-	go cluster.Run(ctx) //nolint:errcheck // ends with the test
+	go cluster.Run(ctx) // ends with the test
 	for cluster.Ready() != nil {
 		if ctx.Err() != nil {
 			t.Fatal(cluster.Ready())
