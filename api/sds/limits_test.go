@@ -1,0 +1,185 @@
+package sds
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+func TestTenThousandNames(t *testing.T) {
+	names := make([]string, 10_000)
+	for i := range names {
+		names[i] = fmt.Sprintf("file-root:/etc/roots/%05d.pem", i)
+		if i%2 == 0 {
+			names[i] = fmt.Sprintf("spiffe://td.test/ns/a/sa/nobody-%05d", i)
+		}
+	}
+	names[0], names[1] = NameDefault, NameRootCA
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		p := d.sotw()
+		p.say(ask(names...))
+		r := p.next()
+		if got := len(r.GetResources()); got != 5001 {
+			t.Fatalf("%d secrets came, want 5001", got)
+		}
+		p.say(ack(r, names...))
+		p.quiet()
+		p.say(ack(r, append(names, "one more")...))
+		err := p.ended()
+		wantReason(t, err, refusal.PeerLimit)
+		if !strings.Contains(err.Error(), "limit: Names") {
+			t.Errorf("the refusal does not name the limit: %v", err)
+		}
+
+		q := d.delta()
+		q.say(subscribe(names...))
+		s := q.next()
+		if len(s.GetResources()) != 5001 || len(s.GetRemovedResources()) != 4999 {
+			t.Fatalf("%d secrets and %d removals came", len(s.GetResources()), len(s.GetRemovedResources()))
+		}
+		d.source.Set(fixture().later)
+		wantNames(t, deltaNames(t, q.next()), NameDefault)
+		q.say(subscribe("one more"))
+		wantReason(t, q.ended(), refusal.PeerLimit)
+
+		f, err := d.client.FetchSecrets(t.Context(), ask(names...))
+		if err != nil || len(f.GetResources()) != 5001 {
+			t.Fatalf("fetch: %d secrets, %v", len(f.GetResources()), err)
+		}
+		_, err = d.client.FetchSecrets(t.Context(), ask(append(names, "one more")...))
+		wantReason(t, err, refusal.PeerLimit)
+	})
+}
+
+func TestLongNames(t *testing.T) {
+	withDoor(t, func(c *Config) { c.Limits.NameBytes = 10_000 }, func(t *testing.T, d *door) {
+		p := d.sotw()
+		p.say(ask(strings.Repeat("x", maxName+1)))
+		wantReason(t, p.ended(), refusal.RequestMalformed)
+		q := d.delta()
+		q.say(subscribe(strings.Repeat("x", 6000)))
+		wantNames(t, q.next().GetRemovedResources(), strings.Repeat("x", 6000))
+		q.say(subscribe(strings.Repeat("y", 4001)))
+		err := q.ended()
+		wantReason(t, err, refusal.PeerLimit)
+		if !strings.Contains(err.Error(), "NameBytes") {
+			t.Errorf("the refusal does not name the limit: %v", err)
+		}
+	})
+}
+
+func TestLargeAnswersAreSplit(t *testing.T) {
+	const size = 1000
+	withDoor(t, func(c *Config) { c.Limits.AnswerBytes = size }, func(t *testing.T, d *door) {
+		var names []string
+		for i := range 50 {
+			names = append(names, fmt.Sprintf("file-root:/%02d", i), fmt.Sprintf("nobody-%02d", i))
+		}
+		p := d.sotw()
+		p.say(ask(append(names, NameRootCA)...))
+		seen := map[string]bool{}
+		for len(seen) < 51 {
+			r := p.next()
+			bytes := 0
+			for name := range secretsIn(t, r.GetResources()) {
+				if seen[name] {
+					t.Fatalf("%s came twice", name)
+				}
+				seen[name] = true
+			}
+			for _, any := range r.GetResources() {
+				bytes += len(any.GetValue())
+			}
+			if bytes > size && len(r.GetResources()) > 1 {
+				t.Errorf("%d secrets of %d bytes are in one answer", len(r.GetResources()), bytes)
+			}
+		}
+		p.quiet()
+
+		q := d.delta()
+		q.say(subscribe(names...))
+		known, removed := 0, 0
+		for known+removed < len(names) {
+			r := q.next()
+			known += len(r.GetResources())
+			removed += len(r.GetRemovedResources())
+		}
+		if known != 50 || removed != 50 {
+			t.Errorf("%d secrets and %d removals came", known, removed)
+		}
+		q.quiet()
+		_, err := d.client.FetchSecrets(t.Context(), ask(names...))
+		wantReason(t, err, refusal.PeerLimit)
+	})
+}
+
+func TestStreamLimits(t *testing.T) {
+	peerName := func(context.Context) string { return "peer" }
+	withDoor(t, func(c *Config) { c.Limits.StreamsPerPeer = 3; c.Peer = peerName }, func(t *testing.T, d *door) {
+		for range 3 {
+			p := d.sotw()
+			p.say(ask(NameDefault))
+			p.next()
+		}
+		wantReason(t, d.delta().ended(), refusal.PeerLimit)
+		_, err := d.client.FetchSecrets(t.Context(), ask())
+		wantReason(t, err, refusal.PeerLimit)
+	})
+	withDoor(t, func(c *Config) { c.Limits.Streams = 2 }, func(t *testing.T, d *door) {
+		for range 2 {
+			p := d.sotw()
+			p.say(ask(NameDefault))
+			p.next()
+		}
+		wantReason(t, d.sotw().ended(), refusal.Overloaded)
+	})
+	withDoor(t, func(c *Config) { c.Limits.StreamsPerConnection = 1 }, func(t *testing.T, d *door) {
+		p := d.sotw()
+		p.say(ask(NameDefault))
+		p.next()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := d.client.StreamSecrets(ctx); status.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("a second stream on the connection: %v", err)
+		}
+	})
+}
+
+func TestRequestsArePaced(t *testing.T) {
+	withDoor(t, func(c *Config) { c.Limits.RequestsPerSecond = 5 }, func(t *testing.T, d *door) {
+		p := d.delta()
+		for i := range 20 {
+			p.say(subscribe(fmt.Sprint("nobody-", i)))
+		}
+		if got := d.one().Names; got != 5 {
+			t.Errorf("%d requests were read at once, want 5", got)
+		}
+		time.Sleep(time.Second)
+		if got := d.one().Names; got != 10 {
+			t.Errorf("%d requests were read after a second, want 10", got)
+		}
+		time.Sleep(2 * time.Second)
+		if got := d.one().Names; got != 20 {
+			t.Errorf("%d of 20 requests were read after 3 s at 5 a second", got)
+		}
+	})
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	source := func(context.Context) (Source, error) { return nil, nil }
+	for want, c := range map[string]Config{
+		"needs a Source": {},
+		"negative":       {Source: source, Limits: Limits{Names: -1}},
+	} {
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error with %q", err, want)
+		}
+	}
+}
