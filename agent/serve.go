@@ -123,7 +123,7 @@ func (w *workload) accept(ctx context.Context, server *grpc.Server, s *socket, c
 		case <-look.C:
 			if !s.intact() {
 				_ = s.Close()
-				_ = <-done // it ends because the socket was closed
+				<-done //nolint:errcheck // it ends because the socket was closed
 				return refusal.New(refusal.SocketPath, "the socket was removed or replaced")
 			}
 		case <-ctx.Done():
