@@ -267,6 +267,8 @@ func (w *workload) check(f *findings) {
 			why = listening
 		}
 		f.refused(subject, why)
+	case conditionDenied:
+		f.refused(subject, refusal.New(refusal.IdentityDenied, "an operator denied the identity, and the agent dropped it"))
 	default:
 		f.refused(subject, orNothing(why))
 	}

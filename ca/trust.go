@@ -121,27 +121,6 @@ func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error 
 	})
 }
 
-// maxSequenceLeap bounds what an agent's word can do to the sequence.
-const maxSequenceLeap = 1 << 20
-
-// Outrank raises the sequence above seen, which an agent has held: a CA that was restored from an older backup must
-// not hand out its bundle under a sequence that agents have passed, or they would keep the other one. A sequence that
-// lies absurdly far ahead is refused.
-func (t *Trust) Outrank(ctx context.Context, seen uint64) error {
-	have := sequence(t.current.Value())
-	if seen <= have {
-		return nil
-	}
-	if seen-have > maxSequenceLeap {
-		return fmt.Errorf("ca: a bundle sequence of %d was reported, ours is %d: not believed", seen, have)
-	}
-	return t.change(ctx, func(b *spiffebundle.Bundle) {
-		if sequence(b) < seen {
-			b.SetSequenceNumber(seen)
-		}
-	})
-}
-
 // maxSwaps bounds the tries against other writers of the same store.
 const maxSwaps = 16
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -200,24 +199,6 @@ func TestManyWritersOfOneBundle(t *testing.T) {
 	b, err := spiffebundle.Parse(testDomain, store.bundle.JSON)
 	if err != nil || len(b.X509Authorities()) != 13 || store.bundle.Sequence != 13 {
 		t.Errorf("%d roots under sequence %d, %v", len(b.X509Authorities()), store.bundle.Sequence, err)
-	}
-}
-
-func TestOutrank(t *testing.T) {
-	store := &memory{}
-	trust, err := trustOn(t, store, []*x509.Certificate{newRoot(t, "root", time.Hour).root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		seen, want uint64
-		fails      bool
-	}{{0, 1, false}, {1, 1, false}, {7, 8, false}, {8, 8, false}, {math.MaxUint64, 8, true}, {8 + maxSequenceLeap + 1, 8, true}, {9, 10, false}} {
-		err := trust.Outrank(t.Context(), c.seen)
-		b, _ := trust.Bundle()
-		if (err != nil) != c.fails || sequence(b) != c.want || store.bundle.Sequence != c.want {
-			t.Errorf("an agent had %d: now %d (stored %d), %v; want %d", c.seen, sequence(b), store.bundle.Sequence, err, c.want)
-		}
 	}
 }
 

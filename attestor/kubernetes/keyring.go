@@ -161,7 +161,7 @@ func (k *keyring) fetch(ctx context.Context) error {
 func (k *keyring) note(err error) {
 	fault := refusal.New(refusal.KeysUnavailable, "reading the token keys from %s: %s", k.source, plain(err))
 	if k.last.set(fault) {
-		k.log.Warn("The token keys cannot be read; the last good ones stay in use.", "source", k.source.String(), "error", plain(err))
+		k.log.Warn("the token keys cannot be read; the last good ones stay in use", "source", k.source.String(), "error", plain(err))
 	}
 }
 
@@ -178,7 +178,7 @@ func (k *keyring) use(set *keySet) {
 	old := k.set.Swap(set)
 	k.last.set(nil)
 	if !sameKeys(old, set) {
-		k.log.Info("Token keys in use.", "source", k.source.String(), "issuer", set.issuer, "keys", set.ids(), "skipped", set.skipped)
+		k.log.Info("token keys in use", "source", k.source.String(), "issuer", set.issuer, "keys", set.ids(), "skipped", set.skipped)
 	}
 }
 

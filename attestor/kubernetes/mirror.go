@@ -123,10 +123,10 @@ func (m *mirror) note(ctx context.Context, err error) {
 	case ctx.Err() != nil:
 	case err == nil:
 		if m.last.set(nil) {
-			m.log.Info("Watching.", "objects", m.kind.String())
+			m.log.Info("watching", "objects", m.kind.String())
 		}
 	case m.last.set(fault("watching "+m.kind.String(), err)):
-		m.log.Warn("The watch broke; it is tried again.", "objects", m.kind.String(), "error", err)
+		m.log.Warn("the watch broke; it is tried again", "objects", m.kind.String(), "error", err)
 	}
 }
 

@@ -29,9 +29,9 @@ func (c *Cluster) watchRights(ctx context.Context) error {
 		}
 		if c.rights.set(err) {
 			if err != nil {
-				c.log.Warn("The cluster's API server does not serve what attestation needs.", "error", err)
+				c.log.Warn("the cluster's API server does not serve what attestation needs", "error", err)
 			} else {
-				c.log.Info("The cluster's API server serves what attestation needs.")
+				c.log.Info("the cluster's API server serves what attestation needs")
 			}
 		}
 		select {

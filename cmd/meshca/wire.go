@@ -247,8 +247,12 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	d.log.Info("meshca serves", "version", version, "trust_domain", c.trustDomain.Name(), "listen", api.Addr().String(),
 		"ops", ops.Addr().String(), "admin", c.AdminSocket)
 	err = g.Wait()
-	d.log.Info("meshca has stopped", "err", errorText(err))
-	return err
+	if err != nil {
+		d.log.Error("meshca stops for a fault", "err", err)
+		return err
+	}
+	d.log.Info("meshca has stopped")
+	return nil
 }
 
 func (d *daemon) storePath() string { return filepath.Join(d.config.StateDir, "meshca.db") }
