@@ -72,15 +72,18 @@ func (s *scriptedSource) read(ctx context.Context) ([]byte, string, error) {
 	return raw, "https://discovered.example", errors.Join(s.err, err)
 }
 
+const testCallTimeout = 3 * time.Second
+
 func newTestKeyring(source keySource) *keyring {
-	return newKeyring(source, settings{callTimeout: 3 * time.Second}, time.Now, slog.New(slog.DiscardHandler), func(Call) {})
+	return newKeyring(source, settings{callTimeout: testCallTimeout}, time.Now, slog.New(slog.DiscardHandler), func(Call) {})
 }
 
-// started runs the keyring within a synctest bubble.
+// started runs the keyring within a synctest bubble. A reading outlives whoever asked for it, by the timeout of a call at
+// most: the bubble ends after that, since it may leave no goroutine behind.
 func started(t *testing.T, source keySource) *keyring {
 	k := newTestKeyring(source)
 	ctx, cancel := context.WithCancel(t.Context())
-	t.Cleanup(func() { cancel(); synctest.Wait() })
+	t.Cleanup(func() { cancel(); time.Sleep(testCallTimeout); synctest.Wait() })
 	go func() { _ = k.run(ctx) }()
 	synctest.Wait()
 	return k
