@@ -9,12 +9,14 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -34,6 +36,10 @@ const (
 	maxMessage = 4 << 20
 	// batchWorkers bounds the goroutines of one call; they mostly wait for the ledger's next group, together.
 	batchWorkers = 128
+	// answerWithin bounds every call, whatever deadline its caller set: a store or an API server that hangs must not.
+	answerWithin = 30 * time.Second
+	// maxVersion bounds what an agent calls itself, in bytes.
+	maxVersion = 64
 )
 
 // Config is what a Server is made of; every field but Limits is needed.
@@ -61,7 +67,10 @@ var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
 
 // New returns a Server that does not listen yet.
 func New(c Config) *Server {
-	s := &Server{Config: c, health: health.NewServer(), accounts: newAccounts(c.Limits), stopping: make(chan struct{})}
+	s := &Server{Config: c, health: health.NewServer(), stopping: make(chan struct{})}
+	s.accounts = newAccounts(c.Limits, func(caller registration.Caller, err error) {
+		c.Registration.Journal.Refused(registration.EventCall, door, caller, "", err)
+	})
 	s.inFlight = make(slots, s.accounts.limits.RequestsInFlight)
 	s.grpc = grpc.NewServer(
 		grpc.Creds(c.Credentials),
@@ -79,19 +88,19 @@ func New(c Config) *Server {
 		grpc.ChainStreamInterceptor(s.guardStream),
 	)
 	meshcav1.RegisterIssuanceServiceServer(s.grpc, s)
-	healthv1.RegisterHealthServer(s.grpc, s.health)
+	healthv1.RegisterHealthServer(s.grpc, healthDoor{s.health})
 	s.SetServing(false)
 	return s
 }
 
 // SetServing tells gRPC health checks whether the CA can sign now.
 func (s *Server) SetServing(ok bool) {
-	status := healthv1.HealthCheckResponse_NOT_SERVING
+	state := healthv1.HealthCheckResponse_NOT_SERVING
 	if ok {
-		status = healthv1.HealthCheckResponse_SERVING
+		state = healthv1.HealthCheckResponse_SERVING
 	}
-	s.health.SetServingStatus("", status)
-	s.health.SetServingStatus(meshcav1.IssuanceService_ServiceDesc.ServiceName, status)
+	s.health.SetServingStatus("", state)
+	s.health.SetServingStatus(meshcav1.IssuanceService_ServiceDesc.ServiceName, state)
 }
 
 // Serve answers at the listener until ctx ends; then it lets calls in hand finish, for ten seconds at most.
@@ -104,7 +113,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.grpc.GracefulStop()
 	})
 	defer stop()
-	if err := s.grpc.Serve(netutil.LimitListener(l, s.accounts.limits.Connections)); err != nil {
+	if err := s.grpc.Serve(limitConnections(l, s.accounts.limits.Connections, s.accounts.limits.ConnectionsPerAddress)); err != nil {
 		return fmt.Errorf("gRPC at %s: %w", l.Addr(), err)
 	}
 	return nil
@@ -112,14 +121,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // AttestAgent answers an agent's own token with its SVID.
 func (s *Server) AttestAgent(ctx context.Context, r *meshcav1.AttestAgentRequest) (*meshcav1.AttestAgentResponse, error) {
-	caller, release, err := s.enter(ctx, 1, len(r.GetToken())+len(r.GetCsr()))
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	caller, release, err := s.enter(ctx, 1, r)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	svid, err := s.Registration.AttestAgent(ctx, registration.Request{
 		Door: door, Caller: caller, Cluster: r.GetCluster(), Token: attestor.NewToken(r.GetToken()), CSR: r.GetCsr(),
-	}, clip(r.GetVersion()))
+	}, refusal.Clip(r.GetVersion(), maxVersion))
 	if err != nil {
 		return nil, err
 	}
@@ -134,18 +145,13 @@ func (s *Server) AttestAgent(ctx context.Context, r *meshcav1.AttestAgentRequest
 
 // IssueX509SVIDs answers each item on its own; only what concerns them all refuses the call.
 func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsRequest) (*meshcav1.IssueX509SVIDsResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	items := r.GetRequests()
-	switch {
-	case len(items) == 0:
-		return nil, refusal.New(refusal.RequestMalformed, "the call holds no request").On("requests")
-	case len(items) > MaxBatch:
-		return nil, refusal.New(refusal.BatchTooLarge, "the call holds %d requests, at most %d are taken", len(items), MaxBatch)
+	if err := s.acceptable(ctx, r.GetCluster(), len(items)); err != nil {
+		return nil, err
 	}
-	size := 0
-	for _, i := range items {
-		size += len(i.GetToken()) + len(i.GetCsr())
-	}
-	caller, release, err := s.enter(ctx, len(items), size)
+	caller, release, err := s.enter(ctx, len(items), r)
 	if err != nil {
 		return nil, err
 	}
@@ -168,6 +174,29 @@ func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsR
 	return &meshcav1.IssueX509SVIDsResponse{Results: results, ServerTime: timestamppb.Now()}, nil
 }
 
+// acceptable refuses a batch that is empty or too large, with a line of its own: no item of it is looked at.
+func (s *Server) acceptable(ctx context.Context, cluster string, n int) error {
+	var err *refusal.Error
+	switch {
+	case n == 0:
+		err = refusal.New(refusal.RequestMalformed, "the call holds no request").On("requests")
+	case n > MaxBatch:
+		err = refusal.New(refusal.BatchTooLarge, "the call holds %d requests, at most %d are taken", n, MaxBatch)
+	default:
+		return nil
+	}
+	s.refuse(ctx, cluster, err)
+	return err
+}
+
+// refuse records a refusal that the registration authority did not give.
+func (s *Server) refuse(ctx context.Context, cluster string, refused error) {
+	caller, err := callerOf(ctx)
+	if err == nil {
+		s.Registration.Journal.Refused(registration.EventCall, door, caller, cluster, refused)
+	}
+}
+
 // issueOne turns a panic into a refusal of this item: it runs outside the interceptors' reach.
 func (s *Server) issueOne(ctx context.Context, caller registration.Caller, cluster string, item *meshcav1.X509SVIDRequest) (result *meshcav1.X509SVIDResult) {
 	defer func() {
@@ -176,7 +205,9 @@ func (s *Server) issueOne(ctx context.Context, caller registration.Caller, clust
 		}
 	}()
 	if t := item.GetTtl(); t != nil && t.CheckValid() != nil {
-		return refused(refusal.New(refusal.RequestMalformed, "ttl is no duration").On("ttl"))
+		err := refusal.New(refusal.RequestMalformed, "ttl is no duration").On("ttl")
+		s.refuse(ctx, cluster, err)
+		return refused(err)
 	}
 	svid, err := s.Registration.Issue(ctx, registration.Request{
 		Door: door, Caller: caller, Cluster: cluster, Token: attestor.NewToken(item.GetToken()), CSR: item.GetCsr(), TTL: item.GetTtl().AsDuration(),
@@ -187,17 +218,22 @@ func (s *Server) issueOne(ctx context.Context, caller registration.Caller, clust
 	return &meshcav1.X509SVIDResult{Result: &meshcav1.X509SVIDResult_Svid{Svid: encode(svid, time.Now())}}
 }
 
-// enter charges the caller and takes places for n requests.
-func (s *Server) enter(ctx context.Context, n, size int) (registration.Caller, func(), error) {
+// enter charges the caller for the message and takes places for its n requests.
+func (s *Server) enter(ctx context.Context, n int, message proto.Message) (registration.Caller, func(), error) {
 	caller, err := callerOf(ctx)
 	if err != nil {
 		return caller, nil, err
 	}
-	if err := s.accounts.spend(caller, size); err != nil {
-		return caller, nil, err
+	leave, err := s.accounts.spend(caller, n, proto.Size(message))
+	if err != nil {
+		return caller, nil, s.accounts.tell(caller, err)
 	}
 	release, err := s.inFlight.take(n)
-	return caller, release, err
+	if err != nil {
+		leave()
+		return caller, nil, s.accounts.tell(caller, err)
+	}
+	return caller, func() { release(); leave() }, nil
 }
 
 func encode(svid ca.SVID, now time.Time) *meshcav1.X509SVID {
@@ -250,5 +286,10 @@ func (s *Server) panicked(method string, p any) error {
 	return refusal.New(refusal.Internal, "an internal fault: the CA's log has it").After(5 * time.Second)
 }
 
-// clip bounds a name that a peer gives itself.
-func clip(s string) string { return s[:min(len(s), 64)] }
+// healthDoor answers Check alone: a Watch would hold one of the few places of callers without an SVID for ever.
+type healthDoor struct{ healthv1.HealthServer }
+
+// Watch refuses.
+func (healthDoor) Watch(*healthv1.HealthCheckRequest, grpc.ServerStreamingServer[healthv1.HealthCheckResponse]) error {
+	return status.Error(codes.Unimplemented, "this server answers Check, not Watch")
+}

@@ -3,15 +3,21 @@ package issuance_test
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"log/slog"
+	"math/big"
 	"net"
+	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -164,6 +170,9 @@ func TestBatchesAreBounded(t *testing.T) {
 		if _, err := agent.IssueX509SVIDs(t.Context(), r); refusal.Of(err) != want {
 			t.Errorf("%d requests: %v, want %s", n, err, want)
 		}
+		if line := d.Audit.Last(t); line["outcome"] != string(want) {
+			t.Errorf("%d requests: audit line %v", n, line)
+		}
 	}
 }
 
@@ -193,6 +202,80 @@ func TestTheLargestBatchFits(t *testing.T) {
 	}
 	if len(serials) != issuance.MaxBatch {
 		t.Errorf("%d serials for %d SVIDs", len(serials), issuance.MaxBatch)
+	}
+}
+
+// What a stranger sends must not grow on its way to the audit log.
+func TestStrangersCannotFillTheAuditLog(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	key := world.NewKey(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), URIs: []*url.URL{{Scheme: "spiffe", Host: strings.Repeat("x", 60_000), Path: "/a"}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := d.dial(&tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key})
+	for _, cluster := range []string{world.Cluster, strings.Repeat("y", 1<<20)} {
+		r := &meshcav1.IssueX509SVIDsRequest{Cluster: cluster}
+		for range 20 {
+			r.Requests = append(r.Requests, &meshcav1.X509SVIDRequest{})
+		}
+		if _, err := stranger.IssueX509SVIDs(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(d.Audit.String()); n > 40*3<<10 {
+		t.Errorf("40 requests left %d bytes of audit log", n)
+	}
+}
+
+// While the API server is away nobody knows whether an agent's pod lives; a denial must reach it all the same.
+func TestDenialsReachAgentsWhileTheClusterIsAway(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	cert := d.attest()
+	d.Gone.Store(refusal.New(refusal.KubernetesUnavailable, "the API server is away"))
+	stream := d.sync(cert, &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{
+		Cluster: world.Cluster, Version: strings.Repeat("v", 63) + "é",
+	}}})
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.RA.Orders.Deny(t.Context(), ca.Denial{ID: "spiffe://mesh.test/ns/shop/sa/web", Since: time.Now(), By: "uid 0"}); err != nil {
+		t.Fatal(err)
+	}
+	if next, err := stream.Recv(); err != nil || len(next.GetDeniedIds()) != 1 {
+		t.Fatalf("got %v, %v", next, err)
+	}
+	if v := d.RA.Agents.List()[0].Version; !utf8.ValidString(v) {
+		t.Errorf("the version %q is no text: status could not be sent", v)
+	}
+	d.Gone.Store(refusal.New(refusal.PodGone, "the pod is gone"))
+	if _, err := d.RA.Orders.Allow(t.Context(), "spiffe://mesh.test/ns/shop/sa/web"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); refusal.Of(err) != refusal.PodGone {
+		t.Errorf("an agent whose pod is gone: %v", err)
+	}
+}
+
+func TestAFloodOfAcknowledgementsEndsTheStream(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	stream := d.sync(d.attest(), &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}})
+	ack := &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Ack{Ack: &meshcav1.BundleAck{BundleSequence: 1}}}
+	for range 200 {
+		if err := stream.Send(ack); err != nil {
+			break
+		}
+	}
+	for {
+		if _, err := stream.Recv(); err != nil {
+			if refusal.Of(err) != refusal.PeerLimit {
+				t.Errorf("got %v", err)
+			}
+			return
+		}
 	}
 }
 
@@ -279,7 +362,7 @@ func TestSyncNeedsAnAgentAndAHello(t *testing.T) {
 	}{
 		"no certificate": {nil, hello, refusal.AgentRequired},
 		"no hello":       {agent, ack, refusal.RequestMalformed},
-		"another cluster": {agent, &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: "two"}}},
+		"another cluster": {agent, &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: "three"}}},
 			refusal.ClusterUnknown},
 	}
 	for name, tt := range tests {
@@ -345,6 +428,41 @@ func TestLimits(t *testing.T) {
 		if refusal.Of(refused) != refusal.PeerLimit {
 			t.Errorf("got %v", refused)
 		}
+	})
+	t.Run("open requests of one peer", func(t *testing.T) {
+		d := newDoor(t, issuance.Limits{OpenRequests: 2})
+		r, err := d.dial(d.attest()).IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{
+			Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{{}, {}, {}},
+		})
+		if refusal.Of(err) != refusal.PeerLimit {
+			t.Errorf("got %v, %v", r, err)
+		}
+		if line := d.Audit.Last(t); line["outcome"] != string(refusal.PeerLimit) {
+			t.Errorf("audit line: %v", line)
+		}
+	})
+	t.Run("connections of one address", func(t *testing.T) {
+		d := newDoor(t, issuance.Limits{ConnectionsPerAddress: 2})
+		var open []net.Conn
+		for range 2 {
+			conn, err := net.Dial("tcp", d.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			open = append(open, conn)
+		}
+		third, err := net.Dial("tcp", d.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = third.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := third.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the third connection was not closed: %v", err)
+		}
+		for _, c := range open {
+			_ = c.Close()
+		}
+		d.attest() // the places were given back
 	})
 	t.Run("requests in flight", func(t *testing.T) {
 		d := newDoor(t, issuance.Limits{RequestsInFlight: 2})

@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -20,6 +21,8 @@ const (
 	helloWithin = 10 * time.Second
 	// recheck is how often the agent behind an open stream is looked at again: its pod, its node, a denial.
 	recheck = 20 * time.Second
+	// syncMessages bounds what an agent sends on a stream, a second: it has one acknowledgement for each bundle.
+	syncMessages = 5
 )
 
 // Sync sends the whole state at once and whenever it changes, until the agent's SVID ends, the agent is refused, or the
@@ -34,19 +37,23 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	in, broken := receive(ctx, stream)
 	hello, err := s.awaitHello(ctx, in, broken)
 	if err != nil {
+		if !refusal.Of(err).Passing() {
+			s.refuse(ctx, "", err)
+		}
 		return err
 	}
-	if err := s.Registration.AuthenticateAgent(ctx, door, caller, hello.GetCluster()); err != nil {
+	if err := s.stillAgent(ctx, caller, hello.GetCluster()); err != nil {
 		return err
 	}
 	s.warnOfRollback(caller, hello)
-	done := s.Registration.Agents.Connected(caller.ID, clip(hello.GetVersion()))
+	done := s.Registration.Agents.Connected(caller.ID, refusal.Clip(hello.GetVersion(), maxVersion))
 	defer done()
 
 	ended := time.NewTimer(time.Until(caller.NotAfter))
 	defer ended.Stop()
 	look := time.NewTicker(recheck)
 	defer look.Stop()
+	messages := rate.NewLimiter(syncMessages, 4*syncMessages)
 	for {
 		state, bundleStale, ordersStale, err := s.state()
 		if err != nil {
@@ -61,16 +68,20 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 			case <-bundleStale:
 				break waiting
 			case <-ordersStale:
-				if err := s.Registration.AuthenticateAgent(ctx, door, caller, hello.GetCluster()); err != nil {
+				if err := s.stillAgent(ctx, caller, hello.GetCluster()); err != nil {
 					return err
 				}
 				break waiting
 			case m := <-in:
+				if !messages.Allow() {
+					err := refusal.New(refusal.PeerLimit, "more than %d messages a second on a Sync stream", syncMessages).After(time.Second)
+					return s.accounts.tell(caller, err)
+				}
 				if ack := m.GetAck(); ack != nil {
 					s.acknowledge(caller, ack.GetBundleSequence())
 				}
 			case <-look.C:
-				if err := s.Registration.AuthenticateAgent(ctx, door, caller, hello.GetCluster()); err != nil && !refusal.Of(err).Passing() {
+				if err := s.stillAgent(ctx, caller, hello.GetCluster()); err != nil {
 					return err
 				}
 			case err := <-broken:
@@ -106,6 +117,18 @@ func receive(ctx context.Context, stream grpc.BidiStreamingServer[meshcav1.SyncR
 		}
 	}()
 	return in, broken
+}
+
+// stillAgent looks at the agent behind a stream. Whether its pod lives may be unknown while the API server is away: that
+// ends nothing, for denials and bundles must reach agents just then. Everything else about it is the CA's own knowledge.
+func (s *Server) stillAgent(ctx context.Context, caller registration.Caller, cluster string) error {
+	look, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	err := s.Registration.AuthenticateAgent(look, door, caller, cluster)
+	if err != nil && refusal.Of(err).Passing() && ctx.Err() == nil {
+		return nil
+	}
+	return err
 }
 
 func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest, broken <-chan error) (*meshcav1.SyncHello, error) {

@@ -94,6 +94,7 @@ const (
 	LintFailed            Reason = "LINT_FAILED"
 	SignerMismatch        Reason = "SIGNER_MISMATCH"
 	Stopping              Reason = "STOPPING"
+	CallEnded             Reason = "CALL_ENDED"
 	Internal              Reason = "INTERNAL"
 )
 
@@ -302,6 +303,9 @@ var table = map[Reason]entry{
 	Stopping: {codes.Unavailable,
 		"The CA is shutting down.",
 		"Callers try again by themselves."},
+	CallEnded: {codes.Unavailable,
+		"The caller went away, or its time ran out, before the CA had an answer.",
+		"Callers try again by themselves; if it lasts, the CA is slow: look at `meshca_decision_duration_seconds`."},
 	Internal: {codes.Internal,
 		"A fault inside meshca.",
 		"Look at the log of the CA at that time, and report it."},

@@ -5,6 +5,7 @@
 package refusal
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -33,10 +34,22 @@ type Error struct {
 	cause error
 }
 
-// New makes a refusal. A %w operand becomes its cause: errors.Is and errors.As see it, the wire does not.
+// maxDetail bounds a detail in bytes: it goes to answers, audit lines and memory, and may repeat what a stranger sent.
+const maxDetail = 1024
+
+// New makes a refusal. A %w operand becomes its cause: errors.Is and errors.As see it, the wire does not. The detail is
+// cut at a kilobyte and made valid UTF-8, whatever went into it.
 func New(reason Reason, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Reason: reason, Detail: err.Error(), cause: errors.Unwrap(err)}
+	return &Error{Reason: reason, Detail: Clip(err.Error(), maxDetail), cause: errors.Unwrap(err)}
+}
+
+// Clip bounds a text that a stranger may have written: at most n bytes, valid UTF-8.
+func Clip(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return strings.ToValidUTF8(s, "")
 }
 
 // After returns a copy that tells the caller to try again in d.
@@ -105,7 +118,8 @@ func Parse(s string) (Reason, error) {
 	return r, nil
 }
 
-// Of returns the reason of err: of the first refusal in its tree, of a gRPC status that carries one, or Internal.
+// Of returns the reason of err: of the first refusal in its tree, of a gRPC status that carries one;
+// CallEnded for a context that ended, else Internal.
 // It returns "" for nil.
 func Of(err error) Reason {
 	if err == nil {
@@ -113,6 +127,9 @@ func Of(err error) Reason {
 	}
 	if e, ok := From(err); ok {
 		return e.Reason
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return CallEnded
 	}
 	return Internal
 }

@@ -19,17 +19,20 @@ const maxInstances = 8
 
 // AgentStore keeps what is known of agents.
 //
-// UpdateAgent reads the record (an empty one with its ID when there is none), lets change alter it, and writes it
+// DeleteAgent forgets one and reports whether there was one. UpdateAgent reads the record (an empty one with its ID when there is none), lets change alter it, and writes it
 // durably, all in one transaction; change may run more than once. All methods are safe for concurrent use.
 type AgentStore interface {
 	Agents(ctx context.Context) ([]ca.AgentRecord, error)
 	UpdateAgent(ctx context.Context, id string, change func(*ca.AgentRecord) error) error
+	DeleteAgent(ctx context.Context, id string) (bool, error)
 }
 
 // AgentBook is the CA's record of its agents: which SVIDs may call, and on which node and pod each was attested. Reads
 // come from memory; what decides about access is in the store before it is in memory.
 type AgentBook struct {
 	store AgentStore
+
+	admitting sync.Mutex // keeps memory in the store's order
 
 	mu   sync.RWMutex
 	byID map[string]*agentState
@@ -69,6 +72,8 @@ func OpenAgentBook(ctx context.Context, store AgentStore) (*AgentBook, error) {
 
 // admit records a new agent SVID before it leaves the CA.
 func (b *AgentBook) admit(ctx context.Context, id spiffeid.ID, cluster, version string, svid ca.SVID, e attestor.Evidence) error {
+	b.admitting.Lock()
+	defer b.admitting.Unlock()
 	now := time.Now()
 	added := ca.AgentInstance{
 		Serial: ca.SerialString(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter,
@@ -210,18 +215,37 @@ func (b *AgentBook) Flush(ctx context.Context) error {
 	return nil
 }
 
-// Run flushes every half minute until ctx ends, and once more then.
+// Forget drops agents that have no SVID that may call, hold nothing that lives, and were not heard of since: the nodes
+// of an autoscaled cluster come and go.
+func (b *AgentBook) Forget(ctx context.Context, since time.Time) error {
+	b.admitting.Lock()
+	defer b.admitting.Unlock()
+	now := time.Now()
+	var gone []string
+	b.mu.Lock()
+	for id, s := range b.byID {
+		live := slices.ContainsFunc(s.record.Instances, func(i ca.AgentInstance) bool { return now.Before(i.NotAfter) })
+		if !live && s.open == 0 && s.record.HoldsUntil.Before(now) && s.record.LastSeen.Before(since) {
+			gone = append(gone, id)
+			delete(b.byID, id)
+		}
+	}
+	b.mu.Unlock()
+	for _, id := range gone {
+		if _, err := b.store.DeleteAgent(ctx, id); err != nil {
+			return refusal.New(refusal.StoreUnavailable, "agents that are gone could not be forgotten: %w", err)
+		}
+	}
+	return nil
+}
+
+// Run flushes every half minute until ctx ends. Whoever ends it flushes once more, after the last call.
 func (b *AgentBook) Run(ctx context.Context, failed func(error)) {
 	tick := time.NewTicker(30 * time.Second)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-			defer cancel()
-			if err := b.Flush(last); err != nil {
-				failed(err)
-			}
 			return
 		case <-tick.C:
 			if err := b.Flush(ctx); err != nil {

@@ -67,13 +67,14 @@ func New(c Config) (*Authority, error) {
 // refusal, and leaves a decision behind either way: audit line, ring, metrics.
 func (a *Authority) Issue(ctx context.Context, r Request) (ca.SVID, error) {
 	d := a.Journal.begin(eventIssue, r.Door, r.Caller, r.Cluster)
+	defer a.Journal.concludePanic(d)
 	svid, err := a.issue(ctx, r, d)
 	a.Journal.conclude(d, svid, err)
 	return svid, err
 }
 
 func (a *Authority) issue(ctx context.Context, r Request, d *Decision) (ca.SVID, error) {
-	// 1. Who calls: an agent, as the CA knows it and alive, or a workload itself (then agent is nil).
+	// 1. Who calls: an agent, as the CA knows it, of this cluster, and alive.
 	member, agent, err := a.caller(ctx, r.Caller, r.Cluster)
 	if err != nil {
 		return ca.SVID{}, err
@@ -86,14 +87,14 @@ func (a *Authority) issue(ctx context.Context, r Request, d *Decision) (ca.SVID,
 	}
 
 	// 3. Authorise: an agent may ask only for pods that run beside it. Names can be reused; UIDs cannot.
-	if agent != nil && d.Evidence.NodeUID != agent.NodeUID {
+	if d.Evidence.NodeUID != agent.NodeUID {
 		return ca.SVID{}, refusal.New(refusal.PodNotOnNode, "pod %s/%s runs on node %s (%s), the agent asks from node %s (%s)",
 			d.Evidence.Identity.Namespace(), d.Evidence.PodName, d.Evidence.NodeName, d.Evidence.NodeUID, agent.NodeName, agent.NodeUID).
 			On("kubernetes.io.node.uid")
 	}
 
 	// 4. Grant: policy says as what, for how long; an operator's denial goes before it.
-	grant, err := a.grant(r, agent, d)
+	grant, err := a.grant(r, d)
 	if err != nil {
 		return ca.SVID{}, err
 	}
@@ -113,9 +114,7 @@ func (a *Authority) issue(ctx context.Context, r Request, d *Decision) (ca.SVID,
 	if err != nil {
 		return ca.SVID{}, err
 	}
-	if agent != nil {
-		a.Agents.issuedThrough(r.Caller.ID.String(), svid.NotAfter)
-	}
+	a.Agents.issuedThrough(r.Caller.ID.String(), svid.NotAfter)
 	return svid, nil
 }
 
@@ -123,6 +122,7 @@ func (a *Authority) issue(ctx context.Context, r Request, d *Decision) (ca.SVID,
 // what later calls under this SVID are held to.
 func (a *Authority) AttestAgent(ctx context.Context, r Request, version string) (ca.SVID, error) {
 	d := a.Journal.begin(eventAttestAgent, r.Door, r.Caller, r.Cluster)
+	defer a.Journal.concludePanic(d)
 	svid, err := a.attestAgent(ctx, r, version, d)
 	a.Journal.conclude(d, svid, err)
 	return svid, err
@@ -176,21 +176,19 @@ func (a *Authority) attestAgent(ctx context.Context, r Request, version string, 
 	return svid, nil
 }
 
-// AuthenticateAgent admits a caller that must be an agent of this cluster, for calls that issue nothing. Its refusal
-// leaves an audit line.
+// AuthenticateAgent admits a caller that must be an agent of this cluster, for calls that issue nothing. A refusal
+// leaves an audit line, unless it will pass: an API server that is away is asked about each agent, again and again.
 func (a *Authority) AuthenticateAgent(ctx context.Context, door string, c Caller, cluster string) error {
-	_, agent, err := a.caller(ctx, c, cluster)
-	if err == nil && agent == nil {
-		err = refusal.New(refusal.AgentRequired, "the call came without a client certificate")
-	}
-	if err != nil {
-		a.Journal.conclude(a.Journal.begin(eventAgentCall, door, c, cluster), ca.SVID{}, err)
+	_, _, err := a.caller(ctx, c, cluster)
+	if err != nil && !refusal.Of(err).Passing() {
+		a.Journal.Refused(eventAgentCall, door, c, cluster, err)
 	}
 	return err
 }
 
-// caller finds out who calls: an agent that is on record, of this cluster, whose pod and node live; or nobody we know
-// (nil), which is a workload that calls by itself.
+// caller finds out who calls: an agent that is on record, of this cluster, whose pod and node live. No policy can open
+// the CA to workloads without an agent yet, so they are refused here, before anything is spent on them. Alive is asked
+// last: whoever is refused for a passing reason is an agent all the same.
 func (a *Authority) caller(ctx context.Context, c Caller, cluster string) (Member, *ca.AgentInstance, error) {
 	member, err := a.member(cluster)
 	switch {
@@ -199,7 +197,7 @@ func (a *Authority) caller(ctx context.Context, c Caller, cluster string) (Membe
 	case c.Untrusted != nil:
 		return Member{}, nil, refusal.New(refusal.CallerUntrusted, "%w", c.Untrusted)
 	case c.ID.IsZero():
-		return member, nil, nil
+		return Member{}, nil, refusal.New(refusal.AgentRequired, "the call came without an agent's SVID as client certificate, and calls without an agent are not allowed")
 	case !time.Now().Before(c.NotAfter):
 		return Member{}, nil, refusal.New(refusal.AgentExpired, "the SVID %s of %s ended at %s", c.Serial, c.ID, c.NotAfter.UTC().Format(time.RFC3339))
 	}
@@ -222,15 +220,13 @@ func (a *Authority) caller(ctx context.Context, c Caller, cluster string) (Membe
 	return member, &agent.AgentInstance, nil
 }
 
-func (a *Authority) grant(r Request, agent *ca.AgentInstance, d *Decision) (ca.Grant, error) {
+func (a *Authority) grant(r Request, d *Decision) (ca.Grant, error) {
 	who := d.Evidence.Identity
 	verdict, err := a.Policy.Value().Decide(policy.Input{Cluster: who.Cluster(), Namespace: who.Namespace(), ServiceAccount: who.ServiceAccount()})
 	d.Rule, d.ID = verdict.Rule, verdict.ID
 	switch {
 	case err != nil:
 		return ca.Grant{}, err
-	case agent == nil && !verdict.Direct:
-		return ca.Grant{}, refusal.New(refusal.DirectNotAllowed, "%s called without an agent", verdict.ID)
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < MinTTL:
 		return ca.Grant{}, refusal.New(refusal.RequestMalformed, "a life of %s was asked for, the shortest is %s", r.TTL, MinTTL).On("ttl")
 	}

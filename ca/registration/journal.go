@@ -2,6 +2,7 @@ package registration
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -20,6 +21,8 @@ const (
 	eventAttestAgent = "attest-agent"
 	eventAgentCall   = "agent-call"
 	eventAdmin       = "admin"
+	// EventCall is a call that a door refused before the procedure began.
+	EventCall = "call"
 )
 
 // OutcomeIssued is a decision's outcome when it ended in an SVID; otherwise the outcome is the refusal's reason.
@@ -58,6 +61,10 @@ type Journal struct {
 	log     *slog.Logger
 	audit   *slog.Logger
 	out     *auditWriter
+
+	mu       sync.Mutex
+	fault    error // why the last audit line was not written; nil when it was
+	faultyAt time.Time
 }
 
 // NewJournal returns a Journal whose audit lines go to audit, one Write each, and whose own troubles go to log.
@@ -69,9 +76,25 @@ func NewJournal(audit io.Writer, ring *Ring, metrics *Metrics, log *slog.Logger)
 // Ring is the memory of recent decisions.
 func (j *Journal) Ring() *Ring { return j.ring }
 
+// maxName bounds what is kept of a name that a stranger gives himself.
+const maxName = 64
+
 func (j *Journal) begin(event, door string, c Caller, cluster string) *Decision {
 	j.metrics.inFlight.Inc()
-	return &Decision{Time: time.Now(), Event: event, Door: door, Caller: c, Cluster: cluster}
+	return &Decision{Time: time.Now(), Event: event, Door: door, Caller: c, Cluster: refusal.Clip(cluster, maxName)}
+}
+
+// Refused records a refusal that a door gave before the procedure began: a malformed call, a limit.
+func (j *Journal) Refused(event, door string, c Caller, cluster string, err error) {
+	j.conclude(j.begin(event, door, c, cluster), ca.SVID{}, err)
+}
+
+// concludePanic is deferred behind begin: a fault in the procedure leaves its decision too, and goes on as the panic.
+func (j *Journal) concludePanic(d *Decision) {
+	if p := recover(); p != nil {
+		j.conclude(d, ca.SVID{}, refusal.New(refusal.Internal, "a fault inside meshca: the log has it"))
+		panic(p)
+	}
 }
 
 // conclude is called once for each begun decision. The audit line is written before the answer leaves.
@@ -81,10 +104,11 @@ func (j *Journal) conclude(d *Decision, svid ca.SVID, err error) {
 		d.Outcome, d.ID, d.NotAfter = OutcomeIssued, svid.ID, svid.NotAfter
 		d.Serial = ca.SerialString(svid.Chain[0].SerialNumber)
 	} else {
-		d.Outcome, d.Message = string(refusal.Of(err)), err.Error()
+		reason := refusal.Of(err)
+		d.Outcome, d.Message = string(reason), refusal.Clip(err.Error(), 1024)
 		if e, ok := refusal.From(err); ok {
 			d.Message, d.Claim = e.Detail, e.Claim
-		} else {
+		} else if reason == refusal.Internal {
 			j.log.Error("a decision failed for an internal reason", "event", d.Event, "door", d.Door, "err", err)
 		}
 	}
@@ -146,10 +170,28 @@ func (j *Journal) line(d *Decision) {
 
 // countFailures makes a log that cannot be written visible: slog drops Write's error.
 func (j *Journal) countFailures() {
-	if n, err := j.out.takeFailures(); n > 0 {
+	n, err := j.out.takeFailures()
+	if n > 0 {
 		j.metrics.auditErrors.Add(float64(n))
 		j.log.Error("audit lines could not be written", "lines", n, "err", err)
+		j.mu.Lock()
+		j.fault, j.faultyAt = err, time.Now()
+		j.mu.Unlock()
 	}
+}
+
+// faultLasts is how long a lost audit line makes the CA unready. It passes by itself: an unready CA may get no request,
+// and only a request shows whether lines can be written again.
+const faultLasts = 15 * time.Second
+
+// Ready says that audit lines were lost a moment ago; nil when not.
+func (j *Journal) Ready() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.fault == nil || time.Since(j.faultyAt) > faultLasts {
+		return nil
+	}
+	return fmt.Errorf("audit lines cannot be written: %w", j.fault)
 }
 
 type auditWriter struct {

@@ -18,6 +18,7 @@ import (
 // maxDenials and maxRenewOrders bound what is sent whole to every agent at each change.
 const (
 	maxDenials     = 10_000
+	maxDenialBytes = 1 << 20 // of their IDs, together
 	maxRenewOrders = 64
 )
 
@@ -95,8 +96,8 @@ func (o *Orders) Deny(ctx context.Context, d ca.Denial) (ca.Denial, error) {
 	now := o.standing.Value()
 	if before, ok := now.Denials[d.ID]; ok {
 		d.Since = before.Since
-	} else if len(now.Denials) >= maxDenials {
-		return ca.Denial{}, fmt.Errorf("there are %d denials already; policy rules are the place for more", maxDenials)
+	} else if err := now.roomFor(d.ID); err != nil {
+		return ca.Denial{}, err
 	}
 	if err := o.store.PutDenial(ctx, d); err != nil {
 		return ca.Denial{}, refusal.New(refusal.StoreUnavailable, "the denial could not be stored: %w", err)
@@ -105,6 +106,17 @@ func (o *Orders) Deny(ctx context.Context, d ca.Denial) (ca.Denial, error) {
 	next.Denials[d.ID] = d
 	o.standing.Set(next)
 	return d, nil
+}
+
+func (s *Standing) roomFor(id string) error {
+	size := len(id)
+	for denied := range s.Denials {
+		size += len(denied)
+	}
+	if len(s.Denials) >= maxDenials || size > maxDenialBytes {
+		return fmt.Errorf("there are %d denials already; policy rules are the place for more", len(s.Denials))
+	}
+	return nil
 }
 
 // Allow lifts a denial; it reports whether there was one.

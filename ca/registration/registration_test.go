@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"errors"
 	"net/url"
 	"strings"
 	"testing"
@@ -67,12 +68,18 @@ func TestRefusals(t *testing.T) {
 		"an agent's token for a workload": {request: func(w *world.World, r *registration.Request) { r.Token = w.Token(world.Web, "meshca-agent") }, want: refusal.TokenAudience},
 		"an audience that is a prefix":    {request: func(w *world.World, r *registration.Request) { r.Token = w.Token(world.Web, "meshc") }, want: refusal.TokenAudience},
 		"no token":                        {request: func(_ *world.World, r *registration.Request) { r.Token = attestor.NewToken("") }, want: refusal.TokenMissing},
-		"an unknown cluster":              {request: func(_ *world.World, r *registration.Request) { r.Cluster = "two" }, want: refusal.ClusterUnknown},
-		"a life too short":                {request: func(_ *world.World, r *registration.Request) { r.TTL = time.Second }, want: refusal.RequestMalformed},
-		"no CSR":                          {request: func(_ *world.World, r *registration.Request) { r.CSR = nil }, want: refusal.CSRMalformed},
-		"a DNS name that is not granted":  {request: asks(x509.CertificateRequest{DNSNames: []string{"web.shop"}}), want: refusal.CSRAsksMore},
-		"another's URI":                   {request: asks(x509.CertificateRequest{URIs: []*url.URL{{Scheme: "spiffe", Host: "mesh.test", Path: "/ns/shop/sa/db"}}}), want: refusal.CSRAsksMore},
-		"no client certificate":           {caller: func(*world.World) registration.Caller { return registration.Caller{Address: "192.0.2.9:9"} }, want: refusal.DirectNotAllowed},
+		"an agent of another cluster":     {request: func(_ *world.World, r *registration.Request) { r.Cluster = world.Twin }, want: refusal.ClusterMismatch},
+		"an agent whose pod is gone": {request: func(w *world.World, _ *registration.Request) {
+			w.Gone.Store(refusal.New(refusal.PodGone, "it is gone"))
+		}, want: refusal.PodGone},
+		"an agent that is no longer listed": {request: unlist, want: refusal.AgentNotListed},
+		"a cluster name of a megabyte":      {request: func(_ *world.World, r *registration.Request) { r.Cluster = strings.Repeat("x", 1<<20) }, want: refusal.ClusterUnknown},
+		"an unknown cluster":                {request: func(_ *world.World, r *registration.Request) { r.Cluster = "three" }, want: refusal.ClusterUnknown},
+		"a life too short":                  {request: func(_ *world.World, r *registration.Request) { r.TTL = time.Second }, want: refusal.RequestMalformed},
+		"no CSR":                            {request: func(_ *world.World, r *registration.Request) { r.CSR = nil }, want: refusal.CSRMalformed},
+		"a DNS name that is not granted":    {request: asks(x509.CertificateRequest{DNSNames: []string{"web.shop"}}), want: refusal.CSRAsksMore},
+		"another's URI":                     {request: asks(x509.CertificateRequest{URIs: []*url.URL{{Scheme: "spiffe", Host: "mesh.test", Path: "/ns/shop/sa/db"}}}), want: refusal.CSRAsksMore},
+		"no client certificate":             {caller: func(*world.World) registration.Caller { return registration.Caller{Address: "192.0.2.9:9"} }, want: refusal.AgentRequired},
 		"a foreign client certificate": {caller: func(*world.World) registration.Caller {
 			return registration.Caller{Untrusted: x509.UnknownAuthorityError{}}
 		}, want: refusal.CallerUntrusted},
@@ -114,6 +121,9 @@ func TestRefusals(t *testing.T) {
 			line := w.Audit.Last(t)
 			if line["outcome"] != string(tt.want) || line["message"] == "" {
 				t.Errorf("audit line: %v", line)
+			}
+			if n := len(w.Audit.String()); n > 64<<10 {
+				t.Errorf("the audit log has %d bytes", n)
 			}
 			if s := r.Token.Secret(); s != "" && strings.Contains(w.Audit.String(), s) {
 				t.Error("the audit log holds a token")
@@ -220,12 +230,127 @@ func TestAStrangerCannotMakeTheRingForget(t *testing.T) {
 	}
 }
 
+// What step 1 refuses an agent is found under the agent's ID, and strangers cannot push it out.
+func TestTheRingKnowsWhyAnAgentWasRefused(t *testing.T) {
+	w := world.New(t, "")
+	agent := w.AttestAgent(world.Agent)
+	agent.Serial = "00"
+	if _, err := w.Issue(agent, world.Web); refusal.Of(err) != refusal.AgentUnknown {
+		t.Fatalf("got %v", err)
+	}
+	for range 300 {
+		_, _ = w.RA.Issue(t.Context(), registration.Request{Door: "grpc", Cluster: world.Cluster, Token: attestor.NewToken("made.up.token")})
+	}
+	found := w.Journal.Ring().ByID(agent.ID.String(), 5)
+	if len(found) == 0 || found[0].Outcome != string(refusal.AgentUnknown) {
+		t.Errorf("the ring remembers %+v", found)
+	}
+}
+
+func TestADeniedAgentCannotAttestItselfAnew(t *testing.T) {
+	w := world.New(t, "")
+	denied("spiffe://mesh.test/meshca/agent/one/node1")(w, nil)
+	_, err := w.RA.AttestAgent(t.Context(), registration.Request{
+		Door: "grpc", Cluster: world.Cluster, Token: w.Token(world.Agent, "meshca-agent"), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}),
+	}, "")
+	if refusal.Of(err) != refusal.IdentityDenied || ledgerSize(t, w) != 0 {
+		t.Fatalf("got %v, %d entries in the ledger", err, ledgerSize(t, w))
+	}
+}
+
+func TestAnAgentThatCannotBeRecordedGetsNoSVID(t *testing.T) {
+	w := world.New(t, "")
+	store := &failing{AgentStore: w.Store}
+	book, err := registration.OpenAgentBook(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.RA.Agents, store.err = book, errors.New("the disk is full")
+	_, err = w.RA.AttestAgent(t.Context(), registration.Request{
+		Door: "grpc", Cluster: world.Cluster, Token: w.Token(world.Agent, "meshca-agent"), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}),
+	}, "")
+	if refusal.Of(err) != refusal.StoreUnavailable {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// failing is a store that cannot write any more.
+type failing struct {
+	registration.AgentStore
+	err error
+}
+
+func (f *failing) UpdateAgent(ctx context.Context, id string, change func(*ca.AgentRecord) error) error {
+	if f.err != nil {
+		return f.err
+	}
+	return f.AgentStore.UpdateAgent(ctx, id, change)
+}
+
+func TestAuthenticateAgentLeavesALine(t *testing.T) {
+	w := world.New(t, "")
+	agent := w.AttestAgent(world.Agent)
+	if err := w.RA.AuthenticateAgent(t.Context(), "grpc", agent, world.Cluster); err != nil {
+		t.Fatal(err)
+	}
+	lines := len(w.Audit.Lines(t))
+	if err := w.RA.AuthenticateAgent(t.Context(), "grpc", agent, world.Twin); refusal.Of(err) != refusal.ClusterMismatch {
+		t.Fatalf("got %v", err)
+	}
+	if line := w.Audit.Last(t); len(w.Audit.Lines(t)) != lines+1 || line["outcome"] != string(refusal.ClusterMismatch) {
+		t.Errorf("audit line: %v", line)
+	}
+	w.Gone.Store(refusal.New(refusal.KubernetesUnavailable, "away"))
+	if err := w.RA.AuthenticateAgent(t.Context(), "grpc", agent, world.Cluster); refusal.Of(err) != refusal.KubernetesUnavailable {
+		t.Fatalf("got %v", err)
+	}
+	if len(w.Audit.Lines(t)) != lines+1 {
+		t.Error("an outage fills the audit log with each look at each agent")
+	}
+}
+
+func TestAgentsThatAreGoneAreForgotten(t *testing.T) {
+	w := world.New(t, "")
+	agent := w.AttestAgent(world.Agent)
+	later := time.Now().Add(time.Hour)
+	if err := w.RA.Agents.Forget(t.Context(), later); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.RA.Agents.List()) != 1 {
+		t.Fatal("an agent whose SVID lives was forgotten")
+	}
+	err := w.Store.UpdateAgent(t.Context(), agent.ID.String(), func(r *ca.AgentRecord) error {
+		r.Instances[0].NotAfter, r.HoldsUntil = time.Now(), time.Time{}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	book, err := registration.OpenAgentBook(t.Context(), w.Store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := book.Forget(t.Context(), later); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := registration.OpenAgentBook(t.Context(), w.Store); err != nil || len(again.List()) != 0 || len(book.List()) != 0 {
+		t.Errorf("an agent that is gone is still on record: %v", err)
+	}
+}
+
 func aWorkload(w *world.World) registration.Caller {
 	svid, err := w.Issue(w.AttestAgent(world.Agent), world.Web)
 	if err != nil {
 		w.T.Fatal(err)
 	}
 	return registration.Caller{ID: svid.ID, Serial: ca.SerialString(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter}
+}
+
+// unlist takes the agent's service account off the cluster's list, as a restart with another configuration does.
+func unlist(w *world.World, _ *registration.Request) {
+	m := w.RA.Clusters[world.Cluster]
+	m.Agents = []string{"meshca/another"}
+	w.RA.Clusters[world.Cluster] = m
 }
 
 func asks(template x509.CertificateRequest) func(*world.World, *registration.Request) {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Ring remembers recent decisions, a fixed number of each kind: what was issued, what was refused to someone proven, and
-// what was refused to tokens that proved nothing. They do not push each other out, so neither a busy fleet nor a
+// Ring remembers recent decisions, a fixed number of each kind: what was issued, what was refused to someone proven (a
+// token or an agent), and what was refused to strangers. They do not push each other out, so neither a busy fleet nor a
 // stranger with made-up tokens can make the CA forget why a proxy was refused.
 type Ring struct {
 	mu    sync.Mutex
@@ -34,7 +34,7 @@ func (r *Ring) add(d *Decision) {
 	switch {
 	case d.Outcome == OutcomeIssued:
 		kind = 0
-	case !d.Evidence.Proven:
+	case !d.Evidence.Proven && d.Caller.ID.IsZero():
 		kind = 2
 	}
 	r.mu.Lock()
@@ -50,7 +50,11 @@ func (r *Ring) add(d *Decision) {
 // ByID returns up to n decisions about a SPIFFE ID (as what was granted, or as the caller's own), newest first.
 func (r *Ring) ByID(id string, n int) []Decision {
 	return r.find(n, func(d *Decision) bool {
-		return !d.ID.IsZero() && d.ID.String() == id || d.Event != eventIssue && d.agent() == id
+		if !d.ID.IsZero() {
+			return d.ID.String() == id
+		}
+		// Refused before policy was asked: of what is not about a workload's token, the caller is the one it is about.
+		return d.agent() == id && (d.Event != eventIssue || d.Evidence.Identity.IsZero())
 	})
 }
 

@@ -4,6 +4,7 @@ package world
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -15,12 +16,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
@@ -36,8 +39,11 @@ import (
 // TrustDomain is the world's.
 var TrustDomain = spiffeid.RequireTrustDomainFromString("mesh.test")
 
-// Cluster is the name of its one cluster.
-const Cluster = "one"
+// Cluster is the name of its cluster. Twin is another of the same tokens, as clusters that share an issuer are.
+const (
+	Cluster = "one"
+	Twin    = "two"
+)
 
 // An agent, and a workload beside it on node1.
 var (
@@ -59,8 +65,25 @@ type World struct {
 	Trust   *ca.Trust
 	Journal *registration.Journal
 	Audit   *Audit
+	// Gone, when set, is what both clusters answer when they are asked whether an agent lives: liveness is none in this
+	// world, so nobody dies by himself.
+	Gone atomic.Pointer[refusal.Error]
 
 	T testing.TB
+}
+
+// mortal is a cluster whose agents can be made to die.
+type mortal struct {
+	*kubernetes.Cluster
+	gone *atomic.Pointer[refusal.Error]
+}
+
+// Alive says what the test wants, else what the cluster does.
+func (m mortal) Alive(ctx context.Context, e attestor.Evidence) error {
+	if gone := m.gone.Load(); gone != nil {
+		return gone
+	}
+	return m.Cluster.Alive(ctx, e)
 }
 
 // Audit is an audit log that a test can read.
@@ -120,18 +143,22 @@ func New(t testing.TB, rules string) *World {
 	must(err)
 	keys := filepath.Join(dir, "jwks.json")
 	must(os.WriteFile(keys, jwks, 0o600))
-	cluster, err := kubernetes.New(kubernetes.Config{
-		Name: Cluster, Mode: kubernetes.JWKS, Issuer: "https://tokens.test", Keys: kubernetes.KeysConfig{File: keys}, Liveness: kubernetes.LivenessNone,
-	}, kubernetes.Deps{})
-	must(err)
-	ctx := t.Context()
-	go cluster.Run(ctx) // ends with the test
-	for cluster.Ready() != nil {
-		if ctx.Err() != nil {
-			t.Fatal(cluster.Ready())
+	members := map[string]registration.Member{}
+	for _, name := range []string{Cluster, Twin} {
+		cluster, err := kubernetes.New(kubernetes.Config{
+			Name: name, Mode: kubernetes.JWKS, Issuer: "https://tokens.test", Keys: kubernetes.KeysConfig{File: keys}, Liveness: kubernetes.LivenessNone,
+		}, kubernetes.Deps{})
+		must(err)
+		go cluster.Run(t.Context()) //nolint:errcheck // ends with the test
+		for cluster.Ready() != nil {
+			if t.Context().Err() != nil {
+				t.Fatal(cluster.Ready())
+			}
+			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Millisecond)
+		members[name] = registration.Member{Cluster: mortal{cluster, &w.Gone}, Agents: []string{"meshca/meshca-agent"}}
 	}
+	ctx := t.Context()
 
 	w.Store, err = bolt.Open(filepath.Join(dir, "meshca.db"))
 	must(err)
@@ -156,7 +183,7 @@ func New(t testing.TB, rules string) *World {
 	must(err)
 	w.Issuer, err = ca.NewIssuer(ca.IssuerConfig{Authority: w.CA, Ledger: ledger, Linter: linter, Profiles: ca.Profiles(0)})
 	must(err)
-	p, err := policy.Parse([]byte(rules), policy.PolicyContext{TrustDomain: TrustDomain, Clusters: []policy.Cluster{{Name: Cluster}}})
+	p, err := policy.Parse([]byte(rules), policy.PolicyContext{TrustDomain: TrustDomain, Clusters: []policy.Cluster{{Name: Cluster, SameNamespaces: true}, {Name: Twin, SameNamespaces: true}}})
 	must(err)
 	agents, err := registration.OpenAgentBook(ctx, w.Store)
 	must(err)
@@ -166,7 +193,7 @@ func New(t testing.TB, rules string) *World {
 	w.RA, err = registration.New(registration.Config{
 		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, IsOwnKey: w.CA.IsOwnKey, Agents: agents, Orders: orders,
 		AgentTTL: ca.MaxTTL, Journal: w.Journal,
-		Clusters: map[string]registration.Member{Cluster: {Cluster: cluster, Agents: []string{"meshca/meshca-agent"}}},
+		Clusters: members,
 	})
 	must(err)
 	return w
