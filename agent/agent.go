@@ -58,7 +58,7 @@ func New(c Config) (*Agent, error) {
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys")}
 	a.self = &self{
 		domain: c.TrustDomain, cluster: c.Cluster, tokenFile: c.TokenFile, version: c.Version,
-		trust: a.trust, store: a.store, clock: &a.clock, log: c.Log, gained: a.retryAll,
+		trust: a.trust, store: a.store, clock: &a.clock, log: c.Log, gained: a.gained,
 		wake: make(chan struct{}, 1), identity: rotation.NewCurrent[*held](nil),
 	}
 	a.self.orders.wake = a.self.renewNow
@@ -183,11 +183,17 @@ func (a *Agent) restore() (own *rotation.Term) {
 	if err := a.store.prune(names); err != nil {
 		a.log.Warn("keys of workloads that are gone cannot be removed", "dir", a.store.dir, "error", err)
 	}
-	if h := a.restored(selfName, Workload{}); h != nil {
-		a.self.restore(h)
-		own = &h.term
+	h := a.restored(selfName, Workload{})
+	if h == nil {
+		return nil
 	}
-	return own
+	if !a.self.mayBe(h.svid.ID) {
+		a.log.Warn("the kept SVID is no agent's of this cluster; attesting anew", "spiffe_id", h.svid.ID.String(), "cluster", a.config.Cluster)
+		a.forget(selfName)
+		return nil
+	}
+	a.self.restore(h)
+	return &h.term
 }
 
 func (a *Agent) restored(name string, w Workload) *held {
@@ -197,6 +203,13 @@ func (a *Agent) restored(name string, w Workload) *held {
 		return nil
 	}
 	return h
+}
+
+// forget removes what is kept under the name.
+func (a *Agent) forget(name string) {
+	if err := a.store.remove(name); err != nil {
+		a.log.Error("a kept SVID cannot be removed from the runtime directory", "error", err)
+	}
 }
 
 func (a *Agent) keepWorkload(ctx context.Context, w *workload) error {
@@ -233,7 +246,7 @@ func (a *Agent) called(size int, took time.Duration, answer *meshcav1.IssueX509S
 	a.clock.measure(answer.GetServerTime(), took)
 	for _, r := range answer.GetResults() {
 		if err := client.RefusalOf(r); err != nil {
-			a.self.distrust(err) // who calls is judged item by item, too
+			a.self.distrustCaller(err) // who calls is judged item by item, too
 		}
 	}
 }
@@ -249,6 +262,9 @@ func (a *Agent) keep(w *workload, h *held) error {
 }
 
 func (a *Agent) agentID() string { return a.self.id() }
+
+// gained is told of each new SVID of the agent's own. Workloads that were refused for the one before need not wait.
+func (a *Agent) gained(bool) { a.retryAll() }
 
 // retryAll ends the backoff of every workload whose renewals fail: the CA is there again.
 func (a *Agent) retryAll() {

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -387,6 +389,84 @@ func TestAgentAttestsAnewWhenTheCAForgotIt(t *testing.T) {
 		st := a.status()
 		return n.ca.Seen().Attests > before && st.GetConnected() && st.GetSelf().GetSpiffeId() == "spiffe://mesh.test/meshca/agent/test/node-1-again"
 	})
+}
+
+// replaced starts an agent whose kept SVID the CA does not take any more, for the reason.
+func (n *node) replaced(reason refusal.Reason) *running {
+	n.t.Helper()
+	a := n.start()
+	eventually(n.t, "fresh", func() bool { return a.state(0) == "fresh" && a.status().GetConnected() })
+	old := a.status().GetSelf().GetSerial()
+	must(n.t, a.stop())
+	n.ca.RefuseCallers(func(svid *x509.Certificate) error {
+		if hex.EncodeToString(svid.SerialNumber.Bytes()) == old {
+			return refusal.New(reason, "another pod's")
+		}
+		return nil
+	})
+	return n.start()
+}
+
+func TestAgentAttestsAnewWhenItsPodWasReplaced(t *testing.T) {
+	for _, reason := range []refusal.Reason{
+		refusal.PodRecreated, refusal.PodGone, refusal.PodFinished, refusal.NodeGone, refusal.ServiceAccountGone, refusal.NamespaceGone,
+		refusal.ClusterMismatch, refusal.AgentNotListed, refusal.AgentUnknown,
+	} {
+		t.Run(string(reason), func(t *testing.T) {
+			n := newNode(t)
+			n.workload("web")
+			n.ca.Lives(6*time.Second, time.Hour)
+			a := n.replaced(reason)
+			began := time.Now()
+			eventually(t, "attested anew", func() bool { return n.ca.Seen().Attests == 2 && a.status().GetConnected() })
+			if took := time.Since(began); took > 4*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			eventually(t, "renewed", func() bool {
+				w := a.status().GetWorkloads()[0]
+				if s := w.GetState(); s == "expired" {
+					t.Fatal("the workload expired")
+				}
+				return w.GetState() == "fresh" && w.GetSvid().GetRotations() > 0
+			})
+		})
+	}
+}
+
+// What the CA says of its own trouble, or of the message, is no word against the agent.
+func TestAgentKeepsItsSVIDWhenTheCAJudgesSomethingElse(t *testing.T) {
+	for _, reason := range []refusal.Reason{refusal.Internal, refusal.Overloaded, refusal.KubernetesUnavailable, refusal.RequestMalformed} {
+		n := newNode(t)
+		n.workload("web")
+		a := n.replaced(reason)
+		eventually(t, "refused", func() bool {
+			_, last, _, _ := a.follower.standing()
+			return refusal.Of(last) == reason
+		})
+		time.Sleep(300 * time.Millisecond)
+		if got := n.ca.Seen().Attests; got != 1 || a.status().GetSelf() == nil {
+			t.Errorf("%s: attested %d times", reason, got)
+		}
+	}
+}
+
+func TestAgentMovedToAnotherClusterAttestsAnew(t *testing.T) {
+	n := newNode(t)
+	ca := n.ca
+	s := &store{n.path("run/keys")}
+	must(t, s.prepare())
+	h := newHeld(t, ca, "/meshca/agent/other/node-1", time.Hour)
+	must(t, s.save(selfName, Workload{}, h, 0))
+	a := n.start()
+	eventually(t, "attested", func() bool {
+		return a.status().GetConnected() && a.status().GetSelf().GetSpiffeId() == "spiffe://mesh.test/meshca/agent/test/node-1"
+	})
+	if got := ca.Seen().Hellos; len(got) != 1 {
+		t.Errorf("%d streams", len(got))
+	}
+	if contains(n.log.String(), "does not take the agent's SVID") {
+		t.Error("the other cluster's SVID was shown to the CA")
+	}
 }
 
 func TestSecondAgentIsRefused(t *testing.T) {

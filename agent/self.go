@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
 
 	"github.com/meshca/meshca/api/issuance/client"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -33,8 +34,8 @@ type self struct {
 	store     *store
 	clock     *clock
 	log       *slog.Logger
-	// gained is called when there is a new SVID to call with.
-	gained func()
+	// gained is called when there is a new SVID to call with; anew: in the place of one that the CA did not take.
+	gained func(anew bool)
 
 	wake   chan struct{}
 	orders orders
@@ -51,6 +52,7 @@ type self struct {
 	had       bool // there was an SVID once
 	// distrusted is when the CA's word was last taken for it.
 	distrusted time.Time
+	doubted    bool // and no other came since
 }
 
 var _ rotation.Subject = (*self)(nil)
@@ -80,7 +82,7 @@ func (s *self) Renew(ctx context.Context) (rotation.Term, error) {
 	if err != nil {
 		return rotation.Term{}, err
 	}
-	if want := "/meshca/agent/" + s.cluster + "/"; !h.svid.ID.MemberOf(s.domain) || !strings.HasPrefix(h.svid.ID.Path(), want) {
+	if !s.mayBe(h.svid.ID) {
 		return rotation.Term{}, fmt.Errorf("the CA answered with %s, which is no agent of cluster %s", h.svid.ID, s.cluster)
 	}
 	skew, _ := s.clock.offset()
@@ -88,8 +90,17 @@ func (s *self) Renew(ctx context.Context) (rotation.Term, error) {
 		s.log.Error("the agent's SVID cannot be kept; it is in use, but a restart has to attest anew", "error", err)
 	}
 	s.use(h)
-	s.gained()
+	s.mu.Lock()
+	anew := s.doubted
+	s.doubted = false
+	s.mu.Unlock()
+	s.gained(anew)
 	return h.term, nil
+}
+
+// mayBe reports whether the ID is that of an agent of this cluster.
+func (s *self) mayBe(id spiffeid.ID) bool {
+	return id.MemberOf(s.domain) && strings.HasPrefix(id.Path(), "/meshca/agent/"+s.cluster+"/")
 }
 
 // use puts an SVID, or none, in the place of the one before.
@@ -121,11 +132,20 @@ func (s *self) Expired() {
 	s.use(nil)
 }
 
-// distrust attests anew, without the SVID that the CA does not take. err says why it does not.
-func (s *self) distrust(err error) {
+// distrustCaller is distrust for the answer to one item of a batch: what it says of pods and nodes may be the workload's,
+// so only what can be meant for nobody but the agent counts. The rest the Sync stream tells.
+func (s *self) distrustCaller(err error) {
 	switch refusal.Of(err) {
-	case refusal.AgentUnknown, refusal.AgentExpired, refusal.CallerUntrusted, refusal.AgentRequired:
-	default:
+	case refusal.AgentUnknown, refusal.AgentExpired, refusal.AgentNotListed, refusal.CallerUntrusted, refusal.AgentRequired:
+		s.distrust(err)
+	}
+}
+
+// distrust attests anew, without the SVID that the CA does not take. err says why it does not: the end of a stream, or
+// of a call as a whole, which speak of the agent alone. Its pod may be another one than the SVID was given to (a restart
+// with the runtime directory kept), its node, its cluster: only another proof can tell, so every final refusal counts.
+func (s *self) distrust(err error) {
+	if e, ok := refusal.From(err); !ok || !judges(e.Reason) {
 		return
 	}
 	s.mu.Lock()
@@ -137,9 +157,22 @@ func (s *self) distrust(err error) {
 	if again || s.identity.Value() == nil {
 		return
 	}
+	s.mu.Lock()
+	s.doubted = true
+	s.mu.Unlock()
 	s.log.Warn("the CA does not take the agent's SVID; attesting anew", "error", err)
 	s.use(nil)
 	s.renewNow()
+}
+
+// judges reports whether a refusal is a verdict on who calls, which stands until something else is shown: no outage, no
+// fault of the CA's, no fault of the message.
+func judges(r refusal.Reason) bool {
+	switch r.Code() {
+	case codes.Unauthenticated, codes.PermissionDenied, codes.NotFound, codes.FailedPrecondition:
+		return true
+	}
+	return false
 }
 
 func (s *self) renewNow() {

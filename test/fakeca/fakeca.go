@@ -49,6 +49,7 @@ type CA struct {
 	agents    map[string]spiffeid.ID
 	workloads map[string]spiffeid.ID
 	refuse    func(id spiffeid.ID) error
+	callers   func(svid *x509.Certificate) error
 	keys      map[string]bool
 	seen      Seen
 	server    *grpc.Server
@@ -117,6 +118,9 @@ func (c *CA) Workload(token, path string) spiffeid.ID {
 
 // Refuse makes f decide about each issuance, agents' too; nil: yes to all.
 func (c *CA) Refuse(f func(id spiffeid.ID) error) { c.with(func() { c.refuse = f }) }
+
+// RefuseCallers makes f decide about each agent's SVID that a call or a stream comes with; nil: yes to all.
+func (c *CA) RefuseCallers(f func(svid *x509.Certificate) error) { c.with(func() { c.callers = f }) }
 
 // Lives sets the lives of workloads' and of agents' SVIDs.
 func (c *CA) Lives(workloads, agents time.Duration) {

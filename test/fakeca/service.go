@@ -135,6 +135,11 @@ func (s *service) agent(ctx context.Context, cluster string) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.callers != nil {
+		if err := c.callers(info.State.PeerCertificates[0]); err != nil {
+			return err
+		}
+	}
 	for _, agent := range c.agents {
 		if agent == id && cluster == c.cluster {
 			return nil
