@@ -6,6 +6,9 @@ import (
 	"encoding/asn1"
 	"slices"
 
+	"golang.org/x/crypto/cryptobyte"
+	cryptobyteasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
 	"github.com/meshca/meshca/api/refusal"
 )
 
@@ -36,6 +39,9 @@ func ParseCSR(der []byte) (*CSR, error) {
 	if err != nil {
 		return nil, refusal.New(refusal.CSRMalformed, "the request is not one DER-encoded PKCS #10 request")
 	}
+	if !exactly(der, req) {
+		return nil, refusal.New(refusal.CSRMalformed, "the request holds more than a PKCS #10 request has")
+	}
 	// 3. Its key, before it is used.
 	if err := CheckKey(req.PublicKey); err != nil {
 		return nil, err
@@ -53,6 +59,18 @@ func ParseCSR(der []byte) (*CSR, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// exactly reports whether the outer sequence holds the three elements of RFC 2986 §4.2 and nothing behind them, which
+// encoding/asn1 passes over.
+func exactly(der []byte, req *x509.CertificateRequest) bool {
+	outer := cryptobyte.String(der)
+	var body, algorithm cryptobyte.String
+	var info cryptobyte.String
+	var signature asn1.BitString
+	return outer.ReadASN1(&body, cryptobyteasn1.SEQUENCE) && outer.Empty() &&
+		body.ReadASN1Element(&info, cryptobyteasn1.SEQUENCE) && len(info) == len(req.RawTBSCertificateRequest) &&
+		body.ReadASN1(&algorithm, cryptobyteasn1.SEQUENCE) && body.ReadASN1BitString(&signature) && body.Empty()
 }
 
 // acceptedSignature is a closed list; crypto/x509 itself would still take SHA-1 from a request.

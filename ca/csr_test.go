@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/crypto/cryptobyte"
+	cryptobyteasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/meshca/meshca/api/refusal"
 )
@@ -205,6 +207,7 @@ func TestParseCSRRefuses(t *testing.T) {
 		"nothing":                  {nil, refusal.CSRMalformed},
 		"PEM":                      {pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: good}), refusal.CSRMalformed},
 		"a trailing byte":          {append(bytes.Clone(good), 0), refusal.CSRMalformed},
+		"an element more inside":   {widened(t, good), refusal.CSRMalformed},
 		"two requests":             {append(bytes.Clone(good), good...), refusal.CSRMalformed},
 		"half a request":           {good[:len(good)/2], refusal.CSRMalformed},
 		"deep nesting":             {nested(7000), refusal.CSRMalformed},
@@ -349,4 +352,20 @@ func TestRefusalOfALongNameIsShort(t *testing.T) {
 	if err := csr.WithinGrant(csrGrant); err == nil || len(err.Error()) > 600 {
 		t.Errorf("the refusal has %d bytes", len(err.Error()))
 	}
+}
+
+// widened puts one element more into the outer sequence, which encoding/asn1 passes over.
+func widened(t *testing.T, der []byte) []byte {
+	t.Helper()
+	outer := cryptobyte.String(der)
+	var body cryptobyte.String
+	if !outer.ReadASN1(&body, cryptobyteasn1.SEQUENCE) {
+		t.Fatal("the request is no sequence")
+	}
+	var b cryptobyte.Builder
+	b.AddASN1(cryptobyteasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(body)
+		b.AddASN1OctetString([]byte("more"))
+	})
+	return b.BytesOrPanic()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshca/meshca/api/refusal"
@@ -33,6 +34,8 @@ type SequencerConfig struct {
 type Sequencer struct {
 	c     SequencerConfig
 	queue chan *pending
+
+	began atomic.Int64 // when the commit under way began, Unix nanoseconds; 0: none is
 
 	mu      sync.RWMutex // guards closed against sends to queue
 	closed  bool
@@ -68,6 +71,21 @@ func NewSequencer(c SequencerConfig) (*Sequencer, error) {
 	return s, nil
 }
 
+// stalled is how long a commit may be under way before the ledger counts as hanging.
+const stalled = 5 * time.Second
+
+// Ready says that a commit hangs: the store neither answers nor fails, as with a disk that is gone. Nil when not.
+func (s *Sequencer) Ready() error {
+	began := s.began.Load()
+	if began == 0 {
+		return nil
+	}
+	if took := time.Since(time.Unix(0, began)); took > stalled {
+		return refusal.New(refusal.LedgerUnavailable, "a commit has been under way for %s", took.Round(time.Second))
+	}
+	return nil
+}
+
 // Append returns when the entry is durable. It gives up when ctx ends; the entry may then still be recorded. The
 // entry's slices must not change until it returns, and after it gave up they must not change at all.
 func (s *Sequencer) Append(ctx context.Context, e LedgerEntry) error {
@@ -100,7 +118,8 @@ func (s *Sequencer) enqueue(p *pending) error {
 	}
 }
 
-// Close commits what waits and stops the writer. Entries that come later are refused with STOPPING.
+// Close commits what waits and stops the writer. Entries that come later are refused with STOPPING. A store that hangs
+// is not waited for beyond the time of a commit.
 func (s *Sequencer) Close() {
 	s.mu.Lock()
 	if !s.closed {
@@ -108,7 +127,12 @@ func (s *Sequencer) Close() {
 		close(s.queue)
 	}
 	s.mu.Unlock()
-	<-s.stopped
+	late := time.NewTimer(s.c.Timeout)
+	defer late.Stop()
+	select {
+	case <-s.stopped:
+	case <-late.C:
+	}
 }
 
 // write is the one writer.
@@ -179,6 +203,8 @@ func (s *Sequencer) commit(group []LedgerEntry) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.c.Timeout)
 	defer cancel()
 	start := time.Now()
+	s.began.Store(start.UnixNano())
+	defer s.began.Store(0)
 	err := s.c.Store.AppendLedger(ctx, group)
 	if s.c.Observe != nil {
 		s.c.Observe(len(group), time.Since(start), err)

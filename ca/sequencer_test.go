@@ -250,3 +250,36 @@ func TestCloseDrains(t *testing.T) {
 		s.Close() // twice does no harm
 	})
 }
+
+// stuckStore is a store that neither answers nor fails until it is let go.
+type stuckStore struct{ free chan struct{} }
+
+func (h stuckStore) AppendLedger(context.Context, []LedgerEntry) error { <-h.free; return nil }
+
+func TestAStoreThatHangsIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := stuckStore{make(chan struct{})}
+		s := newTestSequencer(t, SequencerConfig{Store: store})
+		if err := s.Ready(); err != nil {
+			t.Errorf("at rest: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
+		defer cancel()
+		if err := s.Append(ctx, entry(1)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		if err := s.Ready(); refusal.Of(err) != refusal.LedgerUnavailable {
+			t.Errorf("after seven seconds: %v", err)
+		}
+		began := time.Now()
+		s.Close()
+		if took := time.Since(began); took != 10*time.Second {
+			t.Errorf("closing took %s", took)
+		}
+		close(store.free)
+		synctest.Wait()
+		if err := s.Ready(); err != nil {
+			t.Errorf("when it answers again: %v", err)
+		}
+	})
+}

@@ -12,9 +12,7 @@ import (
 var dependencies = map[string]string{
 	"github.com/cenkalti/backoff/v5":               "jittered exponential backoff for every retry",
 	"github.com/envoyproxy/go-control-plane/envoy": "Envoy's own SDS and TLS types",
-	"github.com/fsnotify/fsnotify":                 "policy and bundle files are read again when they change",
 	"github.com/go-jose/go-jose/v4":                "JWT signatures, with a closed list of algorithms",
-	"github.com/go-logr/logr":                      "the form in which client-go's log lines are taken over",
 	"github.com/prometheus/client_golang":          "/metrics",
 	"github.com/rogpeppe/go-internal":              "testscript: command lines are tested as scripts",
 	"github.com/smallstep/certificates":            "cas/apiv1 and cas/softcas: the signer behind our guard",
@@ -26,6 +24,7 @@ var dependencies = map[string]string{
 	"go.step.sm/crypto":                            "keys and PEM of the disk root",
 	"go.uber.org/goleak":                           "a test that leaves a goroutine behind fails",
 	"golang.org/x/sync":                            "errgroup, singleflight, semaphore",
+	"golang.org/x/crypto":                          "cryptobyte, to find what encoding/asn1 passes over in a CSR",
 	"golang.org/x/sys":                             "peer credentials and file locks of unix sockets and stores",
 	"golang.org/x/term":                            "whether a person reads the output, and how wide",
 	"golang.org/x/time":                            "rate limits for each agent",

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -14,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshca/meshca/api/issuance"
+	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/policy"
@@ -55,7 +57,8 @@ type Config struct {
 	Ledger LedgerConfig `json:"ledger"`
 	// Limits bound what peers of the gRPC API may cost.
 	Limits issuance.Limits `json:"limits"`
-	// RememberedDecisions is how many decisions of each kind `certctl explain` looks back on. Default 10000, a few MiB.
+	// RememberedDecisions is how many decisions of each kind `certctl explain` looks back on. Default 10000, which is
+	// about 15 MiB.
 	RememberedDecisions int `json:"rememberedDecisions"`
 	// LogLevel is debug, info, warn or error. Default info. The log goes to stderr, a JSON object a line.
 	LogLevel string `json:"logLevel"`
@@ -183,13 +186,47 @@ func (c *Config) check() error {
 		return fmt.Errorf("intermediate.ttl: %s is less than twice svid.ttl (%s): SVIDs would be cut short by their issuer's end", above, ttl)
 	case c.Ledger.KeepAfterExpiry.Duration < 0:
 		return errors.New("ledger.keepAfterExpiry: it cannot be negative")
-	case c.RememberedDecisions < 1 || c.RememberedDecisions > 1_000_000:
-		return fmt.Errorf("rememberedDecisions: %d does not lie between 1 and 1000000", c.RememberedDecisions)
+	case c.RememberedDecisions < 1 || c.RememberedDecisions > 100_000:
+		return fmt.Errorf("rememberedDecisions: %d does not lie between 1 and 100000", c.RememberedDecisions)
 	}
 	if _, err := logLevel(c.LogLevel); err != nil {
 		return err
 	}
+	if err := c.Limits.Check(); err != nil {
+		return fmt.Errorf("limits.%w", err)
+	}
+	if err := c.checkPaths(); err != nil {
+		return err
+	}
 	return c.checkClusters()
+}
+
+// maxSocketPath is what sockaddr_un holds, without its final zero (unix(7)).
+const maxSocketPath = 107
+
+// checkPaths refuses paths that cannot be, and two uses of one file: a bundle written over the root key would be the
+// end of the trust domain.
+func (c *Config) checkPaths() error {
+	if len(c.AdminSocket) > maxSocketPath {
+		return fmt.Errorf("adminSocket: %d bytes are too long for a unix socket's path: at most %d", len(c.AdminSocket), maxSocketPath)
+	}
+	used := map[string]string{}
+	for _, f := range []struct{ key, path string }{
+		{"stateDir (meshca.db)", filepath.Join(c.StateDir, "meshca.db")},
+		{"upstream.disk.certFile", c.Upstream.Disk.CertFile}, {"upstream.disk.keyFile", c.Upstream.Disk.KeyFile},
+		{"upstream.disk.passphraseFile", c.Upstream.Disk.PassphraseFile}, {"adminSocket", c.AdminSocket},
+		{"bundleFile", c.BundleFile}, {"audit.file", c.Audit.File}, {"policyFile", c.PolicyFile},
+	} {
+		if f.path == "" {
+			continue
+		}
+		path := filepath.Clean(f.path)
+		if other, taken := used[path]; taken {
+			return fmt.Errorf("%s: %s is the file of %s already", f.key, path, other)
+		}
+		used[path] = f.key
+	}
+	return nil
 }
 
 func (c *Config) checkClusters() error {
@@ -208,6 +245,12 @@ func (c *Config) checkClusters() error {
 		}
 		if err := k.Validate(); err != nil {
 			return fmt.Errorf("clusters[%d]: %w", i, err)
+		}
+		for _, account := range k.Agents {
+			ns, sa, _ := strings.Cut(account, "/")
+			if _, err := attestor.NewIdentity(k.Name, ns, sa); err != nil {
+				return fmt.Errorf("clusters[%d]: agents: %q is not namespace/service-account: %w", i, account, err)
+			}
 		}
 	}
 	// Without a policy file the plain IDs are the policy: two clusters may collide already here.

@@ -67,6 +67,13 @@ func TestMistakesAreRefusedByName(t *testing.T) {
 		"too many decisions to keep":    {soundConfig + "rememberedDecisions: 100000000\n", "rememberedDecisions"},
 		"liveness none, tokenReview":    {strings.Replace(soundConfig, "mode: jwks, issuer: \"https://one.test\", jwks: {file: keys.json}", "mode: tokenReview", 1), "liveness"},
 		"a cluster name that is a path": {strings.Replace(soundConfig, "name: one", "name: ../one", 1), "name"},
+		"an agent that is no account":   {strings.Replace(soundConfig, "name: one", "name: one, agents: [nonsense]", 1), "agents"},
+		"a negative limit":              {soundConfig + "limits: {openCalls: -5}\n", "limits.openCalls"},
+		"a limit beyond all measure":    {soundConfig + "limits: {openCalls: 4294967296}\n", "limits.openCalls"},
+		"calls beyond all measure":      {soundConfig + "limits: {callsPerSecond: 1e300}\n", "limits.callsPerSecond"},
+		"too long a socket path":        {soundConfig + "adminSocket: /run/" + strings.Repeat("x", 110) + "\n", "adminSocket"},
+		"a bundle over the root key":    {soundConfig + "bundleFile: /var/lib/meshca/root.key\n", "upstream.disk.keyFile"},
+		"an audit log over the store":   {soundConfig + "audit: {file: /var/lib/meshca/./meshca.db}\n", "stateDir"},
 		"no YAML":                       {"\t", "configuration"},
 	}
 	for name, tt := range tests {

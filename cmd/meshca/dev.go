@@ -196,6 +196,17 @@ func ensureRoot(out io.Writer, c *Config) error {
 
 // runDev runs the CA, the tokens' issuer and the agent until ctx ends or one of them fails.
 func runDev(ctx context.Context, d *daemon, o devOptions, state devState, issuer *localissuer.Issuer, workloads []workloadName, out io.Writer, log *slog.Logger) error {
+	listener, err := net.Listen("tcp", d.config.Listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	defer listener.Close() //nolint:errcheck // the CA closes it first
+	a, err := devAgentFor(d, o, state, listener.Addr().String(), workloads, log)
+	if err != nil {
+		return usageError{err}
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	keepToken := func(w workloadName, audience string) error {
 		t := &devToken{issuer: issuer, path: state.token(w), subject: w.subject(), audience: audience}
@@ -214,15 +225,7 @@ func runDev(ctx context.Context, d *daemon, o devOptions, state devState, issuer
 			return err
 		}
 	}
-	listener, err := net.Listen("tcp", d.config.Listen)
-	if err != nil {
-		return fmt.Errorf("--listen: %w", err)
-	}
 	g.Go(func() error { return d.runOn(ctx, listener) })
-	a, err := devAgentFor(d, o, state, listener.Addr().String(), workloads, log)
-	if err != nil {
-		return usageError{err}
-	}
 	g.Go(func() error {
 		// The CA is a moment away; an agent that came sooner would have to try again.
 		for d.serving.Ready() != nil && ctx.Err() == nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"go.step.sm/crypto/pemutil"
@@ -46,15 +47,23 @@ func describeRoot(out io.Writer, what string, root *x509.Certificate, c *Config)
 		what, root.Subject, sha256.Sum256(root.Raw), root.NotAfter.UTC().Format(time.RFC3339), c.Upstream.Disk.CertFile, c.Upstream.Disk.KeyFile)
 }
 
-// readAnchors reads the extra trust anchors that the configuration names.
-func readAnchors(files []string) ([]*x509.Certificate, error) {
+// readAnchors reads the extra trust anchors that the configuration names. One that has ended vouches for nobody any
+// more: it is left out and said, for a CA must not stay down over it.
+func readAnchors(files []string, log *slog.Logger) ([]*x509.Certificate, error) {
 	var anchors []*x509.Certificate
 	for _, f := range files {
 		found, err := pemutil.ReadCertificateBundle(f)
 		if err != nil {
 			return nil, fmt.Errorf("upstream.disk.extraAnchors: %s: %w", f, err)
 		}
-		anchors = append(anchors, found...)
+		for _, c := range found {
+			if time.Now().After(c.NotAfter) {
+				log.Warn("an extra trust anchor has ended and is left out: take it off upstream.disk.extraAnchors",
+					"file", f, "subject", c.Subject.String(), "ended", c.NotAfter)
+				continue
+			}
+			anchors = append(anchors, c)
+		}
 	}
 	return anchors, nil
 }

@@ -103,7 +103,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 	if err != nil {
 		return nil, err
 	}
-	anchors, err := readAnchors(c.Upstream.Disk.ExtraAnchors)
+	anchors, err := readAnchors(c.Upstream.Disk.ExtraAnchors, log)
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +155,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 	if d.agents, err = registration.OpenAgentBook(ctx, d.store); err != nil {
 		return nil, err
 	}
+	d.onClose(d.flushAgents)
 
 	// The one procedure, and its door.
 	if c.Audit.File != "" {
@@ -255,6 +256,13 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	return nil
 }
 
+// flushAgents stores the agents' last news, after the last call.
+func (d *daemon) flushAgents() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return d.agents.Flush(ctx)
+}
+
 func (d *daemon) storePath() string { return filepath.Join(d.config.StateDir, "meshca.db") }
 
 func (d *daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
@@ -277,8 +285,10 @@ func (d *daemon) notReady() []string {
 	if err := d.serving.Ready(); err != nil {
 		why = append(why, err.Error())
 	}
-	if err := d.metrics.ledgerFault(); err != nil {
-		why = append(why, err.Error())
+	for _, err := range []error{d.metrics.ledgerFault(), d.ledger.Ready(), d.journal.Ready()} {
+		if err != nil {
+			why = append(why, err.Error())
+		}
 	}
 	// One cluster that is away must not take the others' CA out of its Service; all of them away means nobody is served.
 	var faults []string
@@ -317,7 +327,7 @@ func (d *daemon) followReadiness(ctx context.Context) {
 	}
 }
 
-// prune forgets ledger entries whose certificates ended long ago, every hour.
+// prune forgets, every hour, ledger entries whose certificates ended long ago, and agents that are gone as long.
 func (d *daemon) prune(ctx context.Context) {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
@@ -327,6 +337,9 @@ func (d *daemon) prune(ctx context.Context) {
 			d.log.Error("the ledger could not be pruned", "err", err)
 		} else if n > 0 {
 			d.log.Info("old ledger entries were forgotten", "entries", n, "ended_before", before.UTC())
+		}
+		if err := d.agents.Forget(ctx, before); err != nil && ctx.Err() == nil {
+			d.log.Error("agents that are gone could not be forgotten", "err", err)
 		}
 		select {
 		case <-ctx.Done():
