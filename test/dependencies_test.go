@@ -25,6 +25,7 @@ var dependencies = map[string]string{
 	"go.uber.org/goleak":                           "a test that leaves a goroutine behind fails",
 	"golang.org/x/sync":                            "errgroup, singleflight, semaphore",
 	"golang.org/x/crypto":                          "cryptobyte, to find what encoding/asn1 passes over in a CSR",
+	"golang.org/x/net":                             "netutil, to bound the connections of the agent's sockets",
 	"golang.org/x/sys":                             "peer credentials and file locks of unix sockets and stores",
 	"golang.org/x/term":                            "whether a person reads the output, and how wide",
 	"golang.org/x/time":                            "rate limits for each agent",
