@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -16,6 +14,7 @@ import (
 
 	"github.com/meshca/meshca/api/issuance/client"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/api/sds"
 	"github.com/meshca/meshca/rotation"
 )
@@ -37,8 +36,7 @@ type Agent struct {
 
 	workloads []*workload
 	bySocket  map[string]*workload
-	// deniedIDs is the whole set of now.
-	deniedIDs atomic.Pointer[map[spiffeid.ID]bool]
+	denials   *denials
 	// distributed is the bundle sequence that every socket serves and that is on disk.
 	distributed rotation.Current[uint64]
 	started     time.Time
@@ -53,7 +51,7 @@ func New(c Config) (*Agent, error) {
 	}
 	c = c.withDefaults()
 	a := &Agent{config: c, log: c.Log, started: time.Now(), bySocket: make(map[string]*workload, len(c.Workloads))}
-	a.deniedIDs.Store(&map[spiffeid.ID]bool{})
+	a.denials = newDenials(filepath.Join(c.StateDir, "denied.json"), c.Log)
 	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys")}
 	a.self = &self{
@@ -110,6 +108,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	a.trust.load()
+	a.denials.load()
 	own := a.restore()
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -176,7 +175,12 @@ func (a *Agent) restore() (own *rotation.Term) {
 	names := make(map[string]bool, len(a.workloads))
 	for _, w := range a.workloads {
 		names[w.name] = true
-		if h := a.restored(w.name, w.Workload); h != nil {
+		h := a.restored(w.name, w.Workload)
+		switch {
+		case h == nil:
+		case a.denied(h.svid.ID):
+			w.drop(refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID))
+		default:
 			w.restore(h)
 		}
 	}
@@ -251,7 +255,7 @@ func (a *Agent) called(size int, took time.Duration, answer *meshcav1.IssueX509S
 	}
 }
 
-func (a *Agent) denied(id spiffeid.ID) bool { return (*a.deniedIDs.Load())[id] }
+func (a *Agent) denied(id spiffeid.ID) bool { return a.denials.has(id) }
 
 func (a *Agent) keep(w *workload, h *held) error {
 	if h == nil {
@@ -288,23 +292,14 @@ func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 	}
 }
 
+// applyDenials drops what is denied before it writes the denials down: the write may wait on the disk.
 func (a *Agent) applyDenials(list []string) {
-	set := make(map[spiffeid.ID]bool, len(list))
-	for _, s := range list {
-		id, err := spiffeid.FromString(s)
-		if err != nil {
-			a.log.Error("the CA denies something that is no SPIFFE ID", "error", err)
-			continue
+	if a.denials.set(list) {
+		for _, w := range a.workloads {
+			w.denials()
 		}
-		set[id] = true
 	}
-	before := *a.deniedIDs.Swap(&set)
-	if maps.Equal(before, set) {
-		return
-	}
-	for _, w := range a.workloads {
-		w.denials()
-	}
+	a.denials.keep()
 }
 
 // distribute follows the bundle: it goes to every socket, and new calls go over a connection that was verified by it.

@@ -230,6 +230,9 @@ func TestDenials(t *testing.T) {
 	n.workload("db")
 	a := n.start()
 	eventually(t, "fresh", func() bool { return a.state(0) == "fresh" && a.state(1) == "fresh" && a.status().GetConnected() })
+	file := filepath.Join(n.config.RuntimeDir, "keys", nameOf(n.config.Workloads[0])+keptSuffix)
+	given, err := os.ReadFile(file)
+	must(t, err)
 	n.ca.Order(stateOf(id))
 	began := time.Now()
 	eventually(t, "dropped", func() bool { return a.state(0) == "denied" })
@@ -245,14 +248,29 @@ func TestDenials(t *testing.T) {
 	if kept, _ := filepath.Glob(filepath.Join(n.config.RuntimeDir, "keys", "svid-*")); len(kept) != 1 {
 		t.Errorf("on disk: %v", kept)
 	}
-	// Restarted with the CA gone, it must not come back from disk.
+	kept := n.path("state/denied.json")
+	eventually(t, "the denial is on disk", func() bool {
+		data, _ := os.ReadFile(kept)
+		return contains(string(data), id)
+	})
+	if info, err := os.Stat(kept); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+	// Restarted with the CA gone, it must not come back from disk, also where the file did not go, or came again.
 	must(t, a.stop())
 	n.ca.Stop()
+	must(t, os.WriteFile(file, given, 0o600))
 	b := n.start()
-	if b.state(0) == "fresh" {
-		t.Error("a restart brought the denied SVID back")
+	if got := b.state(0); got != "denied" {
+		t.Errorf("restarted with a denied SVID on disk: %s", got)
 	}
-	_, err := n.ca.Start()
+	if got := fetch(t, n.path("web.sock"), "default", "ROOTCA"); got["default"] != nil || got["ROOTCA"] == nil {
+		t.Errorf("served: %v", got)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the denied SVID is still on disk")
+	}
+	_, err = n.ca.Start()
 	must(t, err)
 	eventually(t, "the CA's word is heard again", func() bool { return b.state(0) == "denied" && b.status().GetConnected() })
 	n.ca.Order(stateOf())
