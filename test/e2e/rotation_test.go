@@ -42,7 +42,9 @@ func rotate(t *testing.T, delta bool) {
 	check(t, err)
 	t.Cleanup(m.Stop)
 
-	traffic := m.NewTraffic()
+	start, err := m.Read(ctx)
+	check(t, err)
+	traffic, began := m.NewTraffic(), time.Now()
 	running, end := context.WithCancel(t.Context())
 	var done sync.WaitGroup
 	done.Go(func() { traffic.Run(running, rate) })
@@ -110,11 +112,32 @@ func rotate(t *testing.T, delta bool) {
 	rotated("the CA's return")
 
 	eventually(t, "all rotations", 4*ttl, func() bool { return updates(t, m) >= rotations })
+	replaced := updates(t, m)
+	end()
+	lasted := time.Since(began)
+	done.Wait()
 	noFaults("the end")
-	if traffic.OK() < rate*30 {
-		t.Errorf("only %d requests were answered", traffic.OK())
+	if least := int64(0.9 * rate * lasted.Seconds()); traffic.OK() < least {
+		t.Errorf("%d requests were answered in %v, want %d at least: the traffic was not steady", traffic.OK(), lasted, least)
 	}
-	t.Logf("%d requests, %d failed, %d rotations of the proxy with the fewest", traffic.OK(), traffic.Failed(), updates(t, m))
+	handshakes(t, m, start, traffic.OK())
+	t.Logf("%d requests in %v, %d failed, %d rotations of the proxy with the fewest", traffic.OK(), lasted, traffic.Failed(), replaced)
+}
+
+// handshakes checks that since start each of so many requests had a handshake of its own at both proxies, and that none
+// failed, not even one that was made again.
+func handshakes(t *testing.T, m *mesh.Mesh, start [2]mesh.Reading, requests int64) {
+	t.Helper()
+	readings, err := m.Read(t.Context())
+	check(t, err)
+	for i, r := range readings {
+		if made := r.Handshakes - start[i].Handshakes; made < requests {
+			t.Errorf("the %s's Envoy made %d handshakes for %d requests, want one for each", mesh.Sides[i], made, requests)
+		}
+		if failed := r.HandshakeFaults - start[i].HandshakeFaults; failed != 0 {
+			t.Errorf("%d handshakes of the %s's Envoy failed", failed, mesh.Sides[i])
+		}
+	}
 }
 
 // updates is how often the proxy with the fewest updates replaced its TLS context, after what it started with. It fails
