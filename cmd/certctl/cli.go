@@ -39,9 +39,9 @@ type cli struct {
 	colour   bool
 
 	format, socket, agent string
-	// socketSet and agentSet are whether the flag was given.
-	socketSet, agentSet bool
-	timeout             time.Duration
+	// socketSet, agentSet and timeoutSet are whether the flag was given.
+	socketSet, agentSet, timeoutSet bool
+	timeout                         time.Duration
 }
 
 // run executes the command line and returns the exit code.
@@ -71,6 +71,7 @@ func (c *cli) command() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			c.socketSet, c.agentSet = cmd.Flags().Changed("socket"), cmd.Flags().Changed("agent")
+			c.timeoutSet = cmd.Flags().Changed("timeout")
 			if !slices.Contains(formats, c.format) {
 				return usage("-o %q is not an output format: it is one of %s", c.format, strings.Join(formats, ", "))
 			}

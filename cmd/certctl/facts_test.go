@@ -44,7 +44,7 @@ type facts struct {
 	expired             []*x509.Certificate
 	website             *x509.Certificate
 	bundle              *spiffebundle.Bundle
-	secrets             *sds.Secrets
+	secrets, ended      *sds.Secrets
 
 	mu      sync.Mutex
 	lines   []string
@@ -91,7 +91,11 @@ func newFacts() (*facts, error) {
 	f.svid = &x509svid.SVID{ID: spiffeid.RequireFromPath(td, "/ns/shop/sa/cart"), Certificates: []*x509.Certificate{leaf.cert, mid.cert}, PrivateKey: leaf.key}
 	f.bundle = spiffebundle.FromX509Authorities(td, []*x509.Certificate{f.authority.cert})
 	f.bundle.SetSequenceNumber(3)
-	f.secrets, err = sds.NewSecrets(sds.SecretsConfig{SVIDs: []*x509svid.SVID{f.svid}, Bundles: []*spiffebundle.Bundle{f.bundle}})
+	if f.secrets, err = sds.NewSecrets(sds.SecretsConfig{SVIDs: []*x509svid.SVID{f.svid}, Bundles: []*spiffebundle.Bundle{f.bundle}}); err != nil {
+		return nil, err
+	}
+	past := &x509svid.SVID{ID: f.svid.ID, Certificates: f.expired, PrivateKey: old.key}
+	f.ended, err = sds.NewSecrets(sds.SecretsConfig{SVIDs: []*x509svid.SVID{past}, Bundles: []*spiffebundle.Bundle{f.bundle}})
 	return f, err
 }
 

@@ -32,7 +32,9 @@ func (c *cli) fetchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "fetch SOCKET", Short: "Fetch the SVID that a workload's SDS socket serves", Args: args(1, 1, "one SDS socket"),
 		Long: `Asks a workload's SDS socket as its proxy does. With --dir it writes svid.pem, key.pem (mode 0600) and bundle.pem
-there, each replaced as a whole; without, it shows the certificates and keeps the key to itself.`,
+there, each replaced as a whole; without, it shows the certificates and keeps the key to itself. A workload that is
+pending or denied is served nothing: unless --timeout says otherwise, that is told after 5 seconds. Exit code 1 when
+there is no SVID, or when something is wrong with it.`,
 		Example: `  certctl svid fetch /run/meshca-agent/shop-cart.sock
   certctl svid fetch /run/meshca-agent/shop-cart.sock --dir ./tls`,
 	}
@@ -51,7 +53,7 @@ func (c *cli) fetch(ctx context.Context, socket, name, dir string) error {
 	if !exists(socket) {
 		return &failure{code: exitUnreachable, what: "cannot fetch from " + socket, why: "there is no such socket", next: "`certctl status --agent` shows the agent's sockets"}
 	}
-	s, err := fetchSecrets(ctx, socket, name)
+	s, err := c.fetchSecrets(ctx, socket, name)
 	if err != nil {
 		return err
 	}
@@ -61,7 +63,7 @@ func (c *cli) fetch(ctx context.Context, socket, name, dir string) error {
 	} else if out.Files, err = s.write(dir); err != nil {
 		return no("cannot write the files", err, "")
 	}
-	return c.show(out, func(p *page) {
+	err = c.show(out, func(p *page) {
 		drawInspection(p, out.inspection)
 		p.gap()
 		for _, f := range out.Files {
@@ -71,6 +73,10 @@ func (c *cli) fetch(ctx context.Context, socket, name, dir string) error {
 			p.line("nothing was written; --dir writes svid.pem, key.pem and bundle.pem")
 		}
 	})
+	if err == nil && !out.OK {
+		return negative
+	}
+	return err
 }
 
 // write puts the key first: a reader that finds a new certificate finds its key.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -82,7 +81,7 @@ func (c *cli) collect(ctx context.Context, where, serverName string) (*secrets, 
 	info, err := os.Stat(where)
 	switch {
 	case err == nil && info.Mode().Type() == fs.ModeSocket:
-		return fetchSecrets(ctx, where, "default")
+		return c.fetchSecrets(ctx, where, "default")
 	case err == nil:
 		return c.collectFile(where)
 	}
@@ -134,7 +133,7 @@ func readCertificates(data []byte) (*secrets, error) {
 		}
 	}
 	if len(s.chain) == 0 && s.key == nil {
-		certs, err := x509.ParseCertificates(bytes.TrimSpace(data))
+		certs, err := x509.ParseCertificates(data) // as it is: a certificate may well end in a byte that looks like white space
 		if err != nil {
 			return nil, errors.New("it is neither PEM nor DER")
 		}

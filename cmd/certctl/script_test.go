@@ -54,7 +54,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// setup gives each script its own CA ($CA), agent ($AGENT), SDS sockets ($SDS, $SDS_EMPTY) and TLS server ($TLS), and
+// setup gives each script its own CA ($CA), agent ($AGENT), SDS sockets ($SDS, $SDS_ENDED, $SDS_EMPTY) and TLS server ($TLS), and
 // files of certificates.
 func setup(env *testscript.Env) error {
 	f, err := newFacts()
@@ -83,7 +83,7 @@ func setup(env *testscript.Env) error {
 	if err := os.Chmod(path("agent.sock"), 0o600); err != nil {
 		return err
 	}
-	for name, s := range map[string]*sds.Secrets{"sds.sock": f.secrets, "empty.sock": nil} {
+	for name, s := range map[string]*sds.Secrets{"sds.sock": f.secrets, "ended.sock": f.ended, "empty.sock": nil} {
 		engine, err := sds.New(sds.Config{Source: func(context.Context) (sds.Source, error) {
 			return sds.SourceFunc(func() (*sds.Secrets, <-chan struct{}) { return s, nil }), nil
 		}})
@@ -109,6 +109,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("CA", "--socket="+path("ca.sock"))
 	env.Setenv("AGENT", "--agent="+path("agent.sock"))
 	env.Setenv("SDS", path("sds.sock"))
+	env.Setenv("SDS_ENDED", path("ended.sock"))
 	env.Setenv("SDS_EMPTY", path("empty.sock"))
 	env.Setenv("TLS", address)
 	return nil

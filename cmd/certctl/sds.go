@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -37,8 +38,18 @@ type secrets struct {
 	roots []*x509.Certificate
 }
 
-// fetchSecrets does what Envoy does: it subscribes to the certificate and the roots, and waits for both.
-func fetchSecrets(ctx context.Context, socket, name string) (*secrets, error) {
+// servedWithin is how long a socket may keep silent: what a workload has is served at once, so one that waits is pending
+// or denied, and that may last.
+const servedWithin = 5 * time.Second
+
+// fetchSecrets does what Envoy does: it subscribes to the certificate and the roots, and waits for both; for as long as
+// the user said, or for servedWithin.
+func (c *cli) fetchSecrets(ctx context.Context, socket, name string) (*secrets, error) {
+	if !c.timeoutSet {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, servedWithin)
+		defer cancel()
+	}
 	conn, err := grpc.NewClient("passthrough:///sds",
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // a unix socket
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
