@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -28,11 +27,10 @@ var _ meshcav1.AgentAdminServiceServer = (*admin)(nil)
 
 // serveAdmin answers at the admin socket until ctx ends.
 func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
-	server := grpc.NewServer(
+	server := grpc.NewServer(append(guard{a.log}.options(),
 		grpc.ConnectionTimeout(5*time.Second), grpc.MaxRecvMsgSize(64<<10), grpc.MaxHeaderListSize(16<<10), grpc.MaxConcurrentStreams(16),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute}),
-		grpc.UnaryInterceptor(a.answer),
-	)
+	)...)
 	meshcav1.RegisterAgentAdminServiceServer(server, &admin{agent: a})
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { defer close(ended); stopGracefully(server) })
@@ -42,18 +40,6 @@ func (a *Agent) serveAdmin(ctx context.Context, l net.Listener) error {
 		return nil
 	}
 	return fmt.Errorf("the admin socket: %w", err)
-}
-
-// answer turns errors and panics into refusals.
-func (a *Agent) answer(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			a.log.Error("an admin call panicked; the agent goes on", "method", info.FullMethod, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			resp, err = nil, refusal.Status(refusal.New(refusal.Internal, "an internal fault: the agent's log has it"))
-		}
-	}()
-	resp, err = handler(ctx, req)
-	return resp, refusal.Status(err)
 }
 
 // GetAgentStatus shows the agent and all it holds; keys excepted.
