@@ -118,6 +118,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.batcher.run(ctx); return nil })
 	g.Go(func() error { a.distribute(ctx); return nil })
 	g.Go(func() error { a.follower.run(ctx); return nil })
+	g.Go(func() error { a.watchTokens(ctx); return nil })
 	g.Go(func() error {
 		return stopped(rotation.Keep(ctx, a.self, rotation.KeepOptions{Have: own, Wake: a.self.wake, Observe: a.observeSelf}))
 	})
@@ -175,7 +176,7 @@ func (a *Agent) restore() (own *rotation.Term) {
 	names := make(map[string]bool, len(a.workloads))
 	for _, w := range a.workloads {
 		names[w.name] = true
-		h := a.restored(w.name, w.Workload)
+		h := a.restored(w.name, w.Workload, w.TokenFile)
 		switch {
 		case h == nil:
 		case a.denied(h.svid.ID):
@@ -187,7 +188,7 @@ func (a *Agent) restore() (own *rotation.Term) {
 	if err := a.store.prune(names); err != nil {
 		a.log.Warn("keys of workloads that are gone cannot be removed", "dir", a.store.dir, "error", err)
 	}
-	h := a.restored(selfName, Workload{})
+	h := a.restored(selfName, Workload{}, a.config.TokenFile)
 	if h == nil {
 		return nil
 	}
@@ -200,10 +201,20 @@ func (a *Agent) restore() (own *rotation.Term) {
 	return &h.term
 }
 
-func (a *Agent) restored(name string, w Workload) *held {
+// restored is what was kept under the name, unless the token file names somebody else by now. A file that cannot be read
+// says nothing against what it was read for before.
+func (a *Agent) restored(name string, w Workload, tokenFile string) *held {
 	h, err := a.store.load(name, w, a.config.TrustDomain)
 	if err != nil {
 		a.log.Warn("a kept SVID cannot be used; a new one is asked for", "socket", w.Socket, "error", err)
+		return nil
+	}
+	if h == nil {
+		return nil
+	}
+	if token, err := readToken(tokenFile); err == nil && h.bearer.other(token.bearer()) {
+		a.log.Warn("a kept SVID is not used: the token file names somebody else by now", "token_file", tokenFile, "spiffe_id", h.svid.ID.String())
+		a.forget(name)
 		return nil
 	}
 	return h

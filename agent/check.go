@@ -2,8 +2,6 @@ package agent
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -168,25 +166,6 @@ func checkTokenFile(f *findings, subject, path string) {
 	default:
 		f.ok(subject, "%s is readable, its token ends in %v", path, end.Sub(now).Round(time.Second))
 	}
-}
-
-// end is what the token says of its end, unverified.
-func (t token) end() (time.Time, bool) {
-	parts := strings.Split(t.secret, ".")
-	if len(parts) != 3 {
-		return time.Time{}, false
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return time.Time{}, false
-	}
-	var claims struct {
-		Expires float64 `json:"exp"`
-	}
-	if json.Unmarshal(payload, &claims) != nil || claims.Expires <= 0 || claims.Expires > 1<<40 {
-		return time.Time{}, false
-	}
-	return time.Unix(int64(claims.Expires), 0), true
 }
 
 func (a *Agent) checkDirs(f *findings) {

@@ -27,6 +27,8 @@ const maxChain = 8
 type held struct {
 	svid *x509svid.SVID
 	term rotation.Term
+	// bearer is whose the token was that it was given for.
+	bearer bearer
 }
 
 // newCSR makes a key, P-256 and never used before, and a request that holds its public half and nothing else: the names

@@ -85,6 +85,7 @@ func (s *self) Renew(ctx context.Context) (rotation.Term, error) {
 	if !s.mayBe(h.svid.ID) {
 		return rotation.Term{}, fmt.Errorf("the CA answered with %s, which is no agent of cluster %s", h.svid.ID, s.cluster)
 	}
+	h.bearer = token.bearer()
 	skew, _ := s.clock.offset()
 	if err := s.store.save(selfName, Workload{}, h, skew); err != nil {
 		s.log.Error("the agent's SVID cannot be kept; it is in use, but a restart has to attest anew", "error", err)

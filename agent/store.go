@@ -35,11 +35,13 @@ type kept struct {
 	Version int `json:"version"`
 	// Socket and TokenFile are those of the workload, empty for the agent's own. An SVID is used again only for the very
 	// workload that it was issued to.
-	Socket    string   `json:"socket,omitempty"`
-	TokenFile string   `json:"tokenFile,omitempty"`
-	ID        string   `json:"id"`
-	Chain     [][]byte `json:"chain"`
-	Key       []byte   `json:"key"` // PKCS #8
+	Socket    string `json:"socket,omitempty"`
+	TokenFile string `json:"tokenFile,omitempty"`
+	ID        string `json:"id"`
+	// Bearer is whose the token was; files of earlier versions have none.
+	Bearer bearer   `json:"bearer"`
+	Chain  [][]byte `json:"chain"`
+	Key    []byte   `json:"key"` // PKCS #8
 	// Life is T. What is left of it follows from the leaf's NotAfter, the wall clock, and Skew: the CA's clock minus
 	// ours, as it was when this came.
 	Life time.Duration `json:"life"`
@@ -71,7 +73,7 @@ func (s *store) save(name string, w Workload, h *held, skew time.Duration) error
 		return err
 	}
 	data, err := json.Marshal(kept{
-		Version: keptVersion, Socket: w.Socket, TokenFile: w.TokenFile, ID: h.svid.ID.String(), Chain: h.chain(), Key: key,
+		Version: keptVersion, Socket: w.Socket, TokenFile: w.TokenFile, ID: h.svid.ID.String(), Bearer: h.bearer, Chain: h.chain(), Key: key,
 		Life: h.term.Life, Skew: skew,
 	})
 	if err != nil {
@@ -146,7 +148,7 @@ func (k *kept) held(td spiffeid.TrustDomain) (*held, error) {
 	}
 	now := time.Now()
 	left := chain[0].NotAfter.Sub(now.Add(k.Skew))
-	return &held{svid: svid, term: rotation.Term{Life: k.Life, Left: min(left, k.Life), Received: now}}, nil
+	return &held{svid: svid, term: rotation.Term{Life: k.Life, Left: min(left, k.Life), Received: now}, bearer: k.Bearer}, nil
 }
 
 // remove forgets what is kept under the name.

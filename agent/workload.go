@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -63,8 +64,10 @@ type state struct {
 	// listening is why the socket is not open; nil when it is. tried: it is known by now.
 	listening error
 	tried     bool
-	nacks     uint64
-	lastNack  string
+	// bearer is whose the token was when it was read last.
+	bearer   bearer
+	nacks    uint64
+	lastNack string
 }
 
 var _ rotation.Subject = (*workload)(nil)
@@ -82,6 +85,10 @@ func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
 	if err != nil {
 		return rotation.Term{}, err
 	}
+	whose := token.bearer()
+	w.mu.Lock()
+	w.state.bearer = whose
+	w.mu.Unlock()
 	key, csr, err := newCSR()
 	if err != nil {
 		return rotation.Term{}, err
@@ -95,6 +102,7 @@ func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
 		if refusal.Of(err) == refusal.IdentityDenied {
 			w.drop(err)
 		}
+		w.handedOver(whose, err)
 		return rotation.Term{}, err
 	}
 	h, err := receive(answer, key, w.roots)
@@ -104,7 +112,25 @@ func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
 	if strings.HasPrefix(h.svid.ID.Path(), "/meshca/") {
 		return rotation.Term{}, fmt.Errorf("the CA answered with %s, which is no workload's", h.svid.ID)
 	}
+	h.bearer = whose
 	return h.term, w.install(h)
+}
+
+// handedOver withdraws what is held if it was given to somebody else than the bearer of now, whom the CA refuses for
+// good: who is at the socket now must not have the identity of who was there before. While the CA cannot be asked, what
+// is held is served on.
+func (w *workload) handedOver(now bearer, refused error) {
+	e, ok := refusal.From(refused)
+	if !ok || e.Reason.Passing() || e.Reason.Code() == codes.Internal {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if h := w.state.held; h != nil && h.bearer.other(now) {
+		w.log.Warn("the token file names somebody else, who is refused; the SVID given for the token before is served no longer",
+			"spiffe_id", h.svid.ID.String(), "error", refused)
+		w.withdraw()
+	}
 }
 
 // install keeps an SVID and serves it.
@@ -131,7 +157,7 @@ func (w *workload) install(h *held) error {
 func (w *workload) restore(h *held) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.state.held, w.state.had = h, true
+	w.state.held, w.state.had, w.state.bearer = h, true, h.bearer
 	w.publish()
 }
 
