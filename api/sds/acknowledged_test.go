@@ -1,8 +1,11 @@
 package sds
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
+
+	"pgregory.net/rapid"
 )
 
 // lacking checks how many streams have yet to take a sequence.
@@ -55,8 +58,8 @@ func TestAcknowledged(t *testing.T) {
 		d.source.Set(bundle3)
 		later := wild.next()
 		d.lacking(3, 1)
-		wild.say(deltaAck(w))
-		d.lacking(3, 1) // of the last answer nothing is known yet
+		wild.say(deltaAck(w)) // that one had the roots; of the SVID nothing is known yet
+		d.lacking(3, 0)
 		wild.say(deltaAck(later))
 		d.lacking(3, 0)
 	})
@@ -86,6 +89,83 @@ func TestNackIsNoAcknowledgement(t *testing.T) {
 		d.source.Set(next)
 		p.say(ack(p.next(), NameRootCA, NameDefault))
 		d.lacking(2, 0)
+	})
+}
+
+// Two answers are on their way: the bundle counts when the one that holds it is taken, whatever becomes of the other.
+func TestBundleIsTakenAndTheNextAnswerRefused(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		p, q := d.sotw(), d.delta()
+		p.say(ask(NameRootCA, NameDefault))
+		q.say(subscribe(NameRootCA, NameDefault))
+		bundle, deltaBundle := p.next(), q.next()
+		d.source.Set(fixture().later) // another certificate, the same roots
+		cert, deltaCert := p.next(), q.next()
+		wantNames(t, namesIn(t, cert), NameDefault)
+		wantNames(t, deltaNames(t, deltaCert), NameDefault)
+		d.lacking(1, 2)
+
+		q.say(deltaAck(deltaBundle))
+		d.lacking(1, 1)
+		refused := deltaAck(deltaCert)
+		refused.ErrorDetail = nack(cert, "").GetErrorDetail()
+		q.say(refused)
+		d.lacking(1, 1)
+
+		// State of the world says the version too. One that was not in that answer, as after a NACK, takes nothing.
+		stale := ack(bundle, NameRootCA, NameDefault)
+		stale.VersionInfo = "another"
+		p.say(stale)
+		d.lacking(1, 1)
+		p.say(ack(bundle, NameRootCA, NameDefault))
+		d.lacking(1, 0)
+		p.say(nack(cert, bundle.GetVersionInfo(), NameRootCA, NameDefault))
+		p.say(ack(bundle, NameRootCA, NameDefault)) // once more: it says nothing new
+		d.lacking(1, 0)
+		p.quiet()
+		if d.acked != 2 || len(d.nacks) != 2 {
+			t.Errorf("%d answers taken and %d refused, want two of each", d.acked, len(d.nacks))
+		}
+	})
+}
+
+// Whatever goes out and comes back, in order: the peer has the bundle when it took the last answer with a context, or a
+// later one without having refused that.
+func TestTakenModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var k taken
+		s := &Secrets{sequence: 1}
+		const answers = 20
+		var context, acked uint64 // the last answer with a context, and the last that was taken
+		refused := false
+		answered := uint64(0)
+		for nonce := uint64(1); nonce <= answers; nonce++ {
+			a := answer{nonce: nonce, version: fmt.Sprint("v", nonce), context: rapid.Bool().Draw(t, "context")}
+			k.offer(s, &a, false)
+			k.sent(&a)
+			if a.context {
+				context, refused = nonce, false
+			}
+			for answered < nonce && nonce-answered >= uint64(rapid.IntRange(1, maxVersions).Draw(t, "on their way")) {
+				answered++
+				if k.wasSent(answered, "another") || !k.wasSent(answered, fmt.Sprint("v", answered)) {
+					t.Fatalf("the version of answer %d is not known", answered)
+				}
+				if rapid.Bool().Draw(t, "taken") {
+					k.ack(answered)
+					acked = answered
+				} else {
+					k.refuse(answered)
+					refused = refused || answered == context
+				}
+			}
+			if _, ok := k.sequence(); ok != (acked >= context && !refused) {
+				t.Fatalf("context in %d, taken up to %d, refused %v: got %v", context, acked, refused, ok)
+			}
+			if len(k.versions) > maxVersions {
+				t.Fatalf("%d versions are kept", len(k.versions))
+			}
+		}
 	})
 }
 

@@ -33,7 +33,7 @@ type Config struct {
 	// Source finds the source of the peer at the other end of ctx (credentials, socket), once for each stream or fetch
 	// and before anything is read from it. Its error refuses the peer.
 	Source func(ctx context.Context) (Source, error)
-	// Peer names who is at the other end: the key of Limits.StreamsPerPeer, and what hooks and Streams show. Where it is
+	// Peer names who is at the other end: whom the limits of a peer are counted for, and what hooks and Streams show. Where it is
 	// nil that is the unix socket's path, or the host of the peer's address.
 	Peer func(ctx context.Context) string
 	// PlainValidation writes every validation context as a bare trusted_ca. A peer gets that for itself by node metadata
@@ -50,18 +50,23 @@ type Config struct {
 type Limits struct {
 	// Names is how many names a stream can be subscribed to at once; 10 000.
 	Names int
-	// NameBytes is how long those can be together, in bytes; 4 MiB.
+	// NameBytes is what the names that a peer is subscribed to over all its streams can take, in bytes, with 128 for the
+	// keeping of each; 4 MiB.
 	NameBytes int
+	// RequestBytes is the size of a request, in bytes; 1 MiB. A peer can leave one half sent on each of its streams. It
+	// takes effect through ServerOptions.
+	RequestBytes int
 	// AnswerBytes is the size at which an answer is split, in bytes; 2 MiB, half of what a gRPC client accepts by default.
 	AnswerBytes int
 	// Streams is how many streams the server keeps at once; 20 000.
 	Streams int
-	// StreamsPerPeer is how many of them one peer may have; 4096.
+	// StreamsPerPeer is how many of them one peer may have; 256. An Envoy opens one for each secret of its config.
 	StreamsPerPeer int
 	// StreamsPerConnection is how many a connection carries at once, further ones wait at the peer; 1000. It takes
 	// effect through ServerOptions.
 	StreamsPerConnection uint32
-	// RequestsPerSecond is how many requests of one stream are read, those beyond wait; 1000, in bursts of as many.
+	// RequestsPerSecond is how many requests of a peer are read, over all its streams and fetches; those beyond wait. 1000,
+	// in bursts of as many.
 	RequestsPerSecond int
 	// FirstRequest is how long a stream may say nothing at first; 10 s.
 	FirstRequest time.Duration
@@ -73,9 +78,10 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	orDefault(&l.Names, 10_000)
 	orDefault(&l.NameBytes, 4<<20)
+	orDefault(&l.RequestBytes, 1<<20)
 	orDefault(&l.AnswerBytes, 2<<20)
 	orDefault(&l.Streams, 20_000)
-	orDefault(&l.StreamsPerPeer, 4096)
+	orDefault(&l.StreamsPerPeer, 256)
 	orDefault(&l.StreamsPerConnection, 1000)
 	orDefault(&l.RequestsPerSecond, 1000)
 	orDefault(&l.FirstRequest, 10*time.Second)
@@ -90,7 +96,7 @@ func orDefault[N int | uint32 | time.Duration](field *N, value N) {
 }
 
 func (l Limits) check() error {
-	if l.Names < 0 || l.NameBytes < 0 || l.AnswerBytes < 0 || l.Streams < 0 || l.StreamsPerPeer < 0 ||
+	if l.Names < 0 || l.NameBytes < 0 || l.RequestBytes < 0 || l.AnswerBytes < 0 || l.Streams < 0 || l.StreamsPerPeer < 0 ||
 		l.RequestsPerSecond < 0 || l.FirstRequest < 0 || l.Send < 0 {
 		return errors.New("a limit of SDS is negative: leave it out for its default")
 	}
@@ -106,7 +112,7 @@ func ServerOptions(l Limits) []grpc.ServerOption {
 	l = l.withDefaults()
 	return []grpc.ServerOption{
 		grpc.MaxConcurrentStreams(l.StreamsPerConnection),
-		grpc.MaxRecvMsgSize(l.NameBytes + 1<<20),
+		grpc.MaxRecvMsgSize(l.RequestBytes),
 		grpc.MaxHeaderListSize(16 << 10),
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),

@@ -32,6 +32,12 @@ func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
 		return answer{}, err
 	}
 	defer s.streams.leave(st)
+	if err := st.load.pace.Wait(ctx); err != nil {
+		if ctx.Err() != nil {
+			return answer{}, ctx.Err()
+		}
+		return answer{}, refusal.New(refusal.PeerLimit, "the peer asks too often for this call to have its turn in time (limit: RequestsPerSecond)").After(time.Second)
+	}
 	if err := checkType(r.typeURL); err != nil {
 		return answer{}, err
 	}
@@ -39,6 +45,9 @@ func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
 		st.sub.validation = validatePlain
 	}
 	if _, err := st.sub.restate(r.names); err != nil {
+		return answer{}, err
+	}
+	if err := s.streams.charge(st, st.sub.cost(), &s.config.Limits); err != nil {
 		return answer{}, err
 	}
 	secrets, err := st.await(ctx)

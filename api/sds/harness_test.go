@@ -125,8 +125,10 @@ func (d *door) shut(g *grpc.Server, served <-chan error) {
 	if n := len(d.server.Streams()); n != 0 {
 		d.t.Errorf("%d streams are still known after all have ended", n)
 	}
-	if n := len(d.server.streams.peers); n != 0 {
-		d.t.Errorf("%d peers are still counted after all streams have ended", n)
+	for name, p := range d.server.streams.peers {
+		if p.streams != 0 || p.bytes != 0 {
+			d.t.Errorf("%d streams and %d bytes are still counted for %q after all streams have ended", p.streams, p.bytes, name)
+		}
 	}
 	if d.opened != len(d.closed) {
 		d.t.Errorf("%d streams were told as opened, %d as closed", d.opened, len(d.closed))

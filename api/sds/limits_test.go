@@ -3,10 +3,14 @@ package sds
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -168,6 +172,140 @@ func TestRequestsArePaced(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		if got := d.one().Names; got != 20 {
 			t.Errorf("%d of 20 requests were read after 3 s at 5 a second", got)
+		}
+	})
+}
+
+// everyone names the peer of what is opened next.
+func everyone(c *Config) *atomic.Pointer[string] {
+	var name atomic.Pointer[string]
+	c.Peer = func(context.Context) string { return *name.Load() }
+	return &name
+}
+
+// What a peer may cost it may cost once, not on each of its streams.
+func TestNamesOfAPeerAddUp(t *testing.T) {
+	var peer *atomic.Pointer[string]
+	adjust := func(c *Config) { c.Limits.NameBytes, peer = 10_000, everyone(c) }
+	withDoor(t, adjust, func(t *testing.T, d *door) {
+		a, b := "a", "b"
+		long := strings.Repeat("x", 6000)
+		peer.Store(&a)
+		first, second := d.delta(), d.sotw()
+		first.say(subscribe(long))
+		first.next()
+		second.say(ask(long))
+		err := second.ended()
+		wantReason(t, err, refusal.PeerLimit)
+		if !strings.Contains(err.Error(), "NameBytes") {
+			t.Errorf("the refusal does not name the limit: %v", err)
+		}
+		_, err = d.client.FetchSecrets(t.Context(), ask(long, NameRootCA))
+		wantReason(t, err, refusal.PeerLimit)
+		many := make([]string, 100)
+		for i := range many {
+			many[i] = fmt.Sprint(i) // short, but each is kept
+		}
+		third := d.delta()
+		third.say(subscribe(many...))
+		wantReason(t, third.ended(), refusal.PeerLimit)
+
+		peer.Store(&b)
+		other := d.sotw()
+		other.say(ask(long))
+		other.quiet()
+
+		// What is given up can be asked for again.
+		peer.Store(&a)
+		first.say(&discoveryv3.DeltaDiscoveryRequest{ResourceNamesUnsubscribe: []string{long}})
+		first.quiet()
+		fourth := d.sotw()
+		fourth.say(ask(long))
+		fourth.quiet()
+		if err := fourth.half(); err != nil {
+			t.Fatal(err)
+		}
+		if err := fourth.ended(); err != io.EOF {
+			t.Fatal(err)
+		}
+		fifth := d.sotw()
+		fifth.say(ask(long))
+		fifth.quiet()
+	})
+}
+
+func TestRequestsArePacedOverAPeer(t *testing.T) {
+	var peer *atomic.Pointer[string]
+	adjust := func(c *Config) { c.Limits.RequestsPerSecond, peer = 5, everyone(c) }
+	withDoor(t, adjust, func(t *testing.T, d *door) {
+		a, b := "a", "b"
+		read := func() (n int) {
+			synctest.Wait()
+			for _, s := range d.server.Streams() {
+				n += s.Names
+			}
+			return n
+		}
+		peer.Store(&a)
+		began := time.Now()
+		p, q := d.delta(), d.delta()
+		for i := range 5 {
+			p.say(subscribe(fmt.Sprint("nobody-", i)))
+			q.say(subscribe(fmt.Sprint("nobody-", i)))
+		}
+		if got := read(); got != 5 {
+			t.Errorf("%d requests of two streams were read at once, want 5", got)
+		}
+		peer.Store(&b)
+		if _, err := d.client.FetchSecrets(t.Context(), ask(NameDefault)); err != nil || time.Since(began) > 0 {
+			t.Errorf("another peer waits for this one: %v", err)
+		}
+		time.Sleep(time.Second)
+		if got := read(); got != 10 {
+			t.Errorf("%d requests were read after a second, want 10", got)
+		}
+
+		// A fetch has its turn, in time or not at all; leaving and coming back brings no new burst.
+		peer.Store(&a)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := d.client.FetchSecrets(ctx, ask(NameDefault)); err == nil {
+			t.Error("a fetch was answered before its turn")
+		}
+		for _, s := range []func() error{p.half, q.half} {
+			if err := s(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		start := time.Now()
+		for range 10 {
+			if _, err := d.client.FetchSecrets(t.Context(), ask(NameDefault)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(start); took < 1900*time.Millisecond || took > 2100*time.Millisecond {
+			t.Errorf("ten fetches at five a second took %v", took)
+		}
+
+		// Who has left is forgotten in the end.
+		time.Sleep(time.Minute)
+		peer.Store(&b)
+		if _, err := d.client.FetchSecrets(t.Context(), ask(NameDefault)); err != nil {
+			t.Fatal(err)
+		}
+		if _, known := d.server.streams.peers[a]; known {
+			t.Error("a peer that left a minute ago is still kept")
+		}
+	})
+}
+
+func TestRequestBytes(t *testing.T) {
+	withDoor(t, func(c *Config) { c.Limits.RequestBytes = 10_000 }, func(t *testing.T, d *door) {
+		p := d.sotw()
+		p.say(ask(strings.Repeat("x", 6000), strings.Repeat("y", 6000)))
+		if err := p.ended(); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("a request that is too large: %v", err)
 		}
 	})
 }

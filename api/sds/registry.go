@@ -4,7 +4,9 @@ import (
 	"context"
 	"net"
 	"sync"
+	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/peer"
 
 	"github.com/meshca/meshca/api/refusal"
@@ -16,10 +18,18 @@ type registry struct {
 	mu sync.Mutex
 	// open has each stream that was let in; what it shows is written by its own goroutine under mu.
 	open map[*stream]struct{}
-	// peers counts the streams of each peer.
-	peers map[string]int
+	// peers has what each peer costs. One that has left is known until its pace is as good as new, or it would come back
+	// for another burst.
+	peers map[string]*load
+	swept time.Time
 	// changed is set when a stream ends, begins to ask, or takes a bundle.
 	changed rotation.Current[struct{}]
+}
+
+// load is what one peer costs over all its streams.
+type load struct {
+	streams, bytes int
+	pace           *rate.Limiter
 }
 
 // enter lets a stream in, or refuses it.
@@ -29,25 +39,58 @@ func (r *registry) enter(st *stream, l Limits) error {
 	if len(r.open) >= l.Streams {
 		return refusal.New(refusal.Overloaded, "%d SDS streams are open (limit: Streams)", len(r.open))
 	}
-	if n := r.peers[st.shown.Peer]; n >= l.StreamsPerPeer {
-		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams open (limit: StreamsPerPeer)", n)
-	}
+	r.sweep()
 	if r.open == nil {
-		r.open, r.peers = map[*stream]struct{}{}, map[string]int{}
+		r.open, r.peers = map[*stream]struct{}{}, map[string]*load{}
 	}
-	r.open[st] = struct{}{}
-	r.peers[st.shown.Peer]++
+	p := r.peers[st.shown.Peer]
+	if p == nil {
+		p = &load{pace: rate.NewLimiter(rate.Limit(l.RequestsPerSecond), l.RequestsPerSecond)}
+		r.peers[st.shown.Peer] = p
+	}
+	if p.streams >= l.StreamsPerPeer {
+		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams open (limit: StreamsPerPeer)", p.streams)
+	}
+	p.streams++
+	r.open[st], st.load = struct{}{}, p
+	return nil
+}
+
+// charge counts for the stream's peer what its subscription takes now, or refuses that.
+func (r *registry) charge(st *stream, bytes int, l *Limits) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if all := st.load.bytes - st.charged + bytes; bytes > st.charged && all > l.NameBytes {
+		return refusal.New(refusal.PeerLimit, "the names that the peer asks for over its %d streams take more than %d bytes together (limit: NameBytes)",
+			st.load.streams, l.NameBytes)
+	}
+	st.load.bytes += bytes - st.charged
+	st.charged = bytes
 	return nil
 }
 
 func (r *registry) leave(st *stream) {
 	r.mu.Lock()
 	delete(r.open, st)
-	if r.peers[st.shown.Peer]--; r.peers[st.shown.Peer] == 0 {
-		delete(r.peers, st.shown.Peer)
-	}
+	st.load.streams--
+	st.load.bytes -= st.charged
+	r.sweep()
 	r.mu.Unlock()
 	r.changed.Set(struct{}{})
+}
+
+// sweep forgets the peers that have left and are owed no waiting, once a second at most.
+func (r *registry) sweep() {
+	now := time.Now()
+	if now.Sub(r.swept) < time.Second {
+		return
+	}
+	r.swept = now
+	for name, p := range r.peers {
+		if p.streams == 0 && p.pace.TokensAt(now) >= float64(p.pace.Burst()) {
+			delete(r.peers, name)
+		}
+	}
 }
 
 // show lets a stream change what it shows, and wakes whoever waits for acknowledgements if it matters to them.

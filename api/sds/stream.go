@@ -21,11 +21,13 @@ type stream struct {
 	// shown and asked (the first request came) are guarded by the registry.
 	shown Stream
 	asked bool
+	// load is the peer's, and charged what this stream's names add to it; the registry guards both.
+	load    *load
+	charged int
 
-	// last is the nonce of the last answer, and lastVersion what it said.
-	last        uint64
-	lastVersion string
-	taken       taken
+	// last is the nonce of the last answer.
+	last  uint64
+	taken taken
 	// waiting: there are no secrets yet.
 	waiting bool
 	// unread is how many bytes went out since the peer last showed that it had read everything.
@@ -70,7 +72,7 @@ type said struct {
 // hears from it, or from the send that is under way, when that happens.
 func (st *stream) run(ctx context.Context) error {
 	heard := make(chan said)
-	go receive(ctx, st.wire, st.server.config.Limits.RequestsPerSecond, heard)
+	go receive(ctx, st.wire, st.load.pace, heard)
 
 	st.setDeadline(st.server.config.Limits.FirstRequest)
 	defer st.clearDeadline()
@@ -117,9 +119,8 @@ func (st *stream) run(ctx context.Context) error {
 }
 
 // receive reads requests for as long as the stream lasts, and closes heard when that is over.
-func receive(ctx context.Context, w wire, perSecond int, heard chan<- said) {
+func receive(ctx context.Context, w wire, pace *rate.Limiter, heard chan<- said) {
 	defer close(heard)
-	pace := rate.NewLimiter(rate.Limit(perSecond), perSecond)
 	for {
 		r, err := w.receive()
 		if err == nil {
@@ -165,7 +166,10 @@ const sendsAtOnce = 32 << 10
 // send sends an answer. A peer that may not be reading gets it from a goroutine of its own, so that the stream still
 // hears it, and can tell it off.
 func (st *stream) send(a *answer) error {
-	st.last, st.lastVersion = a.nonce, a.version
+	st.last = a.nonce
+	if !st.sub.delta {
+		st.taken.sent(a)
+	}
 	st.unread += a.size
 	if st.unread <= sendsAtOnce {
 		return st.wire.send(a)

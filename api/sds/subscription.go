@@ -128,6 +128,18 @@ func (b *subscription) check() error {
 	return nil
 }
 
+// keeping is what a name takes besides its own length: the entry, the version that was sent.
+const keeping = 128
+
+// cost is what the names take in memory, in bytes. Those of a first request that resumes count too.
+func (b *subscription) cost() int {
+	n := len(b.names) * keeping
+	for name := range b.names {
+		n += len(name)
+	}
+	return n
+}
+
 func (b *subscription) unask(name string) {
 	if !b.names[name].asked {
 		return

@@ -52,22 +52,28 @@ func (st *stream) subscribe(r *request, first bool, nonce uint64) error {
 		st.sub.resumeOne(r.version)
 	}
 	if changed {
+		if err := st.server.streams.charge(st, st.sub.cost(), &st.server.config.Limits); err != nil {
+			return err
+		}
 		st.owing = true
 		st.show()
 	}
 	return nil
 }
 
-// ack counts for the last answer alone: the acknowledgement of an earlier one is followed by its own.
+// ack counts for the answer that it names, also where later ones are on their way: they may be refused.
 func (st *stream) ack(nonce uint64, r *request) {
-	if nonce != st.last || nonce == st.taken.acked {
+	if nonce <= st.taken.acked {
 		return
 	}
-	if !st.sub.delta && r.version != st.lastVersion {
+	if !st.sub.delta && !st.taken.wasSent(nonce, r.version) {
 		// A request that changes the subscription after a NACK has the nonce too, but not the version.
 		return
 	}
-	st.taken.acked, st.unread = nonce, 0
+	st.taken.ack(nonce)
+	if nonce == st.last {
+		st.unread = 0
+	}
 	sequence, ok := st.taken.sequence()
 	st.server.streams.show(st, func(st *stream) {
 		st.shown.LastNack = ""

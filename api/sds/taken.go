@@ -1,5 +1,7 @@
 package sds
 
+import "slices"
+
 // taken follows which bundle the peer of a stream has acknowledged.
 type taken struct {
 	// context is the nonce of the last answer that held a validation context; acked is the newest that the peer took.
@@ -10,6 +12,43 @@ type taken struct {
 	// that nothing was left to send of them.
 	offered uint64
 	settled bool
+	// versions are those of the answers that are neither taken nor refused yet (SotW), oldest first.
+	versions []sentVersion
+}
+
+// sentVersion is what an answer called itself.
+type sentVersion struct {
+	nonce   uint64
+	version string
+}
+
+// maxVersions is how many answers may be on their way for each to be known when it is acknowledged. Beyond, the oldest
+// and the newest are.
+const maxVersions = 8
+
+// sent notes an answer that goes out.
+func (t *taken) sent(a *answer) {
+	if len(t.versions) == maxVersions {
+		t.versions = slices.Delete(t.versions, 1, 2)
+	}
+	t.versions = append(t.versions, sentVersion{a.nonce, a.version})
+}
+
+// wasSent reports whether the answer of that nonce called itself so.
+func (t *taken) wasSent(nonce uint64, version string) bool {
+	return slices.Contains(t.versions, sentVersion{nonce, version})
+}
+
+// ack notes that the peer took an answer. The earlier ones are settled too: taken, or refused by then.
+func (t *taken) ack(nonce uint64) {
+	t.acked = nonce
+	t.settle(func(v sentVersion) bool { return v.nonce <= nonce })
+}
+
+func (t *taken) settle(done func(sentVersion) bool) {
+	if t.versions = slices.DeleteFunc(t.versions, done); len(t.versions) == 0 {
+		t.versions = nil // a resting stream holds nothing
+	}
 }
 
 // offer notes what was made of s: an answer, perhaps an empty one, and whether more is to come.
@@ -28,6 +67,7 @@ func (t *taken) refuse(nonce uint64) {
 	if nonce != 0 && nonce == t.context {
 		t.refused = true
 	}
+	t.settle(func(v sentVersion) bool { return v.nonce == nonce })
 }
 
 // sequence is the bundle sequence that the peer has taken; ok is false while it has yet to take what was offered.

@@ -67,13 +67,16 @@ func serve(kind, socket string, in io.Reader, out io.Writer) error {
 	switch kind {
 	case meshca:
 		current := rotation.NewCurrent[*sds.Secrets](nil)
+		// All connections come through one socket, so they are one peer's; and all acknowledge each push at once.
+		limits := sds.Limits{StreamsPerPeer: 2 * connections, RequestsPerSecond: 100 * connections}
 		server, err := sds.New(sds.Config{
 			Source: func(context.Context) (sds.Source, error) { return sds.SourceFunc(current.Get), nil },
+			Limits: limits,
 		})
 		if err != nil {
 			return err
 		}
-		options = sds.ServerOptions(sds.Limits{})
+		options = sds.ServerOptions(limits)
 		p = &ours{Server: server, current: current, bundle: root.Bundle(1)}
 	case bare:
 		p = &floor{stale: make(chan struct{})}
