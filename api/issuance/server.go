@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
@@ -34,8 +33,6 @@ const (
 	// maxMessage is grpc-go's own default for what a client receives, so that either end takes what the other sends. 500
 	// answers with a chain of two are about 700 KiB; clients split what they send by size too.
 	maxMessage = 4 << 20
-	// batchWorkers bounds the goroutines of one call; they mostly wait for the ledger's next group, together.
-	batchWorkers = 128
 	// answerWithin bounds every call, whatever deadline its caller set: a store or an API server that hangs must not.
 	answerWithin = 30 * time.Second
 	// maxVersion bounds what an agent calls itself, in bytes.
@@ -60,14 +57,15 @@ type Server struct {
 	health   *health.Server
 	accounts *accounts
 	inFlight slots
+	workers  *workers
 	stopping chan struct{}
 }
 
 var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
 
-// New returns a Server that does not listen yet.
+// New returns a Server that does not listen yet. Serve must follow: it ends what New began.
 func New(c Config) *Server {
-	s := &Server{Config: c, health: health.NewServer(), stopping: make(chan struct{})}
+	s := &Server{Config: c, health: health.NewServer(), workers: startWorkers(), stopping: make(chan struct{})}
 	s.accounts = newAccounts(c.Limits, func(caller registration.Caller, err error) {
 		c.Registration.Journal.Refused(registration.EventCall, door, caller, "", err)
 	})
@@ -113,6 +111,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.grpc.GracefulStop()
 	})
 	defer stop()
+	defer s.workers.stop()
+	defer s.grpc.Stop() // returns when the last call has
 	if err := s.grpc.Serve(limitConnections(l, s.accounts.limits.Connections, s.accounts.limits.ConnectionsPerAddress)); err != nil {
 		return fmt.Errorf("gRPC at %s: %w", l.Addr(), err)
 	}
@@ -158,18 +158,11 @@ func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsR
 	defer release()
 
 	results := make([]*meshcav1.X509SVIDResult, len(items))
-	if len(items) == 1 {
-		results[0] = s.issueOne(ctx, caller, r.GetCluster(), items[0])
-	} else {
-		var g errgroup.Group
-		g.SetLimit(batchWorkers)
-		for i, item := range items {
-			g.Go(func() error {
-				results[i] = s.issueOne(ctx, caller, r.GetCluster(), item)
-				return nil
-			})
-		}
-		_ = g.Wait()
+	begun := s.workers.do(ctx, len(items), func(i int) {
+		results[i] = s.issueOne(ctx, caller, r.GetCluster(), items[i])
+	})
+	for i := begun; i < len(items); i++ {
+		results[i] = refused(ctx.Err())
 	}
 	return &meshcav1.IssueX509SVIDsResponse{Results: results, ServerTime: timestamppb.Now()}, nil
 }
@@ -249,11 +242,12 @@ func encode(svid ca.SVID, now time.Time) *meshcav1.X509SVID {
 
 func refused(err error) *meshcav1.X509SVIDResult {
 	e, ok := refusal.From(err)
-	if !ok {
+	switch {
+	case ok:
+	case refusal.Of(err) == refusal.CallEnded:
+		e = refusal.New(refusal.CallEnded, "the call ended before the request was answered").After(time.Second)
+	default: // its text is not the peer's business
 		e, _ = refusal.From(refusal.Status(err))
-	}
-	if e == nil { // cancelled or out of time
-		e = refusal.New(refusal.Overloaded, "%v", err)
 	}
 	r := &meshcav1.Refusal{Code: uint32(e.Reason.Code()), Reason: string(e.Reason), Message: e.Detail}
 	if e.RetryAfter > 0 {

@@ -23,8 +23,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/meshca/meshca/api/issuance"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -202,6 +204,20 @@ func TestTheLargestBatchFits(t *testing.T) {
 	}
 	if len(serials) != issuance.MaxBatch {
 		t.Errorf("%d serials for %d SVIDs", len(serials), issuance.MaxBatch)
+	}
+}
+
+// A call that runs out of time while the ledger's places are taken answers for each request, and leaves nothing running.
+func TestACallThatEndsAnswersByName(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	agent := d.dial(d.attest())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := agent.IssueX509SVIDs(ctx, &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{d.item()}}); status.Code(err) != codes.Canceled {
+		t.Errorf("got %v", err)
+	}
+	if _, err := agent.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{d.item()}}); err != nil {
+		t.Errorf("after it: %v", err)
 	}
 }
 
