@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -80,14 +81,30 @@ type SDSConfig struct {
 	SystemBundle string `json:"systemBundle"`
 	// ConnectionsPerSocket is how many connections a workload may have open; further ones wait. Default 1024.
 	ConnectionsPerSocket int `json:"connectionsPerSocket"`
-	// StreamsPerSocket is how many SDS streams a workload may have open. Default 4096.
+	// StreamsPerSocket is how many SDS streams a workload may have open; an Envoy opens one for each
+	// secret that its configuration names. Default 256.
 	StreamsPerSocket int `json:"streamsPerSocket"`
 	// Streams is how many all workloads may have open together. Default 20000.
 	Streams int `json:"streams"`
 	// NamesPerStream is how many secrets a stream may ask for at once. Default 10000.
 	NamesPerStream int `json:"namesPerStream"`
-	// RequestsPerSecond is how many requests of one stream are read; those beyond wait. Default 1000.
+	// StreamsPerConnection is how many a connection carries at once; further ones wait in the proxy. Default 1000.
+	StreamsPerConnection uint32 `json:"streamsPerConnection"`
+	// NameBytesPerSocket is what the names that a workload asks for over all its streams can take, in bytes, with 128 for
+	// the keeping of each. Default 4194304 (4 MiB).
+	NameBytesPerSocket int `json:"nameBytesPerSocket"`
+	// RequestBytes is the size of one request. A proxy can leave one half sent on each of its streams. Default 1048576
+	// (1 MiB).
+	RequestBytes int `json:"requestBytes"`
+	// AnswerBytes is the size at which an answer is split. gRPC clients take 4 MiB by default. Default 2097152 (2 MiB).
+	AnswerBytes int `json:"answerBytes"`
+	// RequestsPerSecond is how many requests of a workload are read, over all its streams and fetches, in bursts of as
+	// many; those beyond wait. Default 1000.
 	RequestsPerSecond int `json:"requestsPerSecond"`
+	// FirstRequest is how long a stream may say nothing at first. Default "10s".
+	FirstRequest Duration `json:"firstRequest"`
+	// Send is how long a proxy may leave an answer unread. Default "30s".
+	Send Duration `json:"send"`
 }
 
 // Duration is a time.Duration that is written as a string.
@@ -164,16 +181,12 @@ func (c *Config) agent(log *slog.Logger) (agent.Config, error) {
 	} {
 		errs = append(errs, absolute(p.key, p.path))
 	}
-	if c.SDS.ConnectionsPerSocket < 0 || c.SDS.StreamsPerSocket < 0 || c.SDS.Streams < 0 || c.SDS.NamesPerStream < 0 || c.SDS.RequestsPerSecond < 0 {
-		errs = append(errs, errors.New("sds: a limit is negative: leave it out for its default"))
-	}
+	errs = append(errs, c.SDS.check())
 	a := agent.Config{
 		TrustDomain: td, Cluster: c.Cluster, Server: c.Server, TokenFile: c.TokenFile, BundleFile: c.BundleFile,
 		RuntimeDir: c.RuntimeDir, StateDir: c.StateDir, AdminSocket: c.AdminSocket, OpsAddress: c.OpsAddress,
 		PlainValidation: c.SDS.PlainValidation, SystemBundle: c.SDS.SystemBundle, ConnectionsPerSocket: c.SDS.ConnectionsPerSocket,
-		SDS: sds.Limits{
-			Names: c.SDS.NamesPerStream, Streams: c.SDS.Streams, StreamsPerPeer: c.SDS.StreamsPerSocket, RequestsPerSecond: c.SDS.RequestsPerSecond,
-		},
+		SDS:     c.SDS.limits(),
 		Version: version, Log: log,
 	}
 	for i, w := range c.Workloads {
@@ -183,6 +196,33 @@ func (c *Config) agent(log *slog.Logger) (agent.Config, error) {
 	}
 	errs = append(errs, a.Check())
 	return a, errors.Join(errs...)
+}
+
+func (c *SDSConfig) limits() sds.Limits {
+	return sds.Limits{
+		Names: c.NamesPerStream, NameBytes: c.NameBytesPerSocket, RequestBytes: c.RequestBytes, AnswerBytes: c.AnswerBytes,
+		Streams: c.Streams, StreamsPerPeer: c.StreamsPerSocket, StreamsPerConnection: c.StreamsPerConnection,
+		RequestsPerSecond: c.RequestsPerSecond, FirstRequest: c.FirstRequest.Duration, Send: c.Send.Duration,
+	}
+}
+
+// check finds the limits that bound nothing.
+func (c *SDSConfig) check() error {
+	var errs []error
+	for key, n := range map[string]int64{
+		"connectionsPerSocket": int64(c.ConnectionsPerSocket), "streamsPerSocket": int64(c.StreamsPerSocket), "streams": int64(c.Streams),
+		"namesPerStream": int64(c.NamesPerStream), "nameBytesPerSocket": int64(c.NameBytesPerSocket), "requestBytes": int64(c.RequestBytes),
+		"answerBytes": int64(c.AnswerBytes), "requestsPerSecond": int64(c.RequestsPerSecond),
+		"firstRequest": int64(c.FirstRequest.Duration), "send": int64(c.Send.Duration),
+	} {
+		if n < 0 {
+			errs = append(errs, fmt.Errorf("sds.%s is negative: leave it out for its default", key))
+		}
+	}
+	if c.AnswerBytes > math.MaxInt32 {
+		errs = append(errs, errors.New("sds.answerBytes is more than a gRPC message can hold"))
+	}
+	return errors.Join(errs...)
 }
 
 func (w WorkloadConfig) agent(key string) (agent.Workload, error) {

@@ -5,8 +5,12 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/meshca/meshca/api/sds"
 )
 
 const minimal = "trustDomain: mesh.test\ncluster: prod\nserver: ca.mesh.test:8443\n"
@@ -30,6 +34,41 @@ func TestParseConfig(t *testing.T) {
 	}
 	if a.AdminSocket != "/run/meshca-agent/admin.sock" || a.OpsAddress != "127.0.0.1:9091" || a.StateDir != "/var/lib/meshca-agent" {
 		t.Errorf("defaults %+v", a)
+	}
+}
+
+func TestEveryLimitOfSDSIsASetting(t *testing.T) {
+	c, err := parseConfig([]byte(minimal + `sds:
+  connectionsPerSocket: 1
+  streamsPerSocket: 2
+  streams: 3
+  namesPerStream: 4
+  streamsPerConnection: 5
+  nameBytesPerSocket: 6
+  requestBytes: 7
+  answerBytes: 8
+  requestsPerSecond: 9
+  firstRequest: 10s
+  send: 11s
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := c.agent(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := sds.Limits{
+		StreamsPerPeer: 2, Streams: 3, Names: 4, StreamsPerConnection: 5, NameBytes: 6, RequestBytes: 7, AnswerBytes: 8,
+		RequestsPerSecond: 9, FirstRequest: 10 * time.Second, Send: 11 * time.Second,
+	}
+	if a.SDS != want || a.ConnectionsPerSocket != 1 {
+		t.Errorf("got %+v and %d connections, want %+v", a.SDS, a.ConnectionsPerSocket, want)
+	}
+	for i, limits := 0, reflect.ValueOf(want); i < limits.NumField(); i++ {
+		if limits.Field(i).IsZero() {
+			t.Errorf("no setting is tested for %s", limits.Type().Field(i).Name)
+		}
 	}
 }
 
@@ -57,7 +96,9 @@ func TestParseConfigRefuses(t *testing.T) {
 		"one socket twice":        {workload("- socket: /run/w/./a.sock\n  tokenFile: /b\n"), "already"},
 		"admin socket twice":      {workload("- socket: /run/meshca-agent/admin.sock\n  tokenFile: /b\n"), "admin socket"},
 		"log level":               {minimal + "logLevel: loud\n", "logLevel"},
-		"negative limit":          {minimal + "sds: {streams: -1}\n", "negative"},
+		"negative limit":          {minimal + "sds: {streams: -1}\n", "sds.streams is negative"},
+		"negative time limit":     {minimal + "sds: {send: -1s}\n", "sds.send is negative"},
+		"answer beyond gRPC":      {minimal + "sds: {answerBytes: 3000000000}\n", "sds.answerBytes"},
 		"not YAML":                {"\t{", "yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {
