@@ -278,13 +278,15 @@ func (a *Agent) keep(w *workload, h *held) error {
 
 func (a *Agent) agentID() string { return a.self.id() }
 
-// gained is told of each new SVID of the agent's own. Workloads that were refused for the one before need not wait.
-func (a *Agent) gained(bool) { a.retryAll() }
-
-// retryAll ends the backoff of every workload whose renewals fail: the CA is there again.
-func (a *Agent) retryAll() {
+// gained is told of each new SVID of the agent's own. Workloads that were refused for the one before need not wait: that
+// is this agent's trouble, after an outage it is the fleet's.
+func (a *Agent) gained(anew bool) {
 	for _, w := range a.workloads {
-		w.retryNow()
+		if anew {
+			w.retryNow()
+		} else {
+			w.retrySoon()
+		}
 	}
 }
 
@@ -298,8 +300,10 @@ func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 		w.orders.apply(state.GetRenew(), w.holds(), w.phase())
 	}
 	a.self.orders.apply(state.GetRenew(), a.self.identity.Value(), a.self.id())
-	if first {
-		a.retryAll()
+	if first { // the CA is there again
+		for _, w := range a.workloads {
+			w.retrySoon()
+		}
 	}
 }
 

@@ -61,6 +61,39 @@ func (o *orders) stop() {
 	o.timers, o.ended = nil, true
 }
 
+// spread is one wake that waits for its moment. The zero value is ready.
+type spread struct {
+	mu    sync.Mutex
+	timer *time.Timer
+	due   time.Time
+	ended bool
+}
+
+// after calls f in d, unless a call is due before that already.
+func (s *spread) after(d time.Duration, f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	at := now.Add(d)
+	if s.ended || s.timer != nil && s.due.After(now) && !s.due.After(at) {
+		return
+	}
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.timer, s.due = time.AfterFunc(d, f), at
+}
+
+// stop calls nothing any more.
+func (s *spread) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.ended = true
+}
+
 // concerns reports whether the order names the SVID and came after its issue, and gives the order a name.
 func concerns(order *meshcav1.RenewOrder, h *held) (name string, due bool) {
 	if h == nil || order.GetIssuedBefore().CheckValid() != nil {

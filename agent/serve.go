@@ -71,7 +71,9 @@ func (a *Agent) nacked(s sds.Stream, n sds.Nack) {
 	if !ok {
 		return
 	}
-	w.log.Warn("a proxy refused what it was sent", "node", s.Node, "names", n.Names, "detail", n.Detail)
+	if omitted, ok := w.notes.allow(); ok {
+		w.log.Warn("a proxy refused what it was sent", "node", s.Node, "names", n.Names, "detail", n.Detail, "omitted", omitted)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.nacks++
@@ -80,7 +82,13 @@ func (a *Agent) nacked(s sds.Stream, n sds.Nack) {
 
 func (a *Agent) unknown(s sds.Stream, names []string) {
 	a.metrics.unknown.Add(float64(len(names)))
-	a.log.Warn("a proxy asks for secrets that are not served to it", "socket", s.Peer, "node", s.Node, "names", names[:min(len(names), 8)])
+	w, ok := a.bySocket[s.Peer]
+	if !ok {
+		return
+	}
+	if omitted, ok := w.notes.allow(); ok {
+		w.log.Warn("a proxy asks for secrets that are not served to it", "node", s.Node, "names", names[:min(len(names), 8)], "omitted", omitted)
+	}
 }
 
 func (a *Agent) streamClosed(s sds.Stream, err error) {

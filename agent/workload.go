@@ -30,6 +30,7 @@ type workload struct {
 
 	wake    chan struct{}
 	orders  orders
+	retries spread
 	secrets rotation.Current[*sds.Secrets]
 
 	mu    sync.Mutex
@@ -251,6 +252,7 @@ func (w *workload) publish() {
 // stop ends the streams and the timers.
 func (w *workload) stop() {
 	w.orders.stop()
+	w.retries.stop()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.stopped = true
@@ -262,6 +264,24 @@ func (w *workload) renewNow() {
 	case w.wake <- struct{}{}:
 	default:
 	}
+}
+
+// retrySoon ends the backoff of a workload whose renewals fail, at its place among all that come back with it: after an
+// outage that is the whole fleet, and who holds an SVID has time. At once, for who has nothing or another's.
+func (w *workload) retrySoon() {
+	phase := w.phase()
+	w.mu.Lock()
+	failing, h, now := w.state.failing, w.state.held, w.state.bearer
+	w.mu.Unlock()
+	if !failing {
+		return
+	}
+	if h == nil || h.bearer.other(now) {
+		w.renewNow()
+		return
+	}
+	within := min(h.term.Life/100, h.term.Remaining(time.Now())/4)
+	w.retries.after(placeIn(within, phase), w.retryNow)
 }
 
 // retryNow ends the backoff of a workload whose renewals fail.

@@ -117,7 +117,7 @@ func (k *keeper) wait(ctx context.Context) (Cause, error) {
 		k.awake()
 		k.expire(now)
 		if k.clock.jumped(now, k.o.Wall(), k.tolerance()) {
-			k.hasten(now.Add(jitter(k.tolerance())), CauseClock)
+			k.hasten(now.Add(jitter(k.leeway(now))), CauseClock)
 		}
 		if !now.Before(k.next) {
 			return k.cause, nil
@@ -146,8 +146,16 @@ func (k *keeper) sleep(now time.Time) time.Duration {
 	return d
 }
 
-// tolerance is how far the wall clock may move against the monotonic one before that counts as a jump, and the time
-// over which a fleet whose clocks were all set at once spreads.
+// leeway is the time over which a fleet whose clocks were all set at once spreads its early renewals. What is held is
+// as good as before, so there is time; where nothing is held, the backoff is soon enough.
+func (k *keeper) leeway(now time.Time) time.Duration {
+	if !k.live {
+		return k.tolerance()
+	}
+	return k.term.Remaining(now) / 4 // and so at most a quarter of the life
+}
+
+// tolerance is how far the wall clock may move against the monotonic one before that counts as a jump.
 func (k *keeper) tolerance() time.Duration {
 	if !k.known {
 		return maxUnwatched

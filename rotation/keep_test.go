@@ -290,11 +290,11 @@ func TestKeepWhenTheWallClockJumps(t *testing.T) {
 				c.sleep(time.Minute)
 				c.answer = func(context.Context) error { return errDown }
 				offset.Store(int64(jump))
-				c.sleep(2 * time.Minute)
+				c.sleep(91 * time.Minute) // a quarter of what is left, and the time to see it
 				if got := causes; len(got) < 2 || got[1] != CauseClock {
 					t.Fatalf("causes %v: no early renewal", got)
 				}
-				c.sleep(5 * time.Hour)
+				c.sleep(3*time.Hour + 30*time.Minute)
 				if c.expired != 0 {
 					t.Error("ended early")
 				}
@@ -308,6 +308,53 @@ func TestKeepWhenTheWallClockJumps(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A fleet whose clocks were all set at once (a time server, a host that was paused) does not come in one minute.
+func TestKeepSpreadsWhatAJumpBrings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 200
+		var offset atomic.Int64
+		var mu sync.Mutex
+		var early []time.Duration
+		var jumped time.Time
+		done := make(chan error)
+		ctx, cancel := context.WithCancel(t.Context())
+		for range many {
+			c := &credential{t: t, life: 6 * time.Hour}
+			o := KeepOptions{
+				Wall: func() time.Time { return time.Now().Add(time.Duration(offset.Load())).Round(0) },
+				Observe: func(a Attempt) {
+					mu.Lock()
+					defer mu.Unlock()
+					if a.Cause == CauseClock {
+						early = append(early, a.Began.Sub(jumped))
+					}
+				},
+			}
+			go func() { done <- Keep(ctx, c, o) }()
+		}
+		time.Sleep(2 * time.Hour)
+		mu.Lock()
+		jumped = time.Now()
+		mu.Unlock()
+		offset.Store(int64(time.Hour))
+		time.Sleep(time.Hour + time.Minute) // 4 h are left: a quarter of that
+		cancel()
+		for range many {
+			<-done
+		}
+		// Those that are due before their early renewal have it then; none comes later than a quarter of what was left.
+		var soon int
+		for _, d := range early {
+			if d < 10*time.Minute {
+				soon++
+			}
+		}
+		if len(early) < many*3/4 || soon > many/3 {
+			t.Errorf("%d of %d renewed early, %d of them in ten minutes", len(early), many, soon)
+		}
+	})
 }
 
 // The monotonic clock stands still while the machine sleeps; certificates do not.
@@ -328,7 +375,7 @@ func TestKeepAfterTheMachineSlept(t *testing.T) {
 				k.answer = func(context.Context) error { return errDown }
 				k.end = k.end.Add(-c.slept)
 				slept.Store(int64(c.slept))
-				k.sleep(2 * time.Minute)
+				k.sleep(61 * time.Minute) // a quarter of what is left after a nap, and the time to see it
 				if len(k.began) < 2 {
 					t.Error("no early renewal")
 				}
@@ -340,7 +387,7 @@ func TestKeepAfterTheMachineSlept(t *testing.T) {
 				if !k.live {
 					t.Error("did not come back")
 				}
-				if k.sleep(6*time.Hour - 6*time.Minute); k.expired != c.expired {
+				if k.sleep(6*time.Hour - 70*time.Minute); k.expired != c.expired {
 					t.Error("the new term was cut short")
 				}
 			})
