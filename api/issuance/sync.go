@@ -62,40 +62,43 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 		if err := stream.Send(state); err != nil {
 			return err
 		}
-	waiting:
-		for {
+		for stale := false; !stale; {
 			select {
 			case <-bundleStale:
-				break waiting
+				stale = true
 			case <-ordersStale:
-				if err := s.stillAgent(ctx, caller, hello.GetCluster()); err != nil {
-					return err
-				}
-				break waiting
+				stale, err = true, s.stillAgent(ctx, caller, hello.GetCluster())
 			case m := <-in:
-				if !messages.Allow() {
-					err := refusal.New(refusal.PeerLimit, "more than %d messages a second on a Sync stream", syncMessages).After(time.Second)
-					return s.accounts.tell(caller, err)
-				}
-				if ack := m.GetAck(); ack != nil {
-					s.acknowledge(caller, ack.GetBundleSequence())
-				}
+				err = s.take(caller, m, messages)
 			case <-look.C:
-				if err := s.stillAgent(ctx, caller, hello.GetCluster()); err != nil {
-					return err
-				}
+				err = s.stillAgent(ctx, caller, hello.GetCluster())
 			case err := <-broken:
 				if errors.Is(err, io.EOF) {
 					return nil
 				}
 				return err
 			case <-ended.C:
-				return refusal.New(refusal.AgentExpired, "the SVID %s of %s ended at %s", caller.Serial, caller.ID, caller.NotAfter.UTC().Format(time.RFC3339))
+				err = refusal.New(refusal.AgentExpired, "the SVID %s of %s ended at %s", caller.Serial, caller.ID, caller.NotAfter.UTC().Format(time.RFC3339))
 			case <-s.stopping:
-				return refusal.New(refusal.Stopping, "the CA is shutting down").After(time.Second)
+				err = refusal.New(refusal.Stopping, "the CA is shutting down").After(time.Second)
+			}
+			if err != nil {
+				return err
 			}
 		}
 	}
+}
+
+// take handles what an agent sends behind its hello.
+func (s *Server) take(caller registration.Caller, m *meshcav1.SyncRequest, messages *rate.Limiter) error {
+	if !messages.Allow() {
+		err := refusal.New(refusal.PeerLimit, "more than %d messages a second on a Sync stream", syncMessages).After(time.Second)
+		return s.accounts.tell(caller, err)
+	}
+	if ack := m.GetAck(); ack != nil {
+		s.acknowledge(caller, ack.GetBundleSequence())
+	}
+	return nil
 }
 
 // receive reads the stream until ctx ends or it breaks.

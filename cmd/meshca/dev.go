@@ -200,7 +200,7 @@ func runDev(ctx context.Context, d *daemon, o devOptions, state devState, issuer
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
-	defer listener.Close() //nolint:errcheck // the CA closes it first
+	defer listener.Close()
 	a, err := devAgentFor(d, o, state, listener.Addr().String(), workloads, log)
 	if err != nil {
 		return usageError{err}

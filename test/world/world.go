@@ -149,7 +149,7 @@ func New(t testing.TB, rules string) *World {
 			Name: name, Mode: kubernetes.JWKS, Issuer: "https://tokens.test", Keys: kubernetes.KeysConfig{File: keys}, Liveness: kubernetes.LivenessNone,
 		}, kubernetes.Deps{})
 		must(err)
-		go cluster.Run(t.Context()) //nolint:errcheck // ends with the test
+		go cluster.Run(t.Context())
 		for cluster.Ready() != nil {
 			if t.Context().Err() != nil {
 				t.Fatal(cluster.Ready())
