@@ -71,9 +71,7 @@ func (a *Agent) nacked(s sds.Stream, n sds.Nack) {
 	if !ok {
 		return
 	}
-	if omitted, ok := w.notes.allow(); ok {
-		w.log.Warn("a proxy refused what it was sent", "node", s.Node, "names", n.Names, "detail", n.Detail, "omitted", omitted)
-	}
+	w.log.Warn("a proxy refused what it was sent", "node", s.Node, "names", n.Names, "detail", n.Detail)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.nacks++
@@ -82,13 +80,7 @@ func (a *Agent) nacked(s sds.Stream, n sds.Nack) {
 
 func (a *Agent) unknown(s sds.Stream, names []string) {
 	a.metrics.unknown.Add(float64(len(names)))
-	w, ok := a.bySocket[s.Peer]
-	if !ok {
-		return
-	}
-	if omitted, ok := w.notes.allow(); ok {
-		w.log.Warn("a proxy asks for secrets that are not served to it", "node", s.Node, "names", names[:min(len(names), 8)], "omitted", omitted)
-	}
+	a.log.Warn("a proxy asks for secrets that are not served to it", "socket", s.Peer, "node", s.Node, "names", names[:min(len(names), 8)])
 }
 
 func (a *Agent) streamClosed(s sds.Stream, err error) {
