@@ -26,6 +26,7 @@ const (
 
 // newSDS makes the one SDS server behind all sockets. Which socket a stream came through tells whose it is.
 func (a *Agent) newSDS() (*sds.Server, error) {
+	lines := newNotes(a.config.Workloads)
 	return sds.New(sds.Config{
 		Source: func(ctx context.Context) (sds.Source, error) {
 			w, err := a.workloadOf(ctx)
@@ -45,8 +46,8 @@ func (a *Agent) newSDS() (*sds.Server, error) {
 		Limits:          a.config.SDS,
 		Observe: sds.Observe{
 			Acked:   func(sds.Stream) { a.metrics.acks.Inc() },
-			Nacked:  a.nacked,
-			Unknown: a.unknown,
+			Nacked:  func(s sds.Stream, n sds.Nack) { a.nacked(lines, s, n) },
+			Unknown: func(s sds.Stream, names []string) { a.unknown(lines, s, names) },
 			Closed:  a.streamClosed,
 		},
 	})
@@ -65,22 +66,26 @@ func (a *Agent) workloadOf(ctx context.Context) (*workload, error) {
 	return w, nil
 }
 
-func (a *Agent) nacked(s sds.Stream, n sds.Nack) {
+func (a *Agent) nacked(lines notes, s sds.Stream, n sds.Nack) {
 	a.metrics.nacks.Inc()
 	w, ok := a.bySocket[s.Peer]
 	if !ok {
 		return
 	}
-	w.log.Warn("a proxy refused what it was sent", "node", s.Node, "names", n.Names, "detail", n.Detail)
+	if omitted, ok := lines.allow(s.Peer); ok {
+		w.log.Warn("a proxy refused what it was sent", "node", s.Node, "names", n.Names, "detail", n.Detail, "omitted", omitted)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.nacks++
 	w.state.lastNack = n.Detail
 }
 
-func (a *Agent) unknown(s sds.Stream, names []string) {
+func (a *Agent) unknown(lines notes, s sds.Stream, names []string) {
 	a.metrics.unknown.Add(float64(len(names)))
-	a.log.Warn("a proxy asks for secrets that are not served to it", "socket", s.Peer, "node", s.Node, "names", names[:min(len(names), 8)])
+	if omitted, ok := lines.allow(s.Peer); ok {
+		a.log.Warn("a proxy asks for secrets that are not served to it", "socket", s.Peer, "node", s.Node, "names", names[:min(len(names), 8)], "omitted", omitted)
+	}
 }
 
 func (a *Agent) streamClosed(s sds.Stream, err error) {
