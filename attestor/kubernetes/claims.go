@@ -178,17 +178,21 @@ func (c *claims) evidence(cluster, method string) attestor.Evidence {
 	k := &c.Kubernetes
 	e := attestor.Evidence{
 		Method:            method,
-		ServiceAccountUID: bounded(k.ServiceAccount.UID),
-		PodName:           bounded(k.Pod.Name), PodUID: bounded(k.Pod.UID),
-		NodeName: bounded(k.Node.Name), NodeUID: bounded(k.Node.UID),
-		CredentialID: bounded(c.ID),
+		ServiceAccountUID: kept(k.ServiceAccount.UID),
+		PodName:           kept(k.Pod.Name), PodUID: kept(k.Pod.UID),
+		NodeName: kept(k.Node.Name), NodeUID: kept(k.Node.UID),
+		CredentialID: kept(c.ID),
 		IssuedAt:     c.Issued.time(), ExpiresAt: c.Expiry.time(),
 	}
 	if namespace, name, ok := splitSubject(c.Subject); ok {
-		e.Identity, _ = attestor.NewIdentity(cluster, namespace, name)
+		e.Identity, _ = attestor.NewIdentity(cluster, strings.Clone(namespace), strings.Clone(name))
 	}
 	return e
 }
+
+// kept is bounded, as a copy: the claims are parts of the token's payload, all of which they would hold in memory for as
+// long as evidence is remembered.
+func kept(s string) string { return strings.Clone(bounded(s)) }
 
 // bounded drops what no object's name or UID can be, so that a stranger's text ends here.
 func bounded(s string) string {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/go-jose/go-jose/v4/json"
 )
@@ -59,5 +60,35 @@ func TestPlainReadsTheUsual(t *testing.T) {
 	}
 	if _, ok := plainHeader([]byte(`{"alg":"RS256","kid":"k"}`)); !ok {
 		t.Error("it gives up on the usual header")
+	}
+}
+
+// Evidence is remembered, the token's payload must not be with it.
+func TestEvidenceHoldsNoPayload(t *testing.T) {
+	signed, refused := parseJWS(usual(time.Now()).unsigned(`{"alg":"RS256","kid":"k"}`, nil) + "c2lnbmF0dXJl")
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	said, ok := plainClaims(signed.payload)
+	if !ok {
+		t.Fatal("the plain reader gives up on a usual token")
+	}
+	ev := said.evidence("prod", "test")
+	k := &said.Kubernetes
+	claimed := []string{said.Subject, said.ID, k.ServiceAccount.UID, k.Pod.Name, k.Pod.UID, k.Node.Name, k.Node.UID}
+	for name, s := range map[string]string{
+		"namespace": ev.Identity.Namespace(), "service account": ev.Identity.ServiceAccount(), "its UID": ev.ServiceAccountUID,
+		"pod": ev.PodName, "pod UID": ev.PodUID, "node": ev.NodeName, "node UID": ev.NodeUID, "credential": ev.CredentialID,
+	} {
+		if s == "" {
+			t.Errorf("%s: the usual token says nothing of it", name)
+			continue
+		}
+		at := uintptr(unsafe.Pointer(unsafe.StringData(s)))
+		for _, c := range claimed {
+			if start := uintptr(unsafe.Pointer(unsafe.StringData(c))); at >= start && at < start+uintptr(len(c)) {
+				t.Errorf("%s %q is a part of the payload", name, s)
+			}
+		}
 	}
 }

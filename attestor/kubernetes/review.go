@@ -69,7 +69,7 @@ func believe(s *authenticationv1.TokenReviewStatus, c *claims, audience string, 
 	ev.Proven = true
 	ev.NodeName, ev.NodeUID = extra(s, extraNodeName), extra(s, extraNodeUID)
 	if id := strings.TrimPrefix(extra(s, extraCredentialID), "JTI="); id != "" {
-		ev.CredentialID = bounded(id)
+		ev.CredentialID = kept(id)
 	}
 	if (ev.NodeName != "" && !validName(ev.NodeName)) || bounded(ev.NodeUID) != ev.NodeUID {
 		return refusal.New(refusal.NodeUnknown, "the API server names a node that there cannot be: %s", quoted(ev.NodeName)).On(extraNodeName)
