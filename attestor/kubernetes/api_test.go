@@ -139,7 +139,7 @@ func TestCallerGoes(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := b.Attest(ctx, usual(b.now()).rs256(t), "meshca"); !errors.Is(err, context.DeadlineExceeded) || refusal.Of(err) != refusal.Internal {
+	if _, err := b.Attest(ctx, usual(b.now()).rs256(t), "meshca"); !errors.Is(err, context.DeadlineExceeded) || refusal.Of(err) != refusal.CallEnded {
 		t.Errorf("got %v, want the context's own error", err)
 	}
 	if err := b.api.last.get(); err != nil {
