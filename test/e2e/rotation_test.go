@@ -101,7 +101,7 @@ func rotate(t *testing.T, delta bool) {
 	n.kill()
 	n.start()
 	before := serials()
-	time.Sleep(time.Until(gone.Add(ttl/2 + time.Second)))
+	time.Sleep(time.Until(gone.Add(ttl/2 + 200*time.Millisecond)))
 	noFaults("a restart of both with the CA gone")
 	for serial := range serials() {
 		if !before[serial] {

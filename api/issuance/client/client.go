@@ -91,8 +91,9 @@ func (c *Client) connect() (*link, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
 		grpc.WithMaxHeaderListSize(64 << 10),
 		// An agent comes back quickly when the CA does: the jitter keeps a fleet apart, and each agent is one connection.
+		// A second at most: an SVID of seconds must not end while a CA that is back waits to be tried.
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.4, MaxDelay: 5 * time.Second},
+			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		// Slower than the shortest ping interval that the CA allows (10 s).
