@@ -62,8 +62,8 @@ func TestGatheringUnderLoad(t *testing.T) {
 		at(100 * time.Millisecond)
 		at(200 * time.Millisecond) // these two wait for the first commit
 		at(5 * time.Second)
-		at(5*time.Second + 500*time.Microsecond) // within the gathering time
-		at(5*time.Second + 1100*time.Microsecond)
+		at(5*time.Second + 1500*time.Microsecond) // within the gathering time
+		at(5*time.Second + 2100*time.Microsecond)
 		wg.Wait()
 		s.Close()
 		if got := store.commits(); !slices.Equal(got, []int{1, 2, 2, 1}) {

@@ -72,6 +72,7 @@ func New(c Config) *Server {
 	s.inFlight = make(slots, s.accounts.limits.RequestsInFlight)
 	s.grpc = grpc.NewServer(
 		grpc.Creds(c.Credentials),
+		grpc.NumStreamWorkers(workerCount),
 		grpc.InTapHandle(s.accounts.admit),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -158,6 +159,10 @@ func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsR
 	defer release()
 
 	results := make([]*meshcav1.X509SVIDResult, len(items))
+	if len(items) == 1 { // on the worker that grpc gave the call: nothing to share out
+		results[0] = s.issueOne(ctx, caller, r.GetCluster(), items[0])
+		return &meshcav1.IssueX509SVIDsResponse{Results: results, ServerTime: timestamppb.Now()}, nil
+	}
 	begun := s.workers.do(ctx, len(items), func(i int) {
 		results[i] = s.issueOne(ctx, caller, r.GetCluster(), items[i])
 	})

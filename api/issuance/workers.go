@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// workers run the requests of all calls. Each is a goroutine that lives as long as the server, and so has the stack that
+// workers run the requests of calls that bring several; a single one stays on its call's goroutine, which grpc keeps
+// warm in the same way (NumStreamWorkers). Each is a goroutine that lives as long as the server, and so has the stack that
 // a signature needs: growing one anew for every request costs a twentieth of issuance. Most of them wait for the
 // ledger at a time, so there are many more than cores.
 type workers struct {
