@@ -32,9 +32,9 @@ import (
 
 const (
 	connections = 32
-	rounds      = 4
-	roundTime   = 2 * time.Second
-	tokensEach  = 8_000 // in a round; a round ends early when a server has used them up
+	rounds      = 12
+	roundTime   = 400 * time.Millisecond
+	tokensEach  = 2_000 // in a round; a round ends early when a server has used them up
 )
 
 var (
@@ -107,7 +107,7 @@ adminSocket: %[2]s/admin.sock
 stateDir: %[2]s/state
 audit: {file: %[2]s/audit.log}
 upstream: {disk: {}}
-limits: {callsPerSecond: 1000000, bytesPerSecond: 1000000000, openCalls: 128}
+limits: {callsPerSecond: 1000000, bytesPerSecond: 1000000000, openCalls: 128, openRequests: 10000}
 logLevel: warn
 clusters:
   - {name: one, mode: jwks, issuer: "https://tokens.test", jwks: {file: %[2]s/jwks.json}, liveness: none}
