@@ -3,6 +3,7 @@ package sds
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -177,7 +178,14 @@ func (st *stream) send(a *answer) error {
 	sent := make(chan error, 1)
 	st.sent = sent
 	st.setDeadline(st.server.config.Limits.Send)
-	go func(w wire) { sent <- w.send(a) }(st.wire)
+	go func(w wire) {
+		defer func() { // outside the reach of the server's own guard: a fault ends this stream, not the process
+			if p := recover(); p != nil {
+				sent <- fmt.Errorf("sending panicked: %v", p)
+			}
+		}()
+		sent <- w.send(a)
+	}(st.wire)
 	return nil
 }
 
