@@ -38,13 +38,13 @@ import (
 // door is the issuance server on a world, at a loopback port.
 type door struct {
 	*world.World
-	t       *testing.T
+	t       testing.TB
 	address string
 	server  *issuance.Server
 	stop    func()
 }
 
-func newDoor(t *testing.T, limits issuance.Limits) *door {
+func newDoor(t testing.TB, limits issuance.Limits) *door {
 	t.Helper()
 	w := world.New(t, "")
 	serving, err := ca.NewServing(w.Issuer)
