@@ -10,17 +10,16 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 )
 
-// Sizes of RSA moduli that leaf keys may have, in bits. Above the upper bound a verification costs a stranger nothing
-// and the CA much.
-const (
-	minRSABits = 2048
-	maxRSABits = 4096
-	// maxRSAExponent is crypto/rsa's own bound.
-	maxRSAExponent = 1<<31 - 1
-)
+// maxRSAExponent is crypto/rsa's own bound.
+const maxRSAExponent = 1<<31 - 1
 
-// CheckKey says whether a leaf may have this key: ECDSA P-256 or P-384, RSA of 2048 to 4096 bits, Ed25519 (RFC 5480,
-// RFC 8813, RFC 8410). It does no arithmetic that grows with the key. It refuses with CSR_KEY.
+// isRSASize knows the sizes of RSA moduli that leaf keys may have, in bits. Above the greatest a verification costs a
+// stranger nothing and the CA much. There are no sizes between: each would be a shape of its own to ca/lint, and one
+// caller who tries them all would push everyone else's shapes out of its memory, again and again.
+func isRSASize(bits int) bool { return bits == 2048 || bits == 3072 || bits == 4096 }
+
+// CheckKey says whether a leaf may have this key: ECDSA P-256 or P-384, RSA of 2048, 3072 or 4096 bits, Ed25519
+// (RFC 5480, RFC 8813, RFC 8410). It does no arithmetic that grows with the key. It refuses with CSR_KEY.
 func CheckKey(pub crypto.PublicKey) error {
 	switch pub := pub.(type) {
 	case *ecdsa.PublicKey:
@@ -31,8 +30,8 @@ func CheckKey(pub crypto.PublicKey) error {
 		if pub == nil || pub.N == nil {
 			return refusal.New(refusal.CSRKey, "an RSA key without a modulus")
 		}
-		if bits := pub.N.BitLen(); bits < minRSABits || bits > maxRSABits {
-			return refusal.New(refusal.CSRKey, "an RSA key of %d bits, and %d to %d are accepted", bits, minRSABits, maxRSABits)
+		if bits := pub.N.BitLen(); !isRSASize(bits) {
+			return refusal.New(refusal.CSRKey, "an RSA key of %d bits; 2048, 3072 and 4096 are accepted", bits)
 		}
 		if pub.N.Bit(0) == 0 || pub.E < 3 || pub.E&1 == 0 || pub.E > maxRSAExponent {
 			return refusal.New(refusal.CSRKey, "an RSA key whose modulus or exponent cannot be")

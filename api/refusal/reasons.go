@@ -251,7 +251,7 @@ var table = map[Reason]entry{
 		"Leave names out: the CA puts in what is granted. Or grant the DNS name in the policy rule."},
 	CSRKey: {codes.InvalidArgument,
 		"The key's type or size is not accepted for leaf certificates.",
-		"Use ECDSA P-256 or P-384, RSA of 2048 to 4096 bits, or Ed25519."},
+		"Use ECDSA P-256 or P-384, RSA of 2048, 3072 or 4096 bits, or Ed25519."},
 	CSRKeyIsCA: {codes.PermissionDenied,
 		"The certificate signing request holds a key of the CA itself.",
 		"Make a key of the workload's own. Whoever sent this holds the CA's public key only, or its private key: find out which."},

@@ -92,6 +92,24 @@ func TestWhatTheCAMakesPasses(t *testing.T) {
 	}
 }
 
+// Each size is a shape, and shapes are remembered up to a number.
+func TestRSASizes(t *testing.T) {
+	issuer := intermediate(t)
+	c := template(t, issuer)
+	accepted := map[int]bool{}
+	for bits := 1024; bits <= 8192; bits++ {
+		c.PublicKey = &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), bits-1, 1), E: 65537}
+		for _, rule := range lint.Rules() {
+			if rule.Name == "subject_public_key" && rule.Check(c, issuer) == nil {
+				accepted[bits] = true
+			}
+		}
+	}
+	if len(accepted) != 3 || !accepted[2048] || !accepted[3072] || !accepted[4096] {
+		t.Errorf("%d sizes pass", len(accepted))
+	}
+}
+
 // TestEachRule breaks one rule at a time, and wants that rule to say so: no rule stands idle.
 func TestEachRule(t *testing.T) {
 	issuer := intermediate(t)

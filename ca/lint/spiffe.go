@@ -191,7 +191,7 @@ func publicKey(t, _ *x509.Certificate) error {
 			return nil
 		}
 	case *rsa.PublicKey:
-		if bits := pub.N.BitLen(); bits >= 2048 && bits <= 4096 {
+		if bits := pub.N.BitLen(); bits == 2048 || bits == 3072 || bits == 4096 {
 			return nil
 		}
 	case ed25519.PublicKey:
@@ -199,7 +199,7 @@ func publicKey(t, _ *x509.Certificate) error {
 			return nil
 		}
 	}
-	return errors.New("the key is not ECDSA P-256 or P-384, RSA of 2048 to 4096 bits, or Ed25519")
+	return errors.New("the key is not ECDSA P-256 or P-384, RSA of 2048, 3072 or 4096 bits, or Ed25519")
 }
 
 func subjectKeyID(t, issuer *x509.Certificate) error {
