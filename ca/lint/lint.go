@@ -84,8 +84,12 @@ func (l *Linter) lintShape(ctx context.Context, template, issuer *x509.Certifica
 			return ctx.Err()
 		}
 	}
-	defer close(v.done)
+	defer l.settle(s, v) // deferred: a panic too must not leave the shape refused for all who come later
 	v.err = l.full.lint(template, issuer)
+	return v.err
+}
+
+func (l *Linter) settle(s shape, v *verdict) {
 	if v.err != nil {
 		l.mu.Lock()
 		if l.shapes[s] == v {
@@ -93,5 +97,5 @@ func (l *Linter) lintShape(ctx context.Context, template, issuer *x509.Certifica
 		}
 		l.mu.Unlock()
 	}
-	return v.err
+	close(v.done)
 }

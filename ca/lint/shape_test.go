@@ -182,6 +182,29 @@ func TestFailureIsNotRemembered(t *testing.T) {
 	}
 }
 
+// A run that panicked refuses nobody who comes after it.
+func TestPanicIsNotRemembered(t *testing.T) {
+	l, runs, _ := withCounting(t, 0, nil)
+	leaf, issuer := leafAndIssuer(t)
+	whole := l.full
+	l.full = nil
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("linting with nothing did not panic: this test tries nothing")
+			}
+		}()
+		_ = l.Lint(t.Context(), leaf, issuer, "workload")
+	}()
+	l.full = whole
+	if err := l.Lint(t.Context(), leaf, issuer, "workload"); err != nil {
+		t.Errorf("after a panic: %v", err)
+	}
+	if runs.Load() != 1 {
+		t.Errorf("%d runs: the shape must be linted before it passes", runs.Load())
+	}
+}
+
 func TestCacheIsBounded(t *testing.T) {
 	l, _, _ := withCounting(t, 3, nil)
 	leaf, issuer := leafAndIssuer(t)
