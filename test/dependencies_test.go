@@ -37,6 +37,7 @@ var dependencies = map[string]string{
 	"k8s.io/client-go":                             "the API server: TokenReview, and informers for liveness",
 	"k8s.io/klog/v2":                               "client-go's log lines go where ours go, without their secrets",
 	"pgregory.net/rapid":                           "properties of schedules and stores",
+	"sigs.k8s.io/json":                             "configuration keys are matched to the letter: encoding/json takes UPSTREAM for upstream",
 	"sigs.k8s.io/yaml":                             "configuration and policy, decoded strictly",
 }
 

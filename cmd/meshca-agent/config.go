@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshca/meshca/agent"
@@ -22,8 +23,8 @@ import (
 // maxConfigBytes bounds what is read of a configuration file.
 const maxConfigBytes = 4 << 20
 
-// Config is the configuration file of `meshca-agent run`: YAML, read strictly (an unknown key is an error). This struct
-// is its manual. Paths are absolute; durations are Go's ("6h", "90s").
+// Config is the configuration file of `meshca-agent run`: YAML, read strictly (an unknown key is an error, also
+// one that differs in case alone). This struct is its manual. Paths are absolute; durations are Go's ("6h", "90s").
 type Config struct {
 	// TrustDomain is the SPIFFE trust domain, such as "mesh.example", as the CA has it. Required.
 	TrustDomain string `json:"trustDomain"`
@@ -137,7 +138,7 @@ func loadConfig(file string) (*Config, error) {
 
 func parseConfig(data []byte) (*Config, error) {
 	var c Config
-	if err := yaml.UnmarshalStrict(data, &c); err != nil {
+	if err := decodeStrict(data, &c); err != nil {
 		return nil, err
 	}
 	c.complete()
@@ -148,6 +149,17 @@ func parseConfig(data []byte) (*Config, error) {
 		return nil, err
 	}
 	return &c, nil
+}
+
+// decodeStrict reads YAML by its keys to the letter, each of them once and known. yaml.UnmarshalStrict alone would take
+// SERVER for server, and of both in one mapping the later one without a word.
+func decodeStrict(data []byte, into any) error {
+	js, err := yaml.YAMLToJSONStrict(data)
+	if err != nil {
+		return err
+	}
+	strict, err := json.UnmarshalStrict(js, into)
+	return errors.Join(append(strict, err)...)
 }
 
 // complete fills in defaults.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/meshca/meshca/api/issuance"
@@ -24,8 +25,8 @@ import (
 // maxConfigBytes bounds what is read of a configuration or policy file.
 const maxConfigBytes = 4 << 20
 
-// Config is the configuration file of `meshca serve`: YAML, read strictly (an unknown key is an error). This struct is
-// its manual. Paths are relative to the working directory; durations are Go's ("6h", "90s").
+// Config is the configuration file of `meshca serve`: YAML, read strictly (an unknown key is an error, also one that
+// differs in case alone). This struct is its manual. Paths are relative to the working directory; durations are Go's ("6h", "90s").
 type Config struct {
 	// TrustDomain is the SPIFFE trust domain, such as "mesh.example". Required; it cannot be changed later.
 	TrustDomain string `json:"trustDomain"`
@@ -126,13 +127,24 @@ func loadConfig(file string) (*Config, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	var c Config
-	if err := yaml.UnmarshalStrict(data, &c); err != nil {
+	if err := decodeStrict(data, &c); err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
 	if err := c.complete(); err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
 	return &c, nil
+}
+
+// decodeStrict reads YAML by its keys to the letter, each of them once and known. yaml.UnmarshalStrict alone would take
+// AGENTS for agents, and of both in one mapping the later one without a word.
+func decodeStrict(data []byte, into any) error {
+	js, err := yaml.YAMLToJSONStrict(data)
+	if err != nil {
+		return err
+	}
+	strict, err := json.UnmarshalStrict(js, into)
+	return errors.Join(append(strict, err)...)
 }
 
 // complete fills in defaults and checks what can be checked without opening anything.

@@ -48,7 +48,13 @@ func TestMistakesAreRefusedByName(t *testing.T) {
 	second := "  - {name: two, mode: jwks, issuer: \"https://two.test\", jwks: {file: keys.json}, liveness: none}\n"
 	tests := map[string]struct{ config, want string }{
 		"unknown key":                   {soundConfig + "colour: blue\n", `unknown field "colour"`},
-		"unknown key in a cluster":      {strings.Replace(soundConfig, "name: one", "name: one, colour: blue", 1), `unknown field "colour"`},
+		"unknown key in a cluster":      {strings.Replace(soundConfig, "name: one", "name: one, colour: blue", 1), `unknown field "clusters[0].colour"`},
+		"a key in capitals":             {strings.Replace(soundConfig, "trustDomain", "TRUSTDOMAIN", 1), `unknown field "TRUSTDOMAIN"`},
+		"a nested key in capitals":      {strings.Replace(soundConfig, "disk", "DISK", 1), `unknown field "upstream.DISK"`},
+		"a key in both cases":           {strings.Replace(soundConfig, "name: one", "name: one, agents: [a/b], Agents: [evil/evil]", 1), `unknown field "clusters[0].Agents"`},
+		"a promoted key in capitals":    {strings.Replace(soundConfig, "liveness", "Liveness", 1), `unknown field "clusters[0].Liveness"`},
+		"a key twice in a cluster":      {strings.Replace(soundConfig, "name: one", "name: one, agents: [a/b], agents: [c/d]", 1), `"agents" already set`},
+		"a number for a name":           {strings.Replace(soundConfig, "name: one", "name: 1", 1), "name"},
 		"a key twice":                   {soundConfig + "trustDomain: other.test\n", `"trustDomain" already set`},
 		"bad duration":                  {soundConfig + "svid: {ttl: six hours}\n", "six hours"},
 		"a duration without a unit":     {soundConfig + "svid: {ttl: \"360\"}\n", "missing unit"},
