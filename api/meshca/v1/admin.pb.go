@@ -2725,8 +2725,16 @@ type WorkloadStatus struct {
 	LastRefusalAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_refusal_at,json=lastRefusalAt,proto3" json:"last_refusal_at,omitempty"`
 	NextTry       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=next_try,json=nextTry,proto3" json:"next_try,omitempty"`
 	OpenStreams   uint32                 `protobuf:"varint,8,opt,name=open_streams,json=openStreams,proto3" json:"open_streams,omitempty"`
-	Nacks         uint64                 `protobuf:"varint,9,opt,name=nacks,proto3" json:"nacks,omitempty"`
-	LastNack      string                 `protobuf:"bytes,10,opt,name=last_nack,json=lastNack,proto3" json:"last_nack,omitempty"`
+	// Answers that proxies refused, since the agent's start.
+	Nacks uint64 `protobuf:"varint,9,opt,name=nacks,proto3" json:"nacks,omitempty"`
+	// What an open stream said against an answer last, and has taken none since; empty once it took one, or ended.
+	LastNack string `protobuf:"bytes,10,opt,name=last_nack,json=lastNack,proto3" json:"last_nack,omitempty"`
+	// Names that open streams ask for and that are not served to them: at most eight, in order, without repetitions.
+	UnknownNames []string `protobuf:"bytes,11,rep,name=unknown_names,json=unknownNames,proto3" json:"unknown_names,omitempty"`
+	// How many names that is, counted for each stream.
+	UnknownCount uint32 `protobuf:"varint,12,opt,name=unknown_count,json=unknownCount,proto3" json:"unknown_count,omitempty"`
+	// The identity that is held, or that was held or denied last where nothing is; empty before the first one.
+	LastSpiffeId  string `protobuf:"bytes,13,opt,name=last_spiffe_id,json=lastSpiffeId,proto3" json:"last_spiffe_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2827,6 +2835,27 @@ func (x *WorkloadStatus) GetNacks() uint64 {
 func (x *WorkloadStatus) GetLastNack() string {
 	if x != nil {
 		return x.LastNack
+	}
+	return ""
+}
+
+func (x *WorkloadStatus) GetUnknownNames() []string {
+	if x != nil {
+		return x.UnknownNames
+	}
+	return nil
+}
+
+func (x *WorkloadStatus) GetUnknownCount() uint32 {
+	if x != nil {
+		return x.UnknownCount
+	}
+	return 0
+}
+
+func (x *WorkloadStatus) GetLastSpiffeId() string {
+	if x != nil {
+		return x.LastSpiffeId
 	}
 	return ""
 }
@@ -3218,7 +3247,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\brenew_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12\x1c\n" +
 	"\trotations\x18\a \x01(\x04R\trotations\x12\x1b\n" +
 	"\tdns_names\x18\b \x03(\tR\bdnsNames\x12\x14\n" +
-	"\x05chain\x18\t \x03(\fR\x05chain\"\x8e\x03\n" +
+	"\x05chain\x18\t \x03(\fR\x05chain\"\xfe\x03\n" +
 	"\x0eWorkloadStatus\x12\x16\n" +
 	"\x06socket\x18\x01 \x01(\tR\x06socket\x12\x1d\n" +
 	"\n" +
@@ -3231,7 +3260,10 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\fopen_streams\x18\b \x01(\rR\vopenStreams\x12\x14\n" +
 	"\x05nacks\x18\t \x01(\x04R\x05nacks\x12\x1b\n" +
 	"\tlast_nack\x18\n" +
-	" \x01(\tR\blastNack\"\x13\n" +
+	" \x01(\tR\blastNack\x12#\n" +
+	"\runknown_names\x18\v \x03(\tR\funknownNames\x12#\n" +
+	"\runknown_count\x18\f \x01(\rR\funknownCount\x12$\n" +
+	"\x0elast_spiffe_id\x18\r \x01(\tR\flastSpiffeId\"\x13\n" +
 	"\x11CheckAgentRequest\"D\n" +
 	"\x12CheckAgentResponse\x12.\n" +
 	"\bfindings\x18\x01 \x03(\v2\x12.meshca.v1.FindingR\bfindings\"\x17\n" +
