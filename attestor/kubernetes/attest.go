@@ -7,8 +7,7 @@ import (
 	"github.com/meshca/meshca/attestor"
 )
 
-// Attest proves whose token it is, and that what it is bound to lives. The token must be for exactly this audience
-// (among others, perhaps).
+// Attest proves whose token it is, and that what it is bound to lives. The token must be for this audience and no other.
 //
 // What refuses is a *refusal.Error, or ctx's own error. The evidence is then what was known so far: see
 // attestor.Evidence.Proven.

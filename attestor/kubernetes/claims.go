@@ -2,7 +2,6 @@ package kubernetes
 
 import (
 	"errors"
-	"slices"
 	"strings"
 	"time"
 
@@ -12,20 +11,21 @@ import (
 	"github.com/meshca/meshca/attestor"
 )
 
-// leeway is by how much the API server's clock and ours may differ before exp, nbf or iat refuse a token.
+// leeway is by how much the API server's clock may be ahead of ours before nbf and iat refuse a token that it made just
+// now. An end has no leeway: a token that has expired at our clock is expired, and whoever holds it had time to replace it.
 const leeway = 30 * time.Second
 
 const subjectPrefix = "system:serviceaccount:"
 
 // claims are those of a service-account token (k8s.io/kubernetes/pkg/serviceaccount/claims.go).
 type claims struct {
-	Issuer   string   `json:"iss"`
-	Subject  string   `json:"sub"`
-	Audience audience `json:"aud"`
-	Expiry   seconds  `json:"exp"`
-	Not      seconds  `json:"nbf"`
-	Issued   seconds  `json:"iat"`
-	ID       string   `json:"jti"`
+	Issuer   string    `json:"iss"`
+	Subject  string    `json:"sub"`
+	Audience audiences `json:"aud"`
+	Expiry   seconds   `json:"exp"`
+	Not      seconds   `json:"nbf"`
+	Issued   seconds   `json:"iat"`
+	ID       string    `json:"jti"`
 
 	Kubernetes struct {
 		Namespace      string    `json:"namespace"`
@@ -40,19 +40,23 @@ type reference struct {
 	UID  string `json:"uid"`
 }
 
-// audience is one string or several (RFC 7519 §4.1.3).
-type audience []string
+// audiences are one string or several (RFC 7519 §4.1.3).
+type audiences []string
 
-func (a *audience) UnmarshalJSON(b []byte) error {
+func (a *audiences) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '"' {
-		*a = make(audience, 1)
+		*a = make(audiences, 1)
 		return json.Unmarshal(b, &(*a)[0])
 	}
 	return json.Unmarshal(b, (*[]string)(a))
 }
 
+// only tells whether this one audience is named, and no other: a token that is good elsewhere too can be brought here by
+// whoever it is shown to there.
+func (a audiences) only(one string) bool { return one != "" && len(a) == 1 && a[0] == one }
+
 // String is for the detail of a refusal: a stranger's text, so a few of them, and short.
-func (a audience) String() string {
+func (a audiences) String() string {
 	const most = 4
 	if len(a) == 0 {
 		return "nobody in particular"
@@ -108,13 +112,14 @@ func (c *claims) check(issuer, audience string, maxAge time.Duration, now time.T
 	if issuer != "" && c.Issuer != issuer {
 		return refusal.New(refusal.TokenIssuer, "the token's issuer is %s, the cluster's is %q", quoted(c.Issuer), issuer).On("iss")
 	}
-	if audience == "" || !slices.Contains(c.Audience, audience) {
-		return refusal.New(refusal.TokenAudience, "the token is for %s, not for %q", c.Audience, audience).On("aud")
+	if !c.Audience.only(audience) {
+		return refusal.New(refusal.TokenAudience, "the token is for %s; it must be for %q alone: write `audience: %s` into its serviceAccountToken "+
+			"projection, or `audiences: [%s]` into the TokenRequest", c.Audience, audience, audience, audience).On("aud")
 	}
 	switch expiry, notBefore, issued := c.Expiry.time(), c.Not.time(), c.Issued.time(); {
 	case expiry.IsZero():
 		return refusal.New(refusal.TokenNoExpiry, "the token does not expire").On("exp")
-	case now.After(expiry.Add(leeway)):
+	case !now.Before(expiry): // RFC 7519 §4.1.4: on or after it
 		return refusal.New(refusal.TokenExpired, "the token expired %v ago", now.Sub(expiry).Round(time.Second)).On("exp")
 	case now.Before(notBefore.Add(-leeway)):
 		return refusal.New(refusal.TokenNotYetValid, "the token is valid in %v", notBefore.Sub(now).Round(time.Second)).On("nbf")

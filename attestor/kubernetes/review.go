@@ -3,7 +3,6 @@ package kubernetes
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -46,9 +45,10 @@ func believe(s *authenticationv1.TokenReviewStatus, c *claims, audience string, 
 	if !s.Authenticated {
 		return refusal.New(refusal.TokenRejected, "the API server says: %s", sentence(s.Error))
 	}
-	// A server that knows nothing of audiences answers without them, and accepts its own tokens.
-	if !slices.Contains(s.Audiences, audience) {
-		return refusal.New(refusal.TokenAudience, "the API server does not say that the token is for %q", audience).On("status.audiences")
+	// A server that knows nothing of audiences answers without them, and accepts its own tokens. One that knows them tells
+	// which of those that were asked about the token has: that it has no others, its claims say.
+	if told := audiences(s.Audiences); !told.only(audience) {
+		return refusal.New(refusal.TokenAudience, "the API server says that the token is for %s; it must be for %q alone", told, audience).On("status.audiences")
 	}
 	namespace, account, ok := splitSubject(s.User.Username)
 	if !ok {
