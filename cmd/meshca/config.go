@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,6 +64,7 @@ type Config struct {
 	LogLevel string `json:"logLevel"`
 
 	trustDomain spiffeid.TrustDomain
+	file        string // that it was read from; empty when it was not
 }
 
 // UpstreamConfig names who signs the intermediate.
@@ -126,7 +126,7 @@ func loadConfig(file string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	var c Config
+	c := Config{file: file}
 	if err := decodeStrict(data, &c); err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
@@ -174,8 +174,20 @@ func (c *Config) complete() error {
 	if c.Upstream.Disk != nil {
 		set(&c.Upstream.Disk.CertFile, filepath.Join(c.StateDir, "root.crt"))
 		set(&c.Upstream.Disk.KeyFile, filepath.Join(c.StateDir, "root.key"))
+		clean(&c.Upstream.Disk.CertFile)
+		clean(&c.Upstream.Disk.KeyFile)
+	}
+	// What checkPaths compares and what the kernel opens must be one: it would go through a symlink before a "..".
+	for _, path := range []*string{&c.StateDir, &c.AdminSocket, &c.BundleFile, &c.Audit.File} {
+		clean(path)
 	}
 	return c.check()
+}
+
+func clean(path *string) {
+	if *path != "" {
+		*path = filepath.Clean(*path)
+	}
 }
 
 func (c *Config) check() error {
@@ -183,10 +195,8 @@ func (c *Config) check() error {
 	if c.trustDomain, err = trustDomain(c.TrustDomain); err != nil {
 		return err
 	}
-	for _, a := range []struct{ key, address string }{{"listen", c.Listen}, {"opsAddress", c.OpsAddress}} {
-		if _, _, err := net.SplitHostPort(a.address); err != nil {
-			return fmt.Errorf("%s: %w: write it like \":8443\"", a.key, err)
-		}
+	if err := c.checkAddresses(); err != nil {
+		return err
 	}
 	ttl, above := c.SVID.TTL.Duration, c.Intermediate.TTL.Duration
 	switch {
@@ -211,34 +221,6 @@ func (c *Config) check() error {
 		return err
 	}
 	return c.checkClusters()
-}
-
-// maxSocketPath is what sockaddr_un holds, without its final zero (unix(7)).
-const maxSocketPath = 107
-
-// checkPaths refuses paths that cannot be, and two uses of one file: a bundle written over the root key would be the
-// end of the trust domain.
-func (c *Config) checkPaths() error {
-	if len(c.AdminSocket) > maxSocketPath {
-		return fmt.Errorf("adminSocket: %d bytes are too long for a unix socket's path: at most %d", len(c.AdminSocket), maxSocketPath)
-	}
-	used := map[string]string{}
-	for _, f := range []struct{ key, path string }{
-		{"stateDir (meshca.db)", filepath.Join(c.StateDir, "meshca.db")},
-		{"upstream.disk.certFile", c.Upstream.Disk.CertFile}, {"upstream.disk.keyFile", c.Upstream.Disk.KeyFile},
-		{"upstream.disk.passphraseFile", c.Upstream.Disk.PassphraseFile}, {"adminSocket", c.AdminSocket},
-		{"bundleFile", c.BundleFile}, {"audit.file", c.Audit.File}, {"policyFile", c.PolicyFile},
-	} {
-		if f.path == "" {
-			continue
-		}
-		path := filepath.Clean(f.path)
-		if other, taken := used[path]; taken {
-			return fmt.Errorf("%s: %s is the file of %s already", f.key, path, other)
-		}
-		used[path] = f.key
-	}
-	return nil
 }
 
 func (c *Config) checkClusters() error {

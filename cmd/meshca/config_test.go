@@ -69,6 +69,13 @@ func TestMistakesAreRefusedByName(t *testing.T) {
 		"two clusters of one name":      {soundConfig + strings.Replace(second, "two,", "one,", 1), "two are called"},
 		"clusters whose IDs collide":    {soundConfig + second, "sameNamespaces"},
 		"an address without a port":     {soundConfig + "listen: localhost\n", "listen"},
+		"a port that is a name":         {soundConfig + "listen: \":notaport\"\n", "listen: \"notaport\""},
+		"no port":                       {soundConfig + "listen: \"127.0.0.1:\"\n", "listen: \"\""},
+		"a port beyond all":             {soundConfig + "opsAddress: \":65536\"\n", "opsAddress: \"65536\""},
+		"one address for both":          {soundConfig + "listen: 127.0.0.1:9090\n", "same port"},
+		"one port on all addresses":     {soundConfig + "listen: \":9090\"\n", "same port"},
+		"one port, written in IPv6":     {soundConfig + "listen: \"[::]:9090\"\n", "same port"},
+		"one port of localhost":         {soundConfig + "listen: localhost:9090\n", "same port"},
 		"a log level that is none":      {soundConfig + "logLevel: loud\n", "logLevel"},
 		"too many decisions to keep":    {soundConfig + "rememberedDecisions: 100000000\n", "rememberedDecisions"},
 		"liveness none, tokenReview":    {strings.Replace(soundConfig, "mode: jwks, issuer: \"https://one.test\", jwks: {file: keys.json}", "mode: tokenReview", 1), "liveness"},
@@ -89,6 +96,13 @@ func TestMistakesAreRefusedByName(t *testing.T) {
 				t.Errorf("got %v, want it to say %q", err, tt.want)
 			}
 		})
+	}
+	for _, sound := range []string{
+		"listen: 127.0.0.1:0\nopsAddress: 127.0.0.1:0\n", "listen: 192.0.2.1:9090\nopsAddress: 192.0.2.2:9090\n", "listen: ca.test:8443\n",
+	} {
+		if _, err := loadConfig(write(t, soundConfig+sound)); err != nil {
+			t.Errorf("%s: %v", sound, err)
+		}
 	}
 	if _, err := loadConfig(filepath.Join(t.TempDir(), "absent.yaml")); err == nil || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("an absent file: %v", err)
