@@ -59,6 +59,9 @@ func (c *cli) run(ctx context.Context, args []string) int {
 	if !errors.As(err, &f) { // cobra's own: unknown commands and flags, wrong numbers of arguments
 		f = &failure{code: exitUsage, what: strings.TrimSuffix(firstLine(err.Error()), "."), next: "See `certctl --help`"}
 	}
+	if ctx.Err() != nil && !f.silent { // whatever a signal made of what was under way
+		f = interrupted
+	}
 	if !f.silent {
 		fmt.Fprintln(c.err, "certctl:", f.Error())
 	}

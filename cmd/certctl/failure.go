@@ -35,6 +35,9 @@ func (f *failure) Error() string {
 // negative is the end of a verb whose output already says no.
 var negative = &failure{code: exitNo, silent: true, what: "no"}
 
+// interrupted is how a verb ends that a signal ended.
+var interrupted = &failure{code: exitNo, what: "interrupted"}
+
 func usage(format string, args ...any) error {
 	return &failure{code: exitUsage, what: fmt.Sprintf(format, args...), next: "See `certctl --help`"}
 }
@@ -100,10 +103,10 @@ func (w who) failed(err error) error {
 		return &failure{code: exitNo, what: w.name + " does not know this question", why: st.Message(),
 			next: "It is of another version, or the socket is not " + w.name + "'s: --socket is for the CA's, --agent for the agent's"}
 	case codes.Canceled:
-		return &failure{code: exitNo, what: "interrupted"}
+		return interrupted
 	}
 	if errors.Is(err, context.Canceled) {
-		return &failure{code: exitNo, what: "interrupted"}
+		return interrupted
 	}
 	return &failure{code: exitNo, what: w.name + " could not do it", why: st.Message()}
 }

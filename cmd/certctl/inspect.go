@@ -50,9 +50,9 @@ lead to one of its roots. Exit code 1 when something is wrong.`,
 			return err
 		}
 		if bundleFile != "" {
-			data, err := c.read(bundleFile, maxInspected)
+			data, err := c.read(ctx, "the bundle", bundleFile, maxInspected)
 			if err != nil {
-				return no("cannot read the bundle", err, "")
+				return err
 			}
 			if found.roots, err = rootsFrom(data, found.chain); err != nil {
 				return no("cannot use the bundle "+bundleFile, err, "")
@@ -76,14 +76,14 @@ lead to one of its roots. Exit code 1 when something is wrong.`,
 // collect finds the certificates, wherever they are.
 func (c *cli) collect(ctx context.Context, where, serverName string) (*secrets, error) {
 	if where == "-" {
-		return c.collectFile(where)
+		return c.collectFile(ctx, where)
 	}
 	info, err := os.Stat(where)
 	switch {
 	case err == nil && info.Mode().Type() == fs.ModeSocket:
 		return c.fetchSecrets(ctx, where, "default")
 	case err == nil:
-		return c.collectFile(where)
+		return c.collectFile(ctx, where)
 	}
 	host, port, splitErr := net.SplitHostPort(where)
 	if splitErr != nil || host == "" || port == "" {
@@ -98,10 +98,10 @@ func (c *cli) collect(ctx context.Context, where, serverName string) (*secrets, 
 	return handshake(ctx, where, serverName)
 }
 
-func (c *cli) collectFile(path string) (*secrets, error) {
-	data, err := c.read(path, maxInspected)
+func (c *cli) collectFile(ctx context.Context, path string) (*secrets, error) {
+	data, err := c.read(ctx, "the certificate", path, maxInspected)
 	if err != nil {
-		return nil, no("cannot read the certificate", err, "")
+		return nil, err
 	}
 	s, err := readCertificates(data)
 	if err != nil {

@@ -14,9 +14,12 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-func main() {
+func main() { os.Exit(execute()) }
+
+func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process wherever it stands
 	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, colour: term.IsTerminal(int(os.Stdout.Fd()))}
-	os.Exit(c.run(ctx, os.Args[1:]))
+	return c.run(ctx, os.Args[1:])
 }

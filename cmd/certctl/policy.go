@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -85,10 +83,10 @@ func (c *cli) testPolicy(ctx context.Context, q policyQuestion, args []string) (
 		r.Namespace, r.ServiceAccount = ns, sa
 	}
 	if q.file != "" {
-		return c.testPolicyFile(q, r)
+		return c.testPolicyFile(ctx, q, r)
 	}
 	if q.tokenFile != "" {
-		token, err := c.readToken(q.tokenFile)
+		token, err := c.readToken(ctx, q.tokenFile)
 		if err != nil {
 			return nil, err
 		}
@@ -106,10 +104,10 @@ func (c *cli) testPolicy(ctx context.Context, q policyQuestion, args []string) (
 	return answer, nil
 }
 
-func (c *cli) readToken(path string) (string, error) {
-	b, err := c.read(path, maxTokenFile)
+func (c *cli) readToken(ctx context.Context, path string) (string, error) {
+	b, err := c.read(ctx, "the token", path, maxTokenFile)
 	if err != nil {
-		return "", no("cannot read the token", err, "")
+		return "", err
 	}
 	token := strings.TrimSpace(string(b))
 	if token == "" {
@@ -118,29 +116,8 @@ func (c *cli) readToken(path string) (string, error) {
 	return token, nil
 }
 
-// read reads a file, or the standard input for "-", of at most most bytes.
-func (c *cli) read(path string, most int64) ([]byte, error) {
-	in := c.in
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	b, err := io.ReadAll(io.LimitReader(in, most+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(b)) > most {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, most)
-	}
-	return b, nil
-}
-
 // testPolicyFile answers as the CA would whose policy the file is.
-func (c *cli) testPolicyFile(q policyQuestion, r *meshcav1.TestPolicyRequest) (*meshcav1.TestPolicyResponse, error) {
+func (c *cli) testPolicyFile(ctx context.Context, q policyQuestion, r *meshcav1.TestPolicyRequest) (*meshcav1.TestPolicyResponse, error) {
 	if q.trustDomain == "" || q.cluster == "" {
 		return nil, usage("--file needs --trust-domain and --cluster: without a CA nothing else says them")
 	}
@@ -148,9 +125,9 @@ func (c *cli) testPolicyFile(q policyQuestion, r *meshcav1.TestPolicyRequest) (*
 	if err != nil || td.Name() != q.trustDomain {
 		return nil, usage("--trust-domain %q is not a trust domain's name", q.trustDomain)
 	}
-	data, err := c.read(q.file, maxPolicyFile)
+	data, err := c.read(ctx, "the policy", q.file, maxPolicyFile)
 	if err != nil {
-		return nil, no("cannot read the policy", err, "")
+		return nil, err
 	}
 	rules, err := policy.Parse(data, policy.PolicyContext{TrustDomain: td})
 	if err != nil {

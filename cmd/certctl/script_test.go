@@ -32,7 +32,10 @@ var update = flag.Bool("update", false, "write the scripts' expected outputs ane
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"certctl": func() {
-			c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, colour: os.Getenv("COLOUR") != ""}
+			if os.Getenv("COLOUR") == "" {
+				main()
+			}
+			c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, colour: true}
 			os.Exit(c.run(context.Background(), os.Args[1:]))
 		},
 	})
