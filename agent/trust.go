@@ -22,7 +22,8 @@ import (
 // trust is the bundle of the own trust domain: what the CA is verified against and what workloads are served. Between
 // two bundles the higher sequence wins, wherever they come from.
 //
-// A PEM file has no sequence: it counts when nothing is held, and after it was changed, which is its owner's word.
+// A file without a sequence, PEM or JSON, has no such rank: it counts when it is first seen and after it was changed,
+// which is its owner's word, and never twice for the same content.
 type trust struct {
 	domain spiffeid.TrustDomain
 	file   string // the first trust
@@ -33,7 +34,7 @@ type trust struct {
 	current *rotation.Current[*spiffebundle.Bundle]
 
 	mu      sync.Mutex
-	pem     string // digest of the PEM file that was taken last, hex
+	taken   string // digest of the file without a sequence that was taken last, hex; empty where the last one had a sequence
 	fileErr error  // why the file could not be taken when it was read last
 	keptErr error  // why the bundle is not on disk
 }
@@ -41,8 +42,8 @@ type trust struct {
 // keptTrust is the file that trust keeps.
 type keptTrust struct {
 	Bundle json.RawMessage `json:"bundle"`
-	// PEM is the digest of the PEM file that was taken last.
-	PEM string `json:"pem,omitempty"`
+	// Taken is the digest of the file without a sequence that was taken last.
+	Taken string `json:"taken,omitempty"`
 }
 
 var _ x509bundle.Source = (*trust)(nil)
@@ -91,27 +92,31 @@ func (t *trust) restore() error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.pem = k.PEM
+	t.taken = k.Taken
 	t.current.Set(b)
 	return nil
 }
 
 // readFile reads the bundle file and takes what it holds if it is newer than what is held.
 func (t *trust) readFile() error {
-	b, pem, err := readBundleFile(t.domain, t.file)
+	b, digest, err := readBundleFile(t.domain, t.file)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.fileErr = err
 	if err != nil {
 		return err
 	}
-	if pem != "" && pem == t.pem {
-		return nil // taken already; what is held came after it
-	}
-	if _, numbered := b.SequenceNumber(); numbered && !newer(b, t.current.Value()) {
+	_, numbered := b.SequenceNumber()
+	switch {
+	case !numbered && digest == t.taken:
+		return nil // what is held came after it
+	case !numbered:
+		t.taken = digest
+	case !newer(b, t.current.Value()):
 		return nil
+	default:
+		t.taken = ""
 	}
-	t.pem = pem
 	t.set(b, "bundle file")
 	return nil
 }
@@ -145,7 +150,7 @@ func (t *trust) write(b *spiffebundle.Bundle) error {
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(keptTrust{Bundle: encoded, PEM: t.pem})
+	data, err := json.Marshal(keptTrust{Bundle: encoded, Taken: t.taken})
 	if err != nil {
 		return err
 	}
@@ -191,29 +196,34 @@ func parseBundle(td spiffeid.TrustDomain, encoded []byte) (*spiffebundle.Bundle,
 	return b, nil
 }
 
-// readBundleFile reads SPIFFE JSON, or PEM, of which it also gives the digest.
-func readBundleFile(td spiffeid.TrustDomain, path string) (b *spiffebundle.Bundle, pemDigest string, err error) {
+// readBundleFile reads SPIFFE JSON, or PEM. It also gives the digest of what it read, in hex.
+func readBundleFile(td spiffeid.TrustDomain, path string) (b *spiffebundle.Bundle, digest string, err error) {
 	data, err := readFile(path, maxBundleBytes)
 	if err != nil {
 		return nil, "", err
 	}
-	if trimmed := bytes.TrimSpace(data); len(trimmed) > 0 && trimmed[0] == '{' {
-		b, err = parseBundle(td, trimmed)
+	if data = bytes.TrimSpace(data); len(data) > 0 && data[0] == '{' {
+		b, err = parseBundle(td, data)
 	} else {
-		var roots *x509bundle.Bundle
-		if roots, err = x509bundle.Parse(td, data); err == nil && len(roots.X509Authorities()) == 0 {
-			err = errors.New("it holds neither a SPIFFE bundle nor a PEM certificate")
-		}
-		if err == nil {
-			b = spiffebundle.FromX509Bundle(roots)
-			sum := sha256.Sum256(data)
-			pemDigest = hex.EncodeToString(sum[:])
-		}
+		b, err = parsePEM(td, data)
 	}
 	if err != nil {
 		return nil, "", fmt.Errorf("%s: %w", path, err)
 	}
-	return b, pemDigest, nil
+	sum := sha256.Sum256(data)
+	return b, hex.EncodeToString(sum[:]), nil
+}
+
+// parsePEM reads certificates and wants at least one.
+func parsePEM(td spiffeid.TrustDomain, data []byte) (*spiffebundle.Bundle, error) {
+	roots, err := x509bundle.Parse(td, data)
+	if err != nil {
+		return nil, err
+	}
+	if len(roots.X509Authorities()) == 0 {
+		return nil, errors.New("it holds neither a SPIFFE bundle nor a PEM certificate")
+	}
+	return spiffebundle.FromX509Bundle(roots), nil
 }
 
 // fileMode is the mode of the bundle file, for checks.

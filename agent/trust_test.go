@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+
 	"github.com/meshca/meshca/test/fakeca"
 )
 
@@ -65,33 +67,51 @@ func TestTrustHigherSequenceWins(t *testing.T) {
 	}
 }
 
-func TestTrustPEM(t *testing.T) {
-	ca := newCA(t)
-	tr := newTestTrust(t, ca)
-	must(t, os.WriteFile(tr.file, pemOf(ca), 0o600))
-	tr.load()
-	if len(tr.current.Value().X509Authorities()) != 1 {
-		t.Fatal("the PEM file was not taken")
-	}
-	must(t, ca.AddRoot())
-	must(t, tr.offer(ca.Bundle()))
-	if tr.sequence() != 2 {
-		t.Fatal("the CA's bundle did not replace one without a sequence")
-	}
-	must(t, tr.readFile())
-	if tr.sequence() != 2 {
-		t.Error("the same PEM file was taken again over the CA's newer bundle")
-	}
-	again := newTrust(tr.domain, tr.file, tr.kept, tr.log)
-	again.load()
-	if again.sequence() != 2 {
-		t.Error("after a restart the PEM file won over what the CA said")
-	}
-	must(t, ca.ReplaceRoot())
-	must(t, os.WriteFile(tr.file, pemOf(ca), 0o600))
-	must(t, again.readFile())
-	if roots := again.current.Value().X509Authorities(); len(roots) != 1 || !roots[0].Equal(ca.Roots()[0]) {
-		t.Error("a PEM file that was changed was not taken")
+// unnumbered is the CA's bundle as SPIFFE JSON without a sequence.
+func unnumbered(t *testing.T, ca *fakeca.CA) []byte {
+	t.Helper()
+	data, err := spiffebundle.FromX509Authorities(ca.Domain(), ca.Roots()).Marshal()
+	must(t, err)
+	return data
+}
+
+// A file that has no sequence is taken once. After that it must not push aside what the CA said since, however often it
+// is read: the agent reads it at every handshake that fails.
+func TestTrustFileWithoutSequence(t *testing.T) {
+	for name, content := range map[string]func(*testing.T, *fakeca.CA) []byte{
+		"PEM": func(_ *testing.T, ca *fakeca.CA) []byte { return pemOf(ca) }, "JSON": unnumbered,
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca := newCA(t)
+			tr := newTestTrust(t, ca)
+			must(t, os.WriteFile(tr.file, content(t, ca), 0o600))
+			tr.load()
+			if len(tr.current.Value().X509Authorities()) != 1 {
+				t.Fatal("the file was not taken")
+			}
+			for range 6 {
+				must(t, ca.AddRoot())
+			}
+			must(t, tr.offer(ca.Bundle()))
+			if tr.sequence() != 7 {
+				t.Fatal("the CA's bundle did not replace one without a sequence")
+			}
+			must(t, tr.readFile())
+			if tr.sequence() != 7 {
+				t.Error("the same file was taken again over the CA's newer bundle")
+			}
+			again := newTrust(tr.domain, tr.file, tr.kept, tr.log)
+			again.load()
+			if again.sequence() != 7 {
+				t.Error("after a restart the file won over what the CA said")
+			}
+			must(t, ca.ReplaceRoot())
+			must(t, os.WriteFile(tr.file, content(t, ca), 0o600))
+			must(t, again.readFile())
+			if roots := again.current.Value().X509Authorities(); len(roots) != 1 || !roots[0].Equal(ca.Roots()[0]) {
+				t.Error("a file that was changed was not taken")
+			}
+		})
 	}
 }
 
