@@ -2,10 +2,8 @@ package registration
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -61,10 +59,6 @@ type Journal struct {
 	log     *slog.Logger
 	audit   *slog.Logger
 	out     *auditWriter
-
-	mu       sync.Mutex
-	fault    error // why the last audit line was not written; nil when it was
-	faultyAt time.Time
 }
 
 // NewJournal returns a Journal whose audit lines go to audit, one Write each, and whose own troubles go to log.
@@ -166,57 +160,4 @@ func (j *Journal) line(d *Decision) {
 	}
 	j.audit.LogAttrs(context.Background(), level, d.Event, a...) //nolint:sloglint // the event is one of a closed list
 	j.countFailures()
-}
-
-// countFailures makes a log that cannot be written visible: slog drops Write's error.
-func (j *Journal) countFailures() {
-	n, err := j.out.takeFailures()
-	if n > 0 {
-		j.metrics.auditErrors.Add(float64(n))
-		j.log.Error("audit lines could not be written", "lines", n, "err", err)
-		j.mu.Lock()
-		j.fault, j.faultyAt = err, time.Now()
-		j.mu.Unlock()
-	}
-}
-
-// faultLasts is how long a lost audit line makes the CA unready. It passes by itself: an unready CA may get no request,
-// and only a request shows whether lines can be written again.
-const faultLasts = 15 * time.Second
-
-// Ready says that audit lines were lost a moment ago; nil when not.
-func (j *Journal) Ready() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.fault == nil || time.Since(j.faultyAt) > faultLasts {
-		return nil
-	}
-	return fmt.Errorf("audit lines cannot be written: %w", j.fault)
-}
-
-type auditWriter struct {
-	w io.Writer
-
-	mu     sync.Mutex
-	failed int
-	err    error
-}
-
-func (a *auditWriter) Write(p []byte) (int, error) {
-	n, err := a.w.Write(p)
-	if err != nil {
-		a.mu.Lock()
-		a.failed++
-		a.err = err
-		a.mu.Unlock()
-	}
-	return n, err
-}
-
-func (a *auditWriter) takeFailures() (int, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	n, err := a.failed, a.err
-	a.failed, a.err = 0, nil
-	return n, err
 }
