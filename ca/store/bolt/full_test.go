@@ -75,7 +75,13 @@ func fillUp(t *testing.T, path string) {
 	if err := s.AppendLedger(t.Context(), group()); err == nil {
 		t.Fatal("there is still no room")
 	}
+	if err := s.Probe(t.Context()); refusal.Of(err) != refusal.StoreUnavailable {
+		t.Fatalf("a probe without room: %v", err)
+	}
 	limit(unix.RLIM_INFINITY)
+	if err := s.Probe(t.Context()); err != nil {
+		t.Fatalf("a probe with room again: %v", err)
+	}
 	for range 100 {
 		if err := s.AppendLedger(t.Context(), group()); err != nil {
 			t.Fatalf("with room again: %v", err)

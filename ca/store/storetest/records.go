@@ -148,6 +148,38 @@ func testAgentUpdates(t *testing.T, open Opener) {
 	}
 }
 
+// testProbe: a probe changes nothing that anyone reads, however often it is made, and fails where nothing can be written.
+func testProbe(t *testing.T, open Opener) {
+	place := t.TempDir()
+	s := open(t, place)
+	must(t, s.Probe(t.Context()))
+	must(t, s.SwapBundle(t.Context(), 0, ca.StoredBundle{Sequence: 1, JSON: []byte("{}")}))
+	must(t, s.AppendLedger(t.Context(), []ca.LedgerEntry{entry(1, time.Hour)}))
+	must(t, s.PutDenial(t.Context(), ca.Denial{ID: "spiffe://example.org/a"}))
+	for range 3 {
+		must(t, s.Probe(t.Context()))
+	}
+	s = reopened(t, open, s, place)
+	if b, err := s.Bundle(t.Context()); err != nil || b.Sequence != 1 || string(b.JSON) != "{}" {
+		t.Errorf("the bundle is %+v, %v", b, err)
+	}
+	if all := scan(t, s); len(all) != 1 || !sameEntry(all[0], withIndex(entry(1, time.Hour), all[0].Index)) {
+		t.Errorf("the ledger is %+v", all)
+	}
+	if d, err := s.Denials(t.Context()); err != nil || len(d) != 1 {
+		t.Errorf("%d denials, %v", len(d), err)
+	}
+	must(t, s.Close())
+	if err := s.Probe(t.Context()); err == nil {
+		t.Error("a closed store could be written")
+	}
+}
+
+func withIndex(e ca.LedgerEntry, i uint64) ca.LedgerEntry {
+	e.Index = i
+	return e
+}
+
 // testEndedContext: a call that comes too late does nothing.
 func testEndedContext(t *testing.T, open Opener) {
 	s := opened(t, open)
@@ -159,6 +191,7 @@ func testEndedContext(t *testing.T, open Opener) {
 		"PutDenial":     s.PutDenial(ctx, ca.Denial{ID: "a"}),
 		"PutRenewOrder": s.PutRenewOrder(ctx, ca.RenewOrder{ID: "a"}),
 		"PutAgent":      s.PutAgent(ctx, ca.AgentRecord{ID: "a"}),
+		"Probe":         s.Probe(ctx),
 	} {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v", name, err)

@@ -16,6 +16,7 @@ type Store interface {
 	Denials
 	RenewOrders
 	Agents
+	Prober
 	Close() error
 }
 
@@ -50,6 +51,11 @@ type Agents interface {
 	Agents(ctx context.Context) ([]ca.AgentRecord, error)
 }
 
+// Prober tells whether the store can write, by a durable write that leaves nothing behind.
+type Prober interface {
+	Probe(ctx context.Context) error
+}
+
 // Opener opens the store at a place, a directory of the test's own; what was stored there before is there again.
 type Opener func(t *testing.T, place string) Store
 
@@ -67,6 +73,7 @@ func Run(t *testing.T, open Opener) {
 		"RenewOrders":           testRenewOrders,
 		"Agents":                testAgents,
 		"AgentUpdatesAreAtomic": testAgentUpdates,
+		"Probe":                 testProbe,
 		"EndedContext":          testEndedContext,
 		"Model":                 testModel,
 	} {
