@@ -2,8 +2,11 @@ package registration
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Ring remembers recent decisions, a fixed number of each kind: what was issued, what was refused to someone proven (a
@@ -47,15 +50,33 @@ func (r *Ring) add(d *Decision) {
 	}
 }
 
-// ByID returns up to n decisions about a SPIFFE ID (as what was granted, or as the caller's own), newest first.
+// ByID returns up to n decisions about a SPIFFE ID, newest first: those in which policy granted it, and of those that were
+// refused before policy granted any, the ones about the service account that the ID names in its plain form
+// (policy.DefaultTemplate), and the ones about an agent whose own ID it is.
 func (r *Ring) ByID(id string, n int) []Decision {
+	namespace, account, plain := plainForm(id)
 	return r.find(n, func(d *Decision) bool {
 		if !d.ID.IsZero() {
 			return d.ID.String() == id
 		}
-		// Refused before policy was asked: of what is not about a workload's token, the caller is the one it is about.
-		return d.agent() == id && (d.Event != eventIssue || d.Evidence.Identity.IsZero())
+		if who := d.Evidence.Identity; d.Event == eventIssue && !who.IsZero() {
+			return plain && who.Namespace() == namespace && who.ServiceAccount() == account
+		}
+		return d.agent() == id
 	})
+}
+
+// plainForm takes a SPIFFE ID apart that has the path /ns/NAMESPACE/sa/ACCOUNT.
+func plainForm(id string) (namespace, account string, ok bool) {
+	parsed, err := spiffeid.FromString(id)
+	if err != nil {
+		return "", "", false
+	}
+	parts := strings.Split(parsed.Path(), "/")
+	if len(parts) != 5 || parts[1] != "ns" || parts[3] != "sa" {
+		return "", "", false
+	}
+	return parts[2], parts[4], true
 }
 
 // ByPod returns up to n decisions about a pod, newest first.
