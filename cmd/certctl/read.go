@@ -43,11 +43,7 @@ func (c *cli) readAll(path string, most int64) ([]byte, error) {
 	in := c.in
 	if path != "-" {
 		// Before it is opened: to open a device may do something. A pipe is what `<(command)` makes of a command.
-		info, err := os.Stat(path)
-		if err != nil {
-			return nil, err
-		}
-		if kind := info.Mode().Type(); kind != 0 && kind != fs.ModeNamedPipe {
+		if info, err := os.Stat(path); err == nil && info.Mode().Type()&^fs.ModeNamedPipe != 0 {
 			return nil, fmt.Errorf("%s is neither a file nor a pipe", path)
 		}
 		f, err := os.Open(path)
