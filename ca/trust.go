@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,6 +23,9 @@ var ErrConflict = errors.New("the stored bundle has another sequence than was ex
 
 // ErrRootUnknown is wrapped by the error of NewTrust for an upstream whose root is not in the stored bundle.
 var ErrRootUnknown = errors.New("the upstream's root is not in the trust bundle")
+
+// ErrTrustDomain is wrapped by NewTrust's error when the store or a root belongs to another trust domain.
+var ErrTrustDomain = errors.New("not of this trust domain")
 
 // BundleStore keeps the trust bundle.
 type BundleStore interface {
@@ -68,7 +72,7 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 	}
 	named := slices.Concat(c.Roots, c.Anchors)
 	for _, r := range named {
-		if err := checkRoot(r, time.Now()); err != nil {
+		if err := checkRoot(r, c.TrustDomain, time.Now()); err != nil {
 			return nil, err
 		}
 	}
@@ -110,7 +114,7 @@ func (t *Trust) Unlisted() []*x509.Certificate { return t.unlisted }
 // AddRoots adds roots, and raises the sequence by one if any of them was new.
 func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error {
 	for _, r := range roots {
-		if err := checkRoot(r, time.Now()); err != nil {
+		if err := checkRoot(r, t.td, time.Now()); err != nil {
 			return err
 		}
 	}
@@ -138,9 +142,9 @@ func (t *Trust) change(ctx context.Context, edit func(*spiffebundle.Bundle)) err
 			return nil
 		}
 		next.SetSequenceNumber(sequence(next) + 1)
-		data, err := next.Marshal()
+		data, err := t.encode(next)
 		if err != nil {
-			return fmt.Errorf("ca: encoding the trust bundle: %w", err)
+			return err
 		}
 		err = t.store.SwapBundle(ctx, sequence(old), StoredBundle{Sequence: sequence(next), JSON: data})
 		switch {
@@ -164,12 +168,49 @@ func (t *Trust) reload(ctx context.Context) (*spiffebundle.Bundle, error) {
 	}
 	b := spiffebundle.New(t.td)
 	if stored.Sequence > 0 {
-		if b, err = spiffebundle.Parse(t.td, stored.JSON); err != nil {
-			return nil, fmt.Errorf("ca: the stored trust bundle: %w", err)
+		if b, err = t.decode(stored.JSON); err != nil {
+			return nil, err
 		}
 	}
 	b.SetSequenceNumber(stored.Sequence)
 	t.publish(b)
+	return b, nil
+}
+
+// memberTrustDomain stands in the stored bundle beside SPIFFE's own members, which do not name the trust domain: a store,
+// its ledger and its root serve one for ever.
+const memberTrustDomain = "trust_domain"
+
+func (t *Trust) encode(b *spiffebundle.Bundle) ([]byte, error) {
+	data, err := b.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("ca: encoding the trust bundle: %w", err)
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(data, &members); err != nil {
+		return nil, fmt.Errorf("ca: encoding the trust bundle: %w", err)
+	}
+	if members[memberTrustDomain], err = json.Marshal(t.td.Name()); err != nil {
+		return nil, fmt.Errorf("ca: encoding the trust bundle: %w", err)
+	}
+	return json.Marshal(members)
+}
+
+func (t *Trust) decode(data []byte) (*spiffebundle.Bundle, error) {
+	b, err := spiffebundle.Parse(t.td, data)
+	if err != nil {
+		return nil, fmt.Errorf("ca: the stored trust bundle: %w", err)
+	}
+	var of struct {
+		TrustDomain string `json:"trust_domain"`
+	}
+	if err := json.Unmarshal(data, &of); err != nil {
+		return nil, fmt.Errorf("ca: the stored trust bundle: %w", err)
+	}
+	if of.TrustDomain != t.td.Name() {
+		return nil, fmt.Errorf("%w: the store is of trust domain %q, the configuration says %q. A trust domain cannot be renamed: "+
+			"correct trustDomain, or give the new trust domain a state directory and a root of its own", ErrTrustDomain, of.TrustDomain, t.td.Name())
+	}
 	return b, nil
 }
 
@@ -184,8 +225,14 @@ func (t *Trust) publish(b *spiffebundle.Bundle) {
 	}
 }
 
-// checkRoot says whether a certificate can be a trust anchor.
-func checkRoot(r *x509.Certificate, now time.Time) error {
+// checkRoot says whether a certificate can be a trust anchor of the trust domain.
+func checkRoot(r *x509.Certificate, td spiffeid.TrustDomain, now time.Time) error {
+	// X509-SVID §4.1: a signing certificate may have a SPIFFE ID, then one of the trust domain alone. Roots without are common.
+	for _, uri := range r.URIs {
+		if id, err := spiffeid.FromURI(uri); err == nil && id.TrustDomain() != td {
+			return fmt.Errorf("%w: the root %q (SHA-256 %x) is that of %s, the configuration says %s", ErrTrustDomain, r.Subject, fingerprint(r), id, td.IDString())
+		}
+	}
 	switch {
 	case !r.BasicConstraintsValid || !r.IsCA:
 		return fmt.Errorf("ca: %q (SHA-256 %x) is no CA certificate and cannot be a root", r.Subject, fingerprint(r))

@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 func trustOn(t *testing.T, store BundleStore, roots []*x509.Certificate, anchors ...*x509.Certificate) (*Trust, error) {
@@ -37,6 +39,38 @@ func TestFirstStartMakesTheBundle(t *testing.T) {
 	case <-stale:
 		t.Error("stale from the start")
 	default:
+	}
+}
+
+// A ledger and a root that serve two trust domains would prove nothing about either.
+func TestATrustDomainCannotBeRenamed(t *testing.T) {
+	other := spiffeid.RequireTrustDomainFromString("other.test")
+	store, root := &memory{}, newRoot(t, "root", time.Hour).root
+	if _, err := trustOn(t, store, []*x509.Certificate{root}); err != nil {
+		t.Fatal(err)
+	}
+	before := string(store.bundle.JSON)
+	_, err := NewTrust(t.Context(), TrustConfig{TrustDomain: other, Store: store, Roots: []*x509.Certificate{root}})
+	if !errors.Is(err, ErrTrustDomain) || !strings.Contains(err.Error(), `"other.test"`) || !strings.Contains(err.Error(), testDomain.Name()) {
+		t.Errorf("a store of %s: %v", testDomain, err)
+	}
+	if string(store.bundle.JSON) != before {
+		t.Error("the store was changed")
+	}
+	named := *root
+	named.URIs = []*url.URL{testDomain.ID().URL()}
+	if _, err := trustOn(t, &memory{}, []*x509.Certificate{&named}); err != nil {
+		t.Errorf("a root of the trust domain: %v", err)
+	}
+	named.URIs = []*url.URL{other.ID().URL()}
+	for name, c := range map[string]TrustConfig{
+		"the upstream's root": {Roots: []*x509.Certificate{&named}},
+		"an anchor":           {Roots: []*x509.Certificate{root}, Anchors: []*x509.Certificate{&named}},
+	} {
+		c.TrustDomain, c.Store = testDomain, &memory{}
+		if _, err := NewTrust(t.Context(), c); !errors.Is(err, ErrTrustDomain) {
+			t.Errorf("%s with the SPIFFE ID of %s: %v", name, other, err)
+		}
 	}
 }
 
