@@ -280,13 +280,27 @@ func TestNotAfterIsClampedToTheChain(t *testing.T) {
 		if !svid.NotAfter.Equal(end) || svid.Life > 2*time.Hour {
 			t.Errorf("ends at %s after %s, its intermediate at %s", svid.NotAfter, svid.Life, end)
 		}
+		// What the chain cuts short is backdated by its own quarter.
+		brief := workloadRequest(t)
+		brief.Grant.TTL = time.Minute
+		time.Sleep(time.Until(end) - 20*time.Second)
+		if svid, err = h.issuer.Issue(t.Context(), brief); err != nil {
+			t.Fatal(err)
+		}
+		if back := svid.IssuedAt.Sub(svid.Chain[0].NotBefore); svid.Life != 20*time.Second || back != 5*time.Second {
+			t.Errorf("a life of %s, backdated by %s", svid.Life, back)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, 6*time.Hour, 72*time.Hour)
+		end := h.authority.Status().NotAfter
 		// Exactly ten minutes are enough, less are not.
 		time.Sleep(time.Until(end) - 10*time.Minute)
 		if _, err := h.issuer.Issue(t.Context(), workloadRequest(t)); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(time.Second)
-		_, err = h.issuer.Issue(t.Context(), workloadRequest(t))
+		_, err := h.issuer.Issue(t.Context(), workloadRequest(t))
 		wantReason(t, err, refusal.IssuerEnding)
 		wantReason(t, h.issuer.Ready(), refusal.IssuerEnding)
 		// A life of 20 s needs 5 s.

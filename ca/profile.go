@@ -134,7 +134,7 @@ func (p Profile) template(r Request, s *Signer, now time.Time, life time.Duratio
 		PublicKey:    r.PublicKey,
 		SerialNumber: serial,
 		// No subject: then the SAN is critical (RFC 5280 §4.1.2.6), which crypto/x509 sees to and compare checks.
-		NotBefore:             now.Add(-min(p.Backdate, life/4)).UTC().Truncate(time.Second),
+		NotBefore:             now.Add(-min(p.Backdate, notAfter.Sub(now)/4)).UTC().Truncate(time.Second),
 		NotAfter:              notAfter,
 		KeyUsage:              usage,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
