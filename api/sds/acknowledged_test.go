@@ -146,7 +146,7 @@ func TestTakenModel(t *testing.T) {
 			if a.context {
 				context, refused = nonce, false
 			}
-			for answered < nonce && nonce-answered >= uint64(rapid.IntRange(1, maxVersions).Draw(t, "on their way")) {
+			for answered < nonce && nonce-answered >= uint64(rapid.IntRange(1, maxPending).Draw(t, "on their way")) {
 				answered++
 				if k.wasSent(answered, "another") || !k.wasSent(answered, fmt.Sprint("v", answered)) {
 					t.Fatalf("the version of answer %d is not known", answered)
@@ -162,8 +162,8 @@ func TestTakenModel(t *testing.T) {
 			if _, ok := k.sequence(); ok != (acked >= context && !refused) {
 				t.Fatalf("context in %d, taken up to %d, refused %v: got %v", context, acked, refused, ok)
 			}
-			if len(k.versions) > maxVersions {
-				t.Fatalf("%d versions are kept", len(k.versions))
+			if len(k.pending) > maxPending {
+				t.Fatalf("%d versions are kept", len(k.pending))
 			}
 		}
 	})

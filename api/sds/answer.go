@@ -22,6 +22,15 @@ type answer struct {
 
 func (a *answer) empty() bool { return len(a.resources) == 0 && len(a.removed) == 0 }
 
+// names are those that it speaks of, at most limit.
+func (a *answer) names(limit int) []string {
+	var names []string
+	for _, r := range a.resources[:min(limit, len(a.resources))] {
+		names = append(names, r.GetName())
+	}
+	return append(names, a.removed[:min(limit-len(names), len(a.removed))]...)
+}
+
 // seal gives the answer its version: that of the one secret in it, or of all of them together.
 func (a *answer) seal() {
 	if len(a.resources) == 1 && len(a.removed) == 0 {
@@ -61,7 +70,7 @@ func (b *subscription) next(s *Secrets, nonce uint64) (a answer, unknown []strin
 		}
 		a.resources = append(a.resources, wire)
 		a.context = a.context || r.context
-		b.names[r.name] = held{version: r.version, nonce: nonce, asked: b.names[r.name].asked}
+		b.put(r.name, held{version: r.version, asked: b.names[r.name].asked})
 	}
 	for _, name := range d.gone {
 		if b.delta {
@@ -71,12 +80,13 @@ func (b *subscription) next(s *Secrets, nonce uint64) (a answer, unknown []strin
 			a.removed = append(a.removed, name)
 		}
 		if !b.names[name].asked {
-			delete(b.names, name)
+			b.drop(name)
 			continue
 		}
 		unknown = append(unknown, name)
-		b.names[name] = held{version: absent, nonce: nonce, asked: true}
+		b.put(name, held{version: absent, asked: true})
 	}
+	b.all, b.changed = false, nil
 	return a, unknown, false, nil
 }
 
@@ -93,18 +103,27 @@ func (a *answer) fits(n, limit int) bool {
 // overhead is room for the tags and lengths around a name, a version and a value.
 const overhead = 32
 
-// due compares what is asked for with what was sent. Both lists are in order of name. While s is nil only files are
-// known, and nothing is unknown.
+// due compares what is asked for with what was sent, as far as either may have changed. Both lists are in order of name.
+// While s is nil only files are known, and nothing is unknown.
 func (b *subscription) due(s *Secrets) due {
+	if s != b.secrets {
+		b.secrets, b.all, b.changed = s, true, nil
+	}
 	var d due
-	for name, h := range b.names {
-		if !h.asked && !(b.wildcard && s.owns(name)) {
-			if s != nil {
-				d.gone = append(d.gone, name)
-			}
-			continue
+	if b.all {
+		b.looked += len(b.names)
+		for name, h := range b.names {
+			b.consider(&d, s, name, h)
 		}
-		b.consider(&d, s, name, h)
+	} else {
+		slices.Sort(b.changed)
+		b.changed = slices.Compact(b.changed)
+		b.looked += len(b.changed)
+		for _, name := range b.changed {
+			if h, known := b.names[name]; known {
+				b.consider(&d, s, name, h)
+			}
+		}
 	}
 	if b.wildcard && s != nil {
 		for _, name := range s.own {
@@ -118,7 +137,14 @@ func (b *subscription) due(s *Secrets) due {
 	return d
 }
 
+// consider puts a name into d if something is to be said of it.
 func (b *subscription) consider(d *due, s *Secrets, name string, h held) {
+	if !h.asked && !(b.wildcard && s.owns(name)) {
+		if s != nil {
+			d.gone = append(d.gone, name)
+		}
+		return
+	}
 	if r := s.lookup(name, b.validation); r != nil {
 		if r.version != h.version {
 			d.resources = append(d.resources, r)

@@ -66,7 +66,7 @@ type Limits struct {
 	// effect through ServerOptions.
 	StreamsPerConnection uint32
 	// RequestsPerSecond is how many requests of a peer are read, over all its streams and fetches; those beyond wait. 1000,
-	// in bursts of as many.
+	// in bursts of as many. A request counts once more for each 250 names that it holds or has the server look at.
 	RequestsPerSecond int
 	// FirstRequest is how long a stream may say nothing at first; 10 s.
 	FirstRequest time.Duration

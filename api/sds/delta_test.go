@@ -197,7 +197,7 @@ func TestDeltaNackDoesNotLoop(t *testing.T) {
 		p.say(r) // a newer answer is out already, and the refusal of the older still counts
 		p.say(deltaAck(good))
 		p.quiet()
-		if len(d.nacks) != 1 || d.nacks[0].Detail != "line break (the rest quotes the secret and is withheld)" {
+		if len(d.nacks) != 1 || !slices.Equal(d.nacks[0].Names, []string{NameDefault}) || d.nacks[0].Detail != "line break (the rest quotes the secret and is withheld)" {
 			t.Errorf("told %+v", d.nacks)
 		}
 		d.source.Set(fixture().later)

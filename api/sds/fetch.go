@@ -38,6 +38,7 @@ func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
 		}
 		return answer{}, refusal.New(refusal.PeerLimit, "the peer asks too often for this call to have its turn in time (limit: RequestsPerSecond)").After(time.Second)
 	}
+	st.pay(len(r.names))
 	if err := checkType(r.typeURL); err != nil {
 		return answer{}, err
 	}
@@ -55,6 +56,7 @@ func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
 		return answer{}, err
 	}
 	a, unknown, more, err := st.sub.next(secrets, 0)
+	st.pay(0)
 	if err != nil {
 		return answer{}, refusal.New(refusal.Internal, "a secret could not be encoded: %w", err)
 	}

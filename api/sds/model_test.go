@@ -182,6 +182,27 @@ func (m *model) answer(t *rapid.T) {
 	if m.sub.asked != len(m.asked) || m.sub.wildcard != m.wildcard {
 		t.Fatalf("%d names are asked for (wildcard %v), counted %d (%v)", len(m.asked), m.wildcard, m.sub.asked, m.sub.wildcard)
 	}
+	m.counts(t)
+}
+
+// counts holds what the subscription keeps running totals of against its entries.
+func (m *model) counts(t *rapid.T) {
+	bytes, cost := 0, 0
+	var unserved []string
+	for name, h := range m.sub.names {
+		cost += keeping + len(name)
+		if h.asked {
+			bytes += len(name)
+		}
+		if h.version == absent {
+			unserved = append(unserved, name)
+		}
+	}
+	slices.Sort(unserved)
+	if m.sub.bytes != bytes || m.sub.cost() != cost || !slices.Equal(m.sub.unknown(len(modelNames)), unserved) {
+		t.Fatalf("%d bytes are asked for, which cost %d, %q are unknown; counted %d, %d, %q",
+			bytes, cost, unserved, m.sub.bytes, m.sub.cost(), m.sub.unknown(len(modelNames)))
+	}
 }
 
 // check takes one answer into the books.

@@ -86,8 +86,10 @@ type Stream struct {
 	// for no validation context has nothing to take, so it stands at the newest.
 	Sequence uint64
 	// Nacks counts refusals; LastNack is the last one, empty once a later answer was taken.
-	Nacks    uint64
-	LastNack string
-	// Unknown are names that it asks for and that are not served, at most eight of them.
-	Unknown []string
+	Nacks      uint64
+	LastNack   string
+	LastNackAt time.Time
+	// Unknown are names that it asks for and that are not served, at most eight of UnknownCount.
+	Unknown      []string
+	UnknownCount int
 }

@@ -142,6 +142,7 @@ func receive(ctx context.Context, w wire, pace *rate.Limiter, heard chan<- said)
 func (st *stream) answer(s *Secrets) error {
 	for st.asked && st.owing && st.sent == nil {
 		a, unknown, more, err := st.sub.next(s, st.last+1)
+		st.pay(0)
 		if err != nil {
 			return refusal.New(refusal.Internal, "a secret could not be encoded: %w", err)
 		}
@@ -168,9 +169,7 @@ const sendsAtOnce = 32 << 10
 // hears it, and can tell it off.
 func (st *stream) send(a *answer) error {
 	st.last = a.nonce
-	if !st.sub.delta {
-		st.taken.sent(a)
-	}
+	st.taken.sent(a)
 	st.unread += a.size
 	if st.unread <= sendsAtOnce {
 		return st.wire.send(a)

@@ -15,29 +15,105 @@ type subscription struct {
 	delta      bool
 	validation validation
 
-	names map[string]held
-	asked int // entries of names that are asked for by name
-	bytes int // their length together
+	// names is written by put and drop alone, which keep the counts below.
+	names  map[string]held
+	asked  int // entries of names that are asked for by name
+	bytes  int // their length together
+	length int // that of all names
+	// absent are the names that are asked for and not served, in no order; an entry knows its place.
+	absent []string
 	// wildcard: everything is asked for. explicit: some name was once asked for, so that an empty list no longer means
 	// everything.
 	wildcard, explicit bool
+
+	// A stream may ask for thousands of names, and change one at a time for ever: next looks at the changed ones alone,
+	// or with all at each, and at each when the secrets are others than last time.
+	all     bool
+	changed []string
+	secrets *Secrets
+	// looked counts the names that were looked at: what the peer is charged for.
+	looked int
 }
 
 // held is what a stream knows of one name.
 type held struct {
 	// version is what was sent last, or absent; empty if nothing was.
 	version string
-	// nonce is the answer in which that was.
-	nonce uint64
 	// asked: by name. Otherwise the entry stands for what a wildcard brought.
 	asked bool
+	// place in subscription.absent, if the version is absent.
+	place uint32
 }
 
 // absent stands in held.version for a name that is not served: the peer was told so, or cannot be told.
 const absent = "absent"
 
 func newSubscription(p Protocol, limits *Limits, systemBundle string) subscription {
-	return subscription{limits: limits, systemBundle: systemBundle, delta: p == Delta, names: map[string]held{}}
+	return subscription{limits: limits, systemBundle: systemBundle, delta: p == Delta, names: map[string]held{}, all: true}
+}
+
+// put makes h what is known of a name.
+func (b *subscription) put(name string, h held) {
+	was, known := b.names[name]
+	if !known {
+		b.length += len(name)
+	}
+	b.count(name, was.asked, -1)
+	b.count(name, h.asked, 1)
+	switch {
+	case was.version == h.version:
+		h.place = was.place
+	case was.version == absent:
+		b.unlist(was.place)
+	case h.version == absent:
+		h.place = uint32(len(b.absent))
+		b.absent = append(b.absent, name)
+	}
+	b.names[name] = h
+}
+
+// drop forgets a name.
+func (b *subscription) drop(name string) {
+	was, known := b.names[name]
+	if !known {
+		return
+	}
+	b.length -= len(name)
+	b.count(name, was.asked, -1)
+	if was.version == absent {
+		b.unlist(was.place)
+	}
+	delete(b.names, name)
+}
+
+func (b *subscription) count(name string, asked bool, n int) {
+	if asked {
+		b.asked += n
+		b.bytes += n * len(name)
+	}
+}
+
+// unlist takes a place out of absent; the last name moves there.
+func (b *subscription) unlist(place uint32) {
+	last := len(b.absent) - 1
+	name := b.absent[last]
+	moved := b.names[name]
+	moved.place = place
+	b.names[name], b.absent[place] = moved, name
+	if b.absent = b.absent[:last]; last == 0 {
+		b.absent = nil
+	}
+}
+
+// look makes next look at a name.
+func (b *subscription) look(name string) {
+	switch {
+	case b.all:
+	case len(b.changed) >= len(b.names): // a peer that does not read its answers cannot make the list grow
+		b.all, b.changed = true, nil
+	default:
+		b.changed = append(b.changed, name)
+	}
 }
 
 // restate makes names the whole of what is asked for (SotW), and reports whether that is a change.
@@ -52,12 +128,10 @@ func (b *subscription) restate(names []string) (changed bool, err error) {
 	if wildcard == b.wildcard && b.asksExactly(names) {
 		return false, nil
 	}
-	next := &subscription{limits: b.limits, names: make(map[string]held, len(names))}
+	next := &subscription{limits: b.limits, names: make(map[string]held, len(names)), all: true}
 	for _, name := range names {
 		if h := b.names[name]; h.asked {
-			next.names[name] = h
-			next.asked++
-			next.bytes += len(name)
+			next.put(name, h)
 		} else if err := next.ask(name); err != nil {
 			return false, err
 		}
@@ -67,10 +141,11 @@ func (b *subscription) restate(names []string) (changed bool, err error) {
 	}
 	for name, h := range b.names {
 		if _, again := next.names[name]; wildcard && !h.asked && !again {
-			next.names[name] = h
+			next.put(name, h)
 		}
 	}
-	b.names, b.asked, b.bytes, b.wildcard = next.names, next.asked, next.bytes, wildcard
+	b.names, b.asked, b.bytes, b.length, b.absent = next.names, next.asked, next.bytes, next.length, next.absent
+	b.wildcard, b.all, b.changed = wildcard, true, nil
 	return true, nil
 }
 
@@ -78,12 +153,12 @@ func (b *subscription) restate(names []string) (changed bool, err error) {
 // forgotten it.
 func (b *subscription) change(subscribe, unsubscribe []string, first bool) error {
 	if first && len(subscribe) == 0 && len(unsubscribe) == 0 {
-		b.wildcard = true
+		b.wildcard, b.all = true, true
 		return nil
 	}
 	subscribe, all := split(subscribe)
 	if all {
-		b.wildcard = true
+		b.wildcard, b.all, b.changed = true, true, nil
 		b.forgetUnasked(true)
 	}
 	for _, name := range subscribe {
@@ -108,11 +183,8 @@ func (b *subscription) ask(name string) error {
 		return refusal.New(refusal.RequestMalformed, "a secret's name of %d bytes was asked for, and none is longer than %d",
 			len(name), maxName).On("resource_names")
 	}
-	if !b.names[name].asked {
-		b.asked++
-		b.bytes += len(name)
-	}
-	b.names[name] = held{asked: true}
+	b.put(name, held{asked: true})
+	b.look(name)
 	return b.check()
 }
 
@@ -132,38 +204,32 @@ func (b *subscription) check() error {
 const keeping = 128
 
 // cost is what the names take in memory, in bytes. Those of a first request that resumes count too.
-func (b *subscription) cost() int {
-	n := len(b.names) * keeping
-	for name := range b.names {
-		n += len(name)
-	}
-	return n
-}
+func (b *subscription) cost() int { return len(b.names)*keeping + b.length }
 
 func (b *subscription) unask(name string) {
 	if !b.names[name].asked {
 		return
 	}
-	b.asked--
-	b.bytes -= len(name)
 	if b.wildcard {
 		// The peer cannot know whether the wildcard still brings it: the next answer says (xDS protocol, "Unsubscribing
 		// from Resources").
-		b.names[name] = held{}
+		b.put(name, held{})
+		b.look(name)
 		return
 	}
-	delete(b.names, name)
+	b.drop(name)
 }
 
 // forgetUnasked drops what a wildcard brought, or with again only that it was sent.
 func (b *subscription) forgetUnasked(again bool) {
+	b.looked += len(b.names)
 	for name, h := range b.names {
 		switch {
 		case h.asked:
 		case again:
-			b.names[name] = held{}
+			b.put(name, held{})
 		default:
-			delete(b.names, name)
+			b.drop(name)
 		}
 	}
 }
@@ -180,7 +246,7 @@ func (b *subscription) resume(versions map[string]string) {
 			continue
 		}
 		h.version = v
-		b.names[name] = h
+		b.put(name, h)
 	}
 }
 
@@ -194,28 +260,9 @@ func (b *subscription) resumeOne(version string) {
 	}
 }
 
-// sentIn lists names that went out in the answer with this nonce, at most limit.
-func (b *subscription) sentIn(nonce uint64, limit int) []string {
-	var names []string
-	for name, h := range b.names {
-		if h.nonce == nonce && nonce != 0 {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names[:min(limit, len(names))]
-}
-
-// unknown lists names that are asked for and not served, at most limit.
+// unknown lists names that are asked for and not served, at most limit, in order; nil where there is none.
 func (b *subscription) unknown(limit int) []string {
-	var names []string
-	for name, h := range b.names {
-		if h.version == absent {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names[:min(limit, len(names))]
+	return slices.Sorted(slices.Values(b.absent[:min(limit, len(b.absent))]))
 }
 
 func (b *subscription) asksExactly(names []string) bool {

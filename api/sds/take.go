@@ -1,5 +1,7 @@
 package sds
 
+import "time"
+
 // take works one request into the stream's state.
 func (st *stream) take(r *request) error {
 	if err := checkType(r.typeURL); err != nil {
@@ -16,7 +18,23 @@ func (st *stream) take(r *request) error {
 	case nonce != 0:
 		st.ack(nonce, r)
 	}
-	return st.subscribe(r, first, nonce)
+	err := st.subscribe(r, first, nonce)
+	st.pay(len(r.names) + len(r.unsubscribe) + len(r.initial))
+	return err
+}
+
+// namesPerRequest is how many names cost a peer as much of its pace as a request without any, about what they cost here.
+const namesPerRequest = 250
+
+// pay charges the peer's pace for so many names of a request, and for those that were looked at for it: who makes much
+// of the server has fewer requests read.
+func (st *stream) pay(names int) {
+	names += st.sub.looked
+	st.sub.looked = 0
+	pace := st.load.pace
+	if n := min(names/namesPerRequest, pace.Burst()); n > 0 {
+		pace.ReserveN(time.Now(), n)
+	}
 }
 
 // meet reads what only a first request must carry.
@@ -76,7 +94,7 @@ func (st *stream) ack(nonce uint64, r *request) {
 	}
 	sequence, ok := st.taken.sequence()
 	st.server.streams.show(st, func(st *stream) {
-		st.shown.LastNack = ""
+		st.shown.LastNack, st.shown.LastNackAt = "", time.Time{}
 		if ok {
 			st.shown.Sequence = sequence
 		}
@@ -85,14 +103,15 @@ func (st *stream) ack(nonce uint64, r *request) {
 }
 
 func (st *stream) nack(nonce uint64, r *request) {
+	names := st.taken.names(nonce)
 	st.taken.refuse(nonce)
 	if nonce == st.last {
 		st.unread = 0
 	}
-	n := Nack{Names: st.sub.sentIn(nonce, maxShown), Detail: nackDetail(r.refused.GetMessage())}
+	n := Nack{Names: names, Detail: nackDetail(r.refused.GetMessage())}
 	st.server.streams.show(st, func(st *stream) {
 		st.shown.Nacks++
-		st.shown.LastNack = n.Detail
+		st.shown.LastNack, st.shown.LastNackAt = n.Detail, time.Now()
 	})
 	st.server.config.Observe.nacked(st.shown, n)
 }
@@ -103,6 +122,7 @@ func (st *stream) show() {
 	unknown := st.sub.unknown(maxShown)
 	st.server.streams.show(st, func(st *stream) {
 		st.shown.Names, st.shown.Wildcard, st.shown.Unknown = st.sub.asked, st.sub.wildcard, unknown
+		st.shown.UnknownCount = len(st.sub.absent)
 		st.shown.Waiting = st.waiting
 		if ok {
 			st.shown.Sequence = sequence

@@ -12,42 +12,54 @@ type taken struct {
 	// that nothing was left to send of them.
 	offered uint64
 	settled bool
-	// versions are those of the answers that are neither taken nor refused yet (SotW), oldest first.
-	versions []sentVersion
+	// pending are the answers that are neither taken nor refused yet, oldest first.
+	pending []sent
 }
 
-// sentVersion is what an answer called itself.
-type sentVersion struct {
+// sent is an answer that went out.
+type sent struct {
 	nonce   uint64
 	version string
+	// names are a few of those in it.
+	names []string
 }
 
-// maxVersions is how many answers may be on their way for each to be known when it is acknowledged. Beyond, the oldest
+// maxPending is how many answers may be on their way for each to be known when it is acknowledged. Beyond, the oldest
 // and the newest are.
-const maxVersions = 8
+const maxPending = 8
 
 // sent notes an answer that goes out.
 func (t *taken) sent(a *answer) {
-	if len(t.versions) == maxVersions {
-		t.versions = slices.Delete(t.versions, 1, 2)
+	if len(t.pending) == maxPending {
+		t.pending = slices.Delete(t.pending, 1, 2)
 	}
-	t.versions = append(t.versions, sentVersion{a.nonce, a.version})
+	t.pending = append(t.pending, sent{a.nonce, a.version, a.names(maxShown)})
 }
 
 // wasSent reports whether the answer of that nonce called itself so.
 func (t *taken) wasSent(nonce uint64, version string) bool {
-	return slices.Contains(t.versions, sentVersion{nonce, version})
+	return slices.ContainsFunc(t.pending, func(s sent) bool { return s.nonce == nonce && s.version == version })
+}
+
+// names are a few of those in the answer of that nonce; none where it is settled already.
+func (t *taken) names(nonce uint64) []string {
+	for _, s := range t.pending {
+		if s.nonce == nonce {
+			return s.names
+		}
+	}
+	return nil
 }
 
 // ack notes that the peer took an answer. The earlier ones are settled too: taken, or refused by then.
 func (t *taken) ack(nonce uint64) {
 	t.acked = nonce
-	t.settle(func(v sentVersion) bool { return v.nonce <= nonce })
+	t.settle(func(s sent) bool { return s.nonce <= nonce })
 }
 
-func (t *taken) settle(done func(sentVersion) bool) {
-	if t.versions = slices.DeleteFunc(t.versions, done); len(t.versions) == 0 {
-		t.versions = nil // a resting stream holds nothing
+func (t *taken) settle(done func(sent) bool) {
+	if t.pending = slices.DeleteFunc(t.pending, done); len(t.pending) == 0 {
+		t.pending = nil // a resting stream holds nothing
 	}
 }
 
@@ -67,7 +79,7 @@ func (t *taken) refuse(nonce uint64) {
 	if nonce != 0 && nonce == t.context {
 		t.refused = true
 	}
-	t.settle(func(v sentVersion) bool { return v.nonce == nonce })
+	t.settle(func(s sent) bool { return s.nonce == nonce })
 }
 
 // sequence is the bundle sequence that the peer has taken; ok is false while it has yet to take what was offered.
