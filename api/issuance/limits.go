@@ -19,8 +19,14 @@ import (
 type Limits struct {
 	// CallsPerSecond of one peer, with bursts of four times as many. Default 50.
 	CallsPerSecond float64 `json:"callsPerSecond"`
+	// CallsPerSecondWithoutSVID of one address, with bursts of four times as many: an agent needs one such call when it
+	// starts. Each leaves an audit line. Default 5; raise it where many agents come from behind one address.
+	CallsPerSecondWithoutSVID float64 `json:"callsPerSecondWithoutSVID"`
 	// BytesPerSecond of messages of one peer, with bursts of eight times as many. Default 4 MiB.
 	BytesPerSecond int `json:"bytesPerSecond"`
+	// RequestsPerSecond is the number of CSRs of one peer, with bursts of eight times as many. Each may leave an audit
+	// line. Default 250.
+	RequestsPerSecond int `json:"requestsPerSecond"`
 	// OpenCalls of one peer, streams among them. Default 32.
 	OpenCalls int `json:"openCalls"`
 	// OpenCallsWithoutSVID of all callers together that show no SVID. Default 256.
@@ -41,19 +47,18 @@ const maxLimit = 1 << 30
 
 // Check refuses limits that cannot be meant.
 func (l Limits) Check() error {
-	if l.CallsPerSecond < 0 || l.CallsPerSecond > maxLimit {
-		return fmt.Errorf("callsPerSecond: %g does not lie between 0 (the default) and %d", l.CallsPerSecond, maxLimit)
-	}
 	for _, f := range []struct {
 		key   string
-		value int
+		value float64
 	}{
-		{"bytesPerSecond", l.BytesPerSecond}, {"openCalls", l.OpenCalls}, {"openCallsWithoutSVID", l.OpenCallsWithoutSVID},
-		{"openRequests", l.OpenRequests}, {"requestsInFlight", l.RequestsInFlight}, {"connections", l.Connections},
-		{"connectionsPerAddress", l.ConnectionsPerAddress},
+		{"callsPerSecond", l.CallsPerSecond}, {"callsPerSecondWithoutSVID", l.CallsPerSecondWithoutSVID},
+		{"bytesPerSecond", float64(l.BytesPerSecond)}, {"requestsPerSecond", float64(l.RequestsPerSecond)},
+		{"openCalls", float64(l.OpenCalls)}, {"openCallsWithoutSVID", float64(l.OpenCallsWithoutSVID)},
+		{"openRequests", float64(l.OpenRequests)}, {"requestsInFlight", float64(l.RequestsInFlight)},
+		{"connections", float64(l.Connections)}, {"connectionsPerAddress", float64(l.ConnectionsPerAddress)},
 	} {
-		if f.value < 0 || f.value > maxLimit {
-			return fmt.Errorf("%s: %d does not lie between 0 (the default) and %d", f.key, f.value, maxLimit)
+		if !(f.value >= 0 && f.value <= maxLimit) { // NaN lies nowhere
+			return fmt.Errorf("%s: %g does not lie between 0 (the default) and %d", f.key, f.value, maxLimit)
 		}
 	}
 	return nil
@@ -71,7 +76,11 @@ func (l Limits) withDefaults() Limits {
 	if l.CallsPerSecond <= 0 {
 		l.CallsPerSecond = 50
 	}
+	if l.CallsPerSecondWithoutSVID <= 0 {
+		l.CallsPerSecondWithoutSVID = 5
+	}
 	set(&l.BytesPerSecond, 4<<20)
+	set(&l.RequestsPerSecond, 250)
 	set(&l.OpenCalls, 32)
 	set(&l.OpenCallsWithoutSVID, 256)
 	set(&l.OpenRequests, 1024)
@@ -84,28 +93,37 @@ func (l Limits) withDefaults() Limits {
 // accounts hold what each peer has used.
 type accounts struct {
 	limits Limits
-	// refused gets a line for what a limit refused: the first, and then one a while for each peer.
-	refused func(c registration.Caller, err error)
+	// record writes the audit line of a call that was refused as a whole.
+	record func(c registration.Caller, cluster string, err error)
 
 	mu        sync.Mutex
 	peers     map[string]*account
-	strangers int // open calls of callers without an SVID
+	strangers int  // open calls of callers without an SVID
+	crowd     told // for peers that there is no account for
 }
 
 type account struct {
-	calls, bytes *rate.Limiter
-	open         int // calls
-	requests     int // CSRs in hand
-	last         time.Time
-	told         time.Time // when a refusal was last recorded
-	untold       int       // refusals since
+	calls, bytes, requests *rate.Limiter
+	open                   int // calls
+	inHand                 int // CSRs
+	last                   time.Time
+	told                   told
 }
 
-// tellEvery is how often a peer that is over its limits leaves a line: the audit log must not become the attack.
+// told is when a refusal for a reason was last recorded, and how many came since.
+type told map[refusal.Reason]*tally
+
+type tally struct {
+	last time.Time
+	left int
+}
+
+// tellEvery is how often a refusal of a peer's calls for the same reason leaves a line: the audit log must not become
+// the attack.
 const tellEvery = 10 * time.Second
 
-func newAccounts(l Limits, refused func(registration.Caller, error)) *accounts {
-	return &accounts{limits: l.withDefaults(), refused: refused, peers: make(map[string]*account)}
+func newAccounts(l Limits, record func(registration.Caller, string, error)) *accounts {
+	return &accounts{limits: l.withDefaults(), record: record, peers: make(map[string]*account), crowd: told{}}
 }
 
 // admit is grpc's tap: it runs when a call's headers have come, before anything is read or kept for it. The call is
@@ -116,7 +134,7 @@ func (a *accounts) admit(ctx context.Context, _ *tap.Info) (context.Context, err
 		return nil, refusal.Status(err)
 	}
 	if err := a.open(ctx, caller); err != nil {
-		return nil, refusal.Status(a.tell(caller, err))
+		return nil, refusal.Status(a.tell(caller, "", err))
 	}
 	return ctx, nil
 }
@@ -127,7 +145,7 @@ func (a *accounts) open(ctx context.Context, caller registration.Caller) error {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	p, err := a.peer(key, now)
+	p, err := a.peer(key, stranger, now)
 	switch {
 	case err != nil:
 		return err
@@ -136,7 +154,7 @@ func (a *accounts) open(ctx context.Context, caller registration.Caller) error {
 	case p.open >= a.limits.OpenCalls:
 		return refusal.New(refusal.PeerLimit, "%d calls of this peer are open (openCalls)", p.open).After(time.Second)
 	case !p.calls.AllowN(now, 1):
-		return refusal.New(refusal.PeerLimit, "more than %g calls a second (callsPerSecond)", a.limits.CallsPerSecond).After(time.Second)
+		return refusal.New(refusal.PeerLimit, "more than %g calls a second (%s)", p.calls.Limit(), callsKey(stranger)).After(time.Second)
 	}
 	p.open++
 	if stranger {
@@ -146,31 +164,38 @@ func (a *accounts) open(ctx context.Context, caller registration.Caller) error {
 	return nil
 }
 
-// tell records what a limit refused, now and then, and returns err.
-func (a *accounts) tell(c registration.Caller, err error) error {
-	key, _ := peerKey(c)
-	now := time.Now()
-	a.mu.Lock()
-	p := a.peers[key]
-	say := p == nil || now.Sub(p.told) >= tellEvery
-	left := 0
-	if p != nil {
-		if say {
-			p.told, left, p.untold = now, p.untold, 0
-		} else {
-			p.untold++
+// tell records that a call was refused as a whole, for each peer and reason now and then, and returns err.
+func (a *accounts) tell(c registration.Caller, cluster string, err error) error {
+	if left, say := a.due(c, refusal.Of(err), time.Now()); say {
+		recorded := err
+		if e, ok := refusal.From(err); ok && left > 0 {
+			recorded = &refusal.Error{Reason: e.Reason, Claim: e.Claim, Detail: fmt.Sprintf("%s; %d more calls were refused for this since the last line", e.Detail, left)}
 		}
+		a.record(c, cluster, recorded)
 	}
-	a.mu.Unlock()
-	if !say {
-		return err
-	}
-	recorded := err
-	if e, ok := refusal.From(err); ok && left > 0 {
-		recorded = refusal.New(e.Reason, "%s; %d more were refused since the last line", e.Detail, left)
-	}
-	a.refused(c, recorded)
 	return err
+}
+
+// due reports whether a refusal is to be recorded now, and how many were not since the last one that was.
+func (a *accounts) due(c registration.Caller, reason refusal.Reason, now time.Time) (left int, say bool) {
+	key, _ := peerKey(c)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := a.crowd
+	if p := a.peers[key]; p != nil {
+		all = p.told
+	}
+	t := all[reason]
+	if t == nil {
+		t = &tally{}
+		all[reason] = t
+	}
+	if now.Sub(t.last) < tellEvery {
+		t.left++
+		return 0, false
+	}
+	left, t.left, t.last = t.left, 0, now
+	return left, true
 }
 
 func (a *accounts) release(p *account, stranger bool) {
@@ -184,29 +209,31 @@ func (a *accounts) release(p *account, stranger bool) {
 
 // spend charges a peer for the bytes of a call, and takes places for n CSRs until it is released.
 func (a *accounts) spend(c registration.Caller, n, size int) (release func(), err error) {
-	key, _ := peerKey(c)
+	key, stranger := peerKey(c)
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	p, err := a.peer(key, now)
+	p, err := a.peer(key, stranger, now)
 	switch {
 	case err != nil:
 		return nil, err
-	case p.requests+n > a.limits.OpenRequests:
-		return nil, refusal.New(refusal.PeerLimit, "%d requests of this peer are in hand (openRequests)", p.requests).After(time.Second)
+	case p.inHand+n > a.limits.OpenRequests:
+		return nil, refusal.New(refusal.PeerLimit, "%d requests of this peer are in hand (openRequests)", p.inHand).After(time.Second)
 	case !p.bytes.AllowN(now, size):
 		return nil, refusal.New(refusal.PeerLimit, "more than %d bytes a second (bytesPerSecond)", a.limits.BytesPerSecond).After(time.Second)
+	case !p.requests.AllowN(now, n):
+		return nil, refusal.New(refusal.PeerLimit, "more than %d requests a second (requestsPerSecond)", a.limits.RequestsPerSecond).After(time.Second)
 	}
-	p.requests += n
+	p.inHand += n
 	return func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		p.requests -= n
+		p.inHand -= n
 	}, nil
 }
 
 // peer finds or opens an account; a.mu is held.
-func (a *accounts) peer(key string, now time.Time) (*account, error) {
+func (a *accounts) peer(key string, stranger bool, now time.Time) (*account, error) {
 	if p := a.peers[key]; p != nil {
 		p.last = now
 		return p, nil
@@ -217,18 +244,32 @@ func (a *accounts) peer(key string, now time.Time) (*account, error) {
 			return nil, refusal.New(refusal.Overloaded, "%d peers have calls open or had them within a minute", len(a.peers)).After(5 * time.Second)
 		}
 	}
+	calls := a.limits.CallsPerSecond
+	if stranger {
+		calls = a.limits.CallsPerSecondWithoutSVID
+	}
 	p := &account{
-		calls: rate.NewLimiter(rate.Limit(a.limits.CallsPerSecond), max(1, int(4*a.limits.CallsPerSecond))),
-		bytes: rate.NewLimiter(rate.Limit(a.limits.BytesPerSecond), max(maxMessage, 8*a.limits.BytesPerSecond)),
-		last:  now,
+		calls:    rate.NewLimiter(rate.Limit(calls), max(1, int(4*calls))),
+		bytes:    rate.NewLimiter(rate.Limit(a.limits.BytesPerSecond), max(maxMessage, 8*a.limits.BytesPerSecond)),
+		requests: rate.NewLimiter(rate.Limit(a.limits.RequestsPerSecond), max(MaxBatch, 8*a.limits.RequestsPerSecond)),
+		last:     now,
+		told:     told{},
 	}
 	a.peers[key] = p
 	return p, nil
 }
 
+// callsKey is the setting that bounds a peer's calls.
+func callsKey(stranger bool) string {
+	if stranger {
+		return "callsPerSecondWithoutSVID"
+	}
+	return "callsPerSecond"
+}
+
 func (a *accounts) forgetIdle(now time.Time) {
 	for key, p := range a.peers {
-		if p.open == 0 && p.requests == 0 && now.Sub(p.last) > time.Minute {
+		if p.open == 0 && p.inHand == 0 && now.Sub(p.last) > time.Minute {
 			delete(a.peers, key)
 		}
 	}

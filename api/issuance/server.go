@@ -16,13 +16,11 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor"
-	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 )
 
@@ -33,8 +31,9 @@ const (
 	// maxMessage is grpc-go's own default for what a client receives, so that either end takes what the other sends. 500
 	// answers with a chain of two are about 700 KiB; clients split what they send by size too.
 	maxMessage = 4 << 20
-	// answerWithin bounds every call, whatever deadline its caller set: a store or an API server that hangs must not.
-	answerWithin = 30 * time.Second
+	// flowWindow is what a peer may send before it is read, for a call and for a connection, in bytes. That it is fixed
+	// bounds a connection's memory, and spares the ping and its answer with which grpc measures the line at each request.
+	flowWindow = 1 << 20
 	// maxVersion bounds what an agent calls itself, in bytes.
 	maxVersion = 64
 )
@@ -58,25 +57,42 @@ type Server struct {
 	accounts *accounts
 	inFlight slots
 	workers  *workers
+	times    times
 	stopping chan struct{}
+}
+
+// times bound how long something may last.
+type times struct {
+	// answer bounds every call, whatever deadline its caller set: a store or an API server that hangs must not.
+	answer time.Duration
+	// hello bounds how long a Sync stream may stay silent after it opened.
+	hello time.Duration
+	// recheck is how often the agent behind an open stream is looked at again: its pod, its node, a denial.
+	recheck time.Duration
 }
 
 var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
 
 // New returns a Server that does not listen yet. Serve must follow: it ends what New began.
 func New(c Config) *Server {
-	s := &Server{Config: c, health: health.NewServer(), workers: startWorkers(), stopping: make(chan struct{})}
-	s.accounts = newAccounts(c.Limits, func(caller registration.Caller, err error) {
-		c.Registration.Journal.Refused(registration.EventCall, door, caller, "", err)
+	s := &Server{
+		Config: c, health: health.NewServer(), workers: startWorkers(), stopping: make(chan struct{}),
+		times: times{answer: 30 * time.Second, hello: 10 * time.Second, recheck: 20 * time.Second},
+	}
+	s.accounts = newAccounts(c.Limits, func(caller registration.Caller, cluster string, err error) {
+		c.Registration.Journal.Refused(registration.EventCall, door, caller, cluster, err)
 	})
 	s.inFlight = make(slots, s.accounts.limits.RequestsInFlight)
 	s.grpc = grpc.NewServer(
 		grpc.Creds(c.Credentials),
 		grpc.NumStreamWorkers(workerCount),
+		grpc.WaitForHandlers(true), // nothing may be signed when the ledger and the audit log have closed
 		grpc.InTapHandle(s.accounts.admit),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(16<<10),
+		grpc.StaticStreamWindowSize(flowWindow),
+		grpc.StaticConnWindowSize(flowWindow),
 		grpc.MaxConcurrentStreams(uint32(s.accounts.limits.OpenCalls)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -122,16 +138,20 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // AttestAgent answers an agent's own token with its SVID.
 func (s *Server) AttestAgent(ctx context.Context, r *meshcav1.AttestAgentRequest) (*meshcav1.AttestAgentResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := context.WithTimeout(ctx, s.times.answer)
 	defer cancel()
-	caller, release, err := s.enter(ctx, 1, r)
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	release, err := s.enter(caller, r.GetCluster(), 1, r)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	svid, err := s.Registration.AttestAgent(ctx, registration.Request{
-		Door: door, Caller: caller, Cluster: r.GetCluster(), Token: attestor.NewToken(r.GetToken()), CSR: r.GetCsr(),
-	}, refusal.Clip(r.GetVersion(), maxVersion))
+	svid, err := s.Registration.AttestAgent(ctx, caller, r.GetCluster(), refusal.Clip(r.GetVersion(), maxVersion), registration.Request{
+		Door: door, Token: attestor.NewToken(r.GetToken()), CSR: r.GetCsr(),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -141,124 +161,86 @@ func (s *Server) AttestAgent(ctx context.Context, r *meshcav1.AttestAgentRequest
 		return nil, fmt.Errorf("the bundle: %w", err)
 	}
 	now := time.Now()
-	return &meshcav1.AttestAgentResponse{Svid: encode(svid, now), Bundle: encoded, ServerTime: timestamppb.New(now)}, nil
+	return &meshcav1.AttestAgentResponse{Svid: encode(svid, now, len(svid.Chain)), Bundle: encoded, ServerTime: timestamppb.New(now)}, nil
 }
 
 // IssueX509SVIDs answers each item on its own; only what concerns them all refuses the call.
 func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsRequest) (*meshcav1.IssueX509SVIDsResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := context.WithTimeout(ctx, s.times.answer)
 	defer cancel()
-	items := r.GetRequests()
-	if err := s.acceptable(ctx, r.GetCluster(), len(items)); err != nil {
+	caller, err := callerOf(ctx)
+	if err != nil {
 		return nil, err
 	}
-	caller, release, err := s.enter(ctx, len(items), r)
+	items, cluster := r.GetRequests(), r.GetCluster()
+	if err := acceptable(len(items)); err != nil {
+		return nil, s.accounts.tell(caller, cluster, err)
+	}
+	release, err := s.enter(caller, cluster, len(items), r)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	agent, err := s.Registration.Admit(ctx, caller, cluster)
+	if err != nil {
+		return nil, s.accounts.tell(caller, cluster, err)
+	}
 
-	results := make([]*meshcav1.X509SVIDResult, len(items))
+	answer := newAnswer(len(items), r.GetHeldIntermediates())
+	begun := 1
 	if len(items) == 1 { // on the worker that grpc gave the call: nothing to share out
-		results[0] = s.issueOne(ctx, caller, r.GetCluster(), items[0])
-		return &meshcav1.IssueX509SVIDsResponse{Results: results, ServerTime: timestamppb.Now()}, nil
+		answer.put(0, s.issueOne(ctx, agent, items[0]))
+	} else {
+		begun = s.workers.do(ctx, len(items), func(i int) { answer.put(i, s.issueOne(ctx, agent, items[i])) })
 	}
-	begun := s.workers.do(ctx, len(items), func(i int) {
-		results[i] = s.issueOne(ctx, caller, r.GetCluster(), items[i])
-	})
-	for i := begun; i < len(items); i++ {
-		results[i] = refused(ctx.Err())
+	if left := len(items) - begun; left > 0 {
+		err := refusal.New(refusal.CallEnded, "the call ended before %d of its %d requests were begun", left, len(items)).After(time.Second)
+		_ = s.accounts.tell(caller, cluster, err)
+		for i := begun; i < len(items); i++ {
+			answer.put(i, issued{refused: err})
+		}
 	}
-	return &meshcav1.IssueX509SVIDsResponse{Results: results, ServerTime: timestamppb.Now()}, nil
+	return answer.message(), nil
 }
 
-// acceptable refuses a batch that is empty or too large, with a line of its own: no item of it is looked at.
-func (s *Server) acceptable(ctx context.Context, cluster string, n int) error {
-	var err *refusal.Error
+// acceptable refuses a batch that is empty or too large.
+func acceptable(n int) error {
 	switch {
 	case n == 0:
-		err = refusal.New(refusal.RequestMalformed, "the call holds no request").On("requests")
+		return refusal.New(refusal.RequestMalformed, "the call holds no request").On("requests")
 	case n > MaxBatch:
-		err = refusal.New(refusal.BatchTooLarge, "the call holds %d requests, at most %d are taken", n, MaxBatch)
-	default:
-		return nil
+		return refusal.New(refusal.BatchTooLarge, "the call holds %d requests, at most %d are taken", n, MaxBatch)
 	}
-	s.refuse(ctx, cluster, err)
-	return err
-}
-
-// refuse records a refusal that the registration authority did not give.
-func (s *Server) refuse(ctx context.Context, cluster string, refused error) {
-	caller, err := callerOf(ctx)
-	if err == nil {
-		s.Registration.Journal.Refused(registration.EventCall, door, caller, cluster, refused)
-	}
+	return nil
 }
 
 // issueOne turns a panic into a refusal of this item: it runs outside the interceptors' reach.
-func (s *Server) issueOne(ctx context.Context, caller registration.Caller, cluster string, item *meshcav1.X509SVIDRequest) (result *meshcav1.X509SVIDResult) {
+func (s *Server) issueOne(ctx context.Context, agent *registration.Agent, item *meshcav1.X509SVIDRequest) (result issued) {
 	defer func() {
 		if p := recover(); p != nil {
-			result = refused(s.panicked("IssueX509SVIDs", p))
+			result = issued{refused: s.panicked("IssueX509SVIDs", p)}
 		}
 	}()
+	ttl := item.GetTtl().AsDuration()
 	if t := item.GetTtl(); t != nil && t.CheckValid() != nil {
-		err := refusal.New(refusal.RequestMalformed, "ttl is no duration").On("ttl")
-		s.refuse(ctx, cluster, err)
-		return refused(err)
+		ttl = -1 // no duration at all; refused as malformed, with the line of every request
 	}
-	svid, err := s.Registration.Issue(ctx, registration.Request{
-		Door: door, Caller: caller, Cluster: cluster, Token: attestor.NewToken(item.GetToken()), CSR: item.GetCsr(), TTL: item.GetTtl().AsDuration(),
-	})
-	if err != nil {
-		return refused(err)
-	}
-	return &meshcav1.X509SVIDResult{Result: &meshcav1.X509SVIDResult_Svid{Svid: encode(svid, time.Now())}}
+	svid, err := s.Registration.Issue(ctx, agent, registration.Request{Door: door, Token: attestor.NewToken(item.GetToken()), CSR: item.GetCsr(), TTL: ttl})
+	return issued{svid, err}
 }
 
 // enter charges the caller for the message and takes places for its n requests.
-func (s *Server) enter(ctx context.Context, n int, message proto.Message) (registration.Caller, func(), error) {
-	caller, err := callerOf(ctx)
-	if err != nil {
-		return caller, nil, err
-	}
+func (s *Server) enter(caller registration.Caller, cluster string, n int, message proto.Message) (release func(), err error) {
 	leave, err := s.accounts.spend(caller, n, proto.Size(message))
 	if err != nil {
-		return caller, nil, s.accounts.tell(caller, err)
+		return nil, s.accounts.tell(caller, cluster, err)
 	}
-	release, err := s.inFlight.take(n)
+	free, err := s.inFlight.take(n)
 	if err != nil {
 		leave()
-		return caller, nil, s.accounts.tell(caller, err)
+		return nil, s.accounts.tell(caller, cluster, err)
 	}
-	return caller, func() { release(); leave() }, nil
-}
-
-func encode(svid ca.SVID, now time.Time) *meshcav1.X509SVID {
-	chain := make([][]byte, len(svid.Chain))
-	for i, c := range svid.Chain {
-		chain[i] = c.Raw
-	}
-	return &meshcav1.X509SVID{
-		SpiffeId: svid.ID.String(), Chain: chain,
-		Life: durationpb.New(svid.Life), Remaining: durationpb.New(svid.NotAfter.Sub(now)),
-	}
-}
-
-func refused(err error) *meshcav1.X509SVIDResult {
-	e, ok := refusal.From(err)
-	switch {
-	case ok:
-	case refusal.Of(err) == refusal.CallEnded:
-		e = refusal.New(refusal.CallEnded, "the call ended before the request was answered").After(time.Second)
-	default: // its text is not the peer's business
-		e, _ = refusal.From(refusal.Status(err))
-	}
-	r := &meshcav1.Refusal{Code: uint32(e.Reason.Code()), Reason: string(e.Reason), Message: e.Detail}
-	if e.RetryAfter > 0 {
-		r.RetryAfter = durationpb.New(e.RetryAfter)
-	}
-	return &meshcav1.X509SVIDResult{Result: &meshcav1.X509SVIDResult_Refusal{Refusal: r}}
+	return func() { free(); leave() }, nil
 }
 
 func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {

@@ -1,9 +1,11 @@
 package issuance_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -44,7 +46,8 @@ type door struct {
 	stop    func()
 }
 
-func newDoor(t testing.TB, limits issuance.Limits) *door {
+// newDoor serves; adjust changes the server and what is behind it before it does.
+func newDoor(t testing.TB, limits issuance.Limits, adjust ...func(*issuance.Server, *world.World)) *door {
 	t.Helper()
 	w := world.New(t, "")
 	serving, err := ca.NewServing(w.Issuer)
@@ -59,6 +62,9 @@ func newDoor(t testing.TB, limits issuance.Limits) *door {
 		Registration: w.RA, Bundle: w.Trust.Bundle, Limits: limits, Log: slog.New(slog.DiscardHandler),
 		Credentials: issuance.NewCredentials(func() (*tls.Certificate, error) { return serving.Certificate(nil) }, bundle),
 	})
+	for _, a := range adjust {
+		a(s, w)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -126,10 +132,10 @@ func certificate(key *ecdsa.PrivateKey, svid *meshcav1.X509SVID) *tls.Certificat
 	return &tls.Certificate{Certificate: svid.GetChain(), PrivateKey: key}
 }
 
-func (d *door) item() *meshcav1.X509SVIDRequest {
-	return &meshcav1.X509SVIDRequest{
-		Token: d.Token(world.Web, "meshca").Secret(), Csr: world.CSR(d.t, world.NewKey(d.t), x509.CertificateRequest{}),
-	}
+func (d *door) item() *meshcav1.X509SVIDRequest { return d.itemFor(world.NewKey(d.t)) }
+
+func (d *door) itemFor(key *ecdsa.PrivateKey) *meshcav1.X509SVIDRequest {
+	return &meshcav1.X509SVIDRequest{Token: d.Token(world.Web, "meshca").Secret(), Csr: world.CSR(d.t, key, x509.CertificateRequest{})}
 }
 
 func TestABatchIsAnsweredItemByItem(t *testing.T) {
@@ -233,17 +239,102 @@ func TestStrangersCannotFillTheAuditLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	stranger := d.dial(&tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key})
-	for _, cluster := range []string{world.Cluster, strings.Repeat("y", 1<<20)} {
-		r := &meshcav1.IssueX509SVIDsRequest{Cluster: cluster}
-		for range 20 {
-			r.Requests = append(r.Requests, &meshcav1.X509SVIDRequest{})
-		}
-		if _, err := stranger.IssueX509SVIDs(t.Context(), r); err != nil {
-			t.Fatal(err)
+	floods := map[string]meshcav1.IssuanceServiceClient{"foreign": stranger, "anonymous": d.dial(nil)}
+	workload := d.attest()
+	svid, err := d.dial(workload).IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{d.itemFor(key)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := append(svid.GetResults()[0].GetSvid().GetChain(), svid.GetIntermediates()...)
+	floods["a workload's SVID"] = d.dial(&tls.Certificate{Certificate: chain, PrivateKey: key})
+	before := len(d.Audit.Lines(t))
+	for name, flood := range floods {
+		for _, cluster := range []string{world.Cluster, strings.Repeat("y", 1<<20)} {
+			r := &meshcav1.IssueX509SVIDsRequest{Cluster: cluster}
+			for range issuance.MaxBatch {
+				r.Requests = append(r.Requests, &meshcav1.X509SVIDRequest{})
+			}
+			for range 10 {
+				if _, err := flood.IssueX509SVIDs(t.Context(), r); err == nil {
+					t.Fatalf("%s: was answered", name)
+				}
+			}
 		}
 	}
-	if n := len(d.Audit.String()); n > 40*3<<10 {
-		t.Errorf("40 requests left %d bytes of audit log", n)
+	lines := len(d.Audit.Lines(t)) - before
+	if size := len(d.Audit.String()); lines > 20 || size > 50<<10 {
+		t.Errorf("30000 requests left %d lines; %d bytes of audit log", lines, size)
+	}
+	if lines < len(floods) {
+		t.Errorf("%d lines for %d kinds of refused callers", lines, len(floods))
+	}
+}
+
+// An agent's own requests are bounded too: each leaves a line.
+func TestRequestsOfOnePeerAreBoundedInTime(t *testing.T) {
+	d := newDoor(t, issuance.Limits{RequestsPerSecond: 1})
+	agent := d.dial(d.attest())
+	r := &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster}
+	for range issuance.MaxBatch {
+		r.Requests = append(r.Requests, &meshcav1.X509SVIDRequest{})
+	}
+	if _, err := agent.IssueX509SVIDs(t.Context(), r); err != nil { // the burst
+		t.Fatal(err)
+	}
+	_, err := agent.IssueX509SVIDs(t.Context(), r)
+	e, _ := refusal.From(err)
+	if e == nil || e.Reason != refusal.PeerLimit || !strings.Contains(e.Detail, "requestsPerSecond") {
+		t.Errorf("got %v", err)
+	}
+	if line := d.Audit.Last(t); line["outcome"] != string(refusal.PeerLimit) || line["cluster"] != world.Cluster {
+		t.Errorf("audit line: %v", line)
+	}
+}
+
+// A peer that is refused for one reason again and again must not hide that it is refused for another.
+func TestEachReasonOfARefusedPeerLeavesALine(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	agent := d.dial(d.attest())
+	for _, cluster := range []string{"three", "three", world.Twin, "three"} {
+		_, _ = agent.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: cluster, Requests: []*meshcav1.X509SVIDRequest{{}}})
+	}
+	got := map[any]int{}
+	for _, line := range d.Audit.Lines(t) {
+		got[line["outcome"]]++
+	}
+	if got[string(refusal.ClusterUnknown)] != 1 || got[string(refusal.ClusterMismatch)] != 1 {
+		t.Errorf("lines by outcome: %v", got)
+	}
+}
+
+// The answer holds each intermediate once, and none that the caller has.
+func TestIntermediatesAreSentOnce(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	agent := d.dial(d.attest())
+	r := &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{d.item(), d.item(), d.item()}}
+	first, err := agent.IssueX509SVIDs(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(first.GetIntermediates()) != 1 {
+		t.Fatalf("%d intermediates", len(first.GetIntermediates()))
+	}
+	digest := sha256.Sum256(first.GetIntermediates()[0])
+	for _, result := range first.GetResults() {
+		svid := result.GetSvid()
+		if len(svid.GetChain()) != 1 || len(svid.GetIntermediates()) != 1 || !bytes.Equal(svid.GetIntermediates()[0], digest[:]) {
+			t.Errorf("an SVID with a chain of %d and intermediates %x", len(svid.GetChain()), svid.GetIntermediates())
+		}
+	}
+	for held, want := range map[string]int{string(digest[:]): 0, "another": 1, "": 1} {
+		r.HeldIntermediates = [][]byte{[]byte(held)}
+		again, err := agent.IssueX509SVIDs(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(again.GetIntermediates()) != want {
+			t.Errorf("who holds %x gets %d intermediates, want %d", held, len(again.GetIntermediates()), want)
+		}
 	}
 }
 
@@ -299,12 +390,9 @@ func TestAForeignClientCertificateIsRefusedByName(t *testing.T) {
 	d := newDoor(t, issuance.Limits{})
 	other := newDoor(t, issuance.Limits{})
 	stranger := d.dial(other.attest())
-	r, err := stranger.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{d.item()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := r.GetResults()[0].GetRefusal().GetReason(); got != string(refusal.CallerUntrusted) {
-		t.Fatalf("got %v", r.GetResults()[0])
+	_, err := stranger.IssueX509SVIDs(t.Context(), &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster, Requests: []*meshcav1.X509SVIDRequest{d.item()}})
+	if refusal.Of(err) != refusal.CallerUntrusted {
+		t.Fatalf("got %v", err)
 	}
 	if line := d.Audit.Last(t); line["outcome"] != string(refusal.CallerUntrusted) || line["peer"] == nil {
 		t.Errorf("audit line: %v", line)
@@ -478,7 +566,10 @@ func TestLimits(t *testing.T) {
 		for _, c := range open {
 			_ = c.Close()
 		}
-		d.attest() // the places were given back
+		eventually(t, "the places to be given back", func() bool {
+			_, err := d.dial(nil).AttestAgent(t.Context(), &meshcav1.AttestAgentRequest{Cluster: world.Cluster})
+			return refusal.Of(err) == refusal.TokenMissing // not Unavailable
+		})
 	})
 	t.Run("requests in flight", func(t *testing.T) {
 		d := newDoor(t, issuance.Limits{RequestsInFlight: 2})

@@ -16,14 +16,8 @@ import (
 	"github.com/meshca/meshca/ca/registration"
 )
 
-const (
-	// helloWithin bounds how long a stream may stay silent after it opened.
-	helloWithin = 10 * time.Second
-	// recheck is how often the agent behind an open stream is looked at again: its pod, its node, a denial.
-	recheck = 20 * time.Second
-	// syncMessages bounds what an agent sends on a stream, a second: it has one acknowledgement for each bundle.
-	syncMessages = 5
-)
+// syncMessages bounds what an agent sends on a stream, a second: it has one acknowledgement for each bundle.
+const syncMessages = 5
 
 // Sync sends the whole state at once and whenever it changes, until the agent's SVID ends, the agent is refused, or the
 // CA stops.
@@ -37,10 +31,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	in, broken := receive(ctx, stream)
 	hello, err := s.awaitHello(ctx, in, broken)
 	if err != nil {
-		if !refusal.Of(err).Passing() {
-			s.refuse(ctx, "", err)
-		}
-		return err
+		return s.accounts.tell(caller, "", err)
 	}
 	if err := s.stillAgent(ctx, caller, hello.GetCluster()); err != nil {
 		return err
@@ -51,7 +42,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 
 	ended := time.NewTimer(time.Until(caller.NotAfter))
 	defer ended.Stop()
-	look := time.NewTicker(recheck)
+	look := time.NewTicker(s.times.recheck)
 	defer look.Stop()
 	messages := rate.NewLimiter(syncMessages, 4*syncMessages)
 	for {
@@ -93,7 +84,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 func (s *Server) take(caller registration.Caller, m *meshcav1.SyncRequest, messages *rate.Limiter) error {
 	if !messages.Allow() {
 		err := refusal.New(refusal.PeerLimit, "more than %d messages a second on a Sync stream", syncMessages).After(time.Second)
-		return s.accounts.tell(caller, err)
+		return s.accounts.tell(caller, "", err)
 	}
 	if ack := m.GetAck(); ack != nil {
 		s.acknowledge(caller, ack.GetBundleSequence())
@@ -125,17 +116,20 @@ func receive(ctx context.Context, stream grpc.BidiStreamingServer[meshcav1.SyncR
 // stillAgent looks at the agent behind a stream. Whether its pod lives may be unknown while the API server is away: that
 // ends nothing, for denials and bundles must reach agents just then. Everything else about it is the CA's own knowledge.
 func (s *Server) stillAgent(ctx context.Context, caller registration.Caller, cluster string) error {
-	look, cancel := context.WithTimeout(ctx, answerWithin)
+	look, cancel := context.WithTimeout(ctx, s.times.answer)
 	defer cancel()
-	err := s.Registration.AuthenticateAgent(look, door, caller, cluster)
-	if err != nil && refusal.Of(err).Passing() && ctx.Err() == nil {
+	_, err := s.Registration.Admit(look, caller, cluster)
+	switch {
+	case err == nil || refusal.Of(err).Passing() && ctx.Err() == nil:
 		return nil
+	case ctx.Err() != nil:
+		return err
 	}
-	return err
+	return s.accounts.tell(caller, cluster, err)
 }
 
 func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest, broken <-chan error) (*meshcav1.SyncHello, error) {
-	late := time.NewTimer(helloWithin)
+	late := time.NewTimer(s.times.hello)
 	defer late.Stop()
 	select {
 	case m := <-in:
@@ -146,7 +140,7 @@ func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest
 	case err := <-broken:
 		return nil, err
 	case <-late.C:
-		return nil, refusal.New(refusal.RequestMalformed, "no hello came within %s", helloWithin).On("hello")
+		return nil, refusal.New(refusal.RequestMalformed, "no hello came within %s", s.times.hello).On("hello")
 	case <-s.stopping:
 		return nil, refusal.New(refusal.Stopping, "the CA is shutting down").After(time.Second)
 	case <-ctx.Done():

@@ -108,7 +108,7 @@ func (b *AgentBook) admit(ctx context.Context, id spiffeid.ID, cluster, version 
 }
 
 // instance finds the SVID that calls. AGENT_UNKNOWN makes the agent attest itself anew.
-func (b *AgentBook) instance(_ context.Context, id spiffeid.ID, serial string) (instance, error) {
+func (b *AgentBook) instance(id spiffeid.ID, serial string) (instance, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if s := b.byID[id.String()]; s != nil {

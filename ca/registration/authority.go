@@ -3,10 +3,7 @@ package registration
 import (
 	"context"
 	"crypto"
-	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -63,25 +60,21 @@ func New(c Config) (*Authority, error) {
 	return &Authority{Config: c}, nil
 }
 
-// Issue is the one procedure through which a workload's request becomes a certificate. It returns the SVID or a
-// refusal, and leaves a decision behind either way: audit line, ring, metrics.
-func (a *Authority) Issue(ctx context.Context, r Request) (ca.SVID, error) {
-	d := a.Journal.begin(eventIssue, r.Door, r.Caller, r.Cluster)
+// Issue is the one procedure through which a workload's request becomes a certificate; its first step, who calls, is
+// Admit's. It returns the SVID or a refusal, and leaves a decision behind either way: audit line, ring, metrics.
+func (a *Authority) Issue(ctx context.Context, agent *Agent, r Request) (ca.SVID, error) {
+	d := a.Journal.begin(eventIssue, r.Door, agent.caller, agent.cluster)
 	defer a.Journal.concludePanic(d)
-	svid, err := a.issue(ctx, r, d)
+	svid, err := a.issue(ctx, agent, r, d)
 	a.Journal.conclude(d, svid, err)
 	return svid, err
 }
 
-func (a *Authority) issue(ctx context.Context, r Request, d *Decision) (ca.SVID, error) {
-	// 1. Who calls: an agent, as the CA knows it, of this cluster, and alive.
-	member, agent, err := a.caller(ctx, r.Caller, r.Cluster)
-	if err != nil {
-		return ca.SVID{}, err
-	}
+func (a *Authority) issue(ctx context.Context, agent *Agent, r Request, d *Decision) (_ ca.SVID, err error) {
+	// 1. Who calls: an agent, as the CA knows it, of this cluster, and alive. Admit has found that out for the whole call.
 
 	// 2. Attest: the workload's own token, made for us, of a pod that lives. An agent's word alone is worth nothing.
-	d.Evidence, err = member.Cluster.Attest(ctx, r.Token, WorkloadAudience)
+	d.Evidence, err = agent.member.Cluster.Attest(ctx, r.Token, WorkloadAudience)
 	if err != nil {
 		return ca.SVID{}, err
 	}
@@ -98,6 +91,10 @@ func (a *Authority) issue(ctx context.Context, r Request, d *Decision) (ca.SVID,
 	if err != nil {
 		return ca.SVID{}, err
 	}
+	if err := a.Orders.beginIssuing(grant.ID); err != nil {
+		return ca.SVID{}, err
+	}
+	defer a.Orders.endIssuing()
 
 	// 5. The CSR: its public key, proven to be held; names it may repeat, not add.
 	key, err := a.requestedKey(r.CSR, grant)
@@ -106,31 +103,27 @@ func (a *Authority) issue(ctx context.Context, r Request, d *Decision) (ca.SVID,
 	}
 
 	// 6. Issue: prepare, lint, record, sign, compare. What is signed comes from the grant.
-	evidence, err := ledgerEvidence(d)
+	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, PublicKey: key, Evidence: ledgerEvidence(d)})
 	if err != nil {
 		return ca.SVID{}, err
 	}
-	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, PublicKey: key, Evidence: evidence})
-	if err != nil {
-		return ca.SVID{}, err
-	}
-	a.Agents.issuedThrough(r.Caller.ID.String(), svid.NotAfter)
+	a.Agents.issuedThrough(agent.caller.ID.String(), svid.NotAfter)
 	return svid, nil
 }
 
 // AttestAgent gives an agent its own SVID, against its own token, every time anew: the node and pod in the token are
 // what later calls under this SVID are held to.
-func (a *Authority) AttestAgent(ctx context.Context, r Request, version string) (ca.SVID, error) {
-	d := a.Journal.begin(eventAttestAgent, r.Door, r.Caller, r.Cluster)
+func (a *Authority) AttestAgent(ctx context.Context, c Caller, cluster, version string, r Request) (ca.SVID, error) {
+	d := a.Journal.begin(eventAttestAgent, r.Door, c, cluster)
 	defer a.Journal.concludePanic(d)
-	svid, err := a.attestAgent(ctx, r, version, d)
+	svid, err := a.attestAgent(ctx, cluster, version, r, d)
 	a.Journal.conclude(d, svid, err)
 	return svid, err
 }
 
-func (a *Authority) attestAgent(ctx context.Context, r Request, version string, d *Decision) (ca.SVID, error) {
+func (a *Authority) attestAgent(ctx context.Context, cluster, version string, r Request, d *Decision) (ca.SVID, error) {
 	// 1. Attest: a token made for agents, of a pod that lives.
-	member, err := a.member(r.Cluster)
+	member, err := a.member(cluster)
 	if err != nil {
 		return ca.SVID{}, err
 	}
@@ -145,79 +138,31 @@ func (a *Authority) attestAgent(ctx context.Context, r Request, version string, 
 	}
 
 	// 3. Grant: the agent's name is its cluster and node; policy has no say in it, an operator's denial has.
-	id, err := AgentID(a.TrustDomain, r.Cluster, d.Evidence.NodeName)
+	d.ID, err = AgentID(a.TrustDomain, cluster, d.Evidence.NodeName)
 	if err != nil {
 		return ca.SVID{}, err
 	}
-	d.ID = id
-	if err := a.Orders.refuses(id); err != nil {
+	grant := ca.Grant{ID: d.ID, TTL: a.AgentTTL}
+	if err := a.Orders.beginIssuing(grant.ID); err != nil {
 		return ca.SVID{}, err
 	}
-	grant := ca.Grant{ID: id, TTL: a.AgentTTL}
+	defer a.Orders.endIssuing()
 
 	// 4. The CSR, the ledger, the signature: as for everyone.
 	key, err := a.requestedKey(r.CSR, grant)
 	if err != nil {
 		return ca.SVID{}, err
 	}
-	evidence, err := ledgerEvidence(d)
-	if err != nil {
-		return ca.SVID{}, err
-	}
-	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, Profile: ca.ProfileAgent, PublicKey: key, Evidence: evidence})
+	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, Profile: ca.ProfileAgent, PublicKey: key, Evidence: ledgerEvidence(d)})
 	if err != nil {
 		return ca.SVID{}, err
 	}
 
 	// 5. Remember: calls under this serial are held to this node and pod.
-	if err := a.Agents.admit(ctx, id, r.Cluster, version, svid, d.Evidence); err != nil {
+	if err := a.Agents.admit(ctx, d.ID, cluster, version, svid, d.Evidence); err != nil {
 		return ca.SVID{}, err
 	}
 	return svid, nil
-}
-
-// AuthenticateAgent admits a caller that must be an agent of this cluster, for calls that issue nothing. A refusal
-// leaves an audit line, unless it will pass: an API server that is away is asked about each agent, again and again.
-func (a *Authority) AuthenticateAgent(ctx context.Context, door string, c Caller, cluster string) error {
-	_, _, err := a.caller(ctx, c, cluster)
-	if err != nil && !refusal.Of(err).Passing() {
-		a.Journal.Refused(eventAgentCall, door, c, cluster, err)
-	}
-	return err
-}
-
-// caller finds out who calls: an agent that is on record, of this cluster, whose pod and node live. No policy can open
-// the CA to workloads without an agent yet, so they are refused here, before anything is spent on them. Alive is asked
-// last: whoever is refused for a passing reason is an agent all the same.
-func (a *Authority) caller(ctx context.Context, c Caller, cluster string) (Member, *ca.AgentInstance, error) {
-	member, err := a.member(cluster)
-	switch {
-	case err != nil:
-		return Member{}, nil, err
-	case c.Untrusted != nil:
-		return Member{}, nil, refusal.New(refusal.CallerUntrusted, "%w", c.Untrusted)
-	case c.ID.IsZero():
-		return Member{}, nil, refusal.New(refusal.AgentRequired, "the call came without an agent's SVID as client certificate, and calls without an agent are not allowed")
-	case !time.Now().Before(c.NotAfter):
-		return Member{}, nil, refusal.New(refusal.AgentExpired, "the SVID %s of %s ended at %s", c.Serial, c.ID, c.NotAfter.UTC().Format(time.RFC3339))
-	}
-	agent, err := a.Agents.instance(ctx, c.ID, c.Serial)
-	if err != nil {
-		return Member{}, nil, err
-	}
-	if agent.cluster != cluster {
-		return Member{}, nil, refusal.New(refusal.ClusterMismatch, "%s attested to cluster %s, the request names %s", c.ID, agent.cluster, cluster)
-	}
-	if err := a.Orders.refuses(c.ID); err != nil {
-		return Member{}, nil, err
-	}
-	if err := member.lists(agent.evidence.Identity); err != nil {
-		return Member{}, nil, err
-	}
-	if err := member.Cluster.Alive(ctx, agent.evidence); err != nil {
-		return Member{}, nil, err
-	}
-	return member, &agent.AgentInstance, nil
 }
 
 func (a *Authority) grant(r Request, d *Decision) (ca.Grant, error) {
@@ -229,9 +174,6 @@ func (a *Authority) grant(r Request, d *Decision) (ca.Grant, error) {
 		return ca.Grant{}, err
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < MinTTL:
 		return ca.Grant{}, refusal.New(refusal.RequestMalformed, "a life of %s was asked for, the shortest is %s", r.TTL, MinTTL).On("ttl")
-	}
-	if err := a.Orders.refuses(verdict.ID); err != nil {
-		return ca.Grant{}, err
 	}
 	grant := ca.Grant{ID: verdict.ID, TTL: verdict.TTL, DNSNames: verdict.DNSNames}
 	if r.TTL > 0 {
@@ -254,32 +196,6 @@ func (a *Authority) requestedKey(der []byte, grant ca.Grant) (crypto.PublicKey, 
 	return csr.PublicKey, nil
 }
 
-func (a *Authority) member(cluster string) (Member, error) {
-	m, ok := a.Clusters[cluster]
-	if !ok {
-		return Member{}, refusal.New(refusal.ClusterUnknown, "the request names cluster %.63q, the CA has %s",
-			cluster, strings.Join(slices.Sorted(maps.Keys(a.Clusters)), ", ")).On("cluster")
-	}
-	return m, nil
-}
-
-// lists reports whether the service account is one of the cluster's agents.
-func (m Member) lists(i attestor.Identity) error {
-	if !slices.Contains(m.Agents, i.Namespace()+"/"+i.ServiceAccount()) {
-		return refusal.New(refusal.AgentNotListed, "%s/%s is not under agents of cluster %s", i.Namespace(), i.ServiceAccount(), i.Cluster()).On("sub")
-	}
-	return nil
-}
-
-// AgentID is the SPIFFE ID of the agent on a node; only this package grants IDs under /meshca/.
-func AgentID(td spiffeid.TrustDomain, cluster, node string) (spiffeid.ID, error) {
-	id, err := spiffeid.FromSegments(td, "meshca", "agent", cluster, node)
-	if err != nil {
-		return spiffeid.ID{}, refusal.New(refusal.IdentityInvalid, "agent of cluster %q on node %q: %w", cluster, node, err)
-	}
-	return id, nil
-}
-
 // LedgerEvidence is what stands in the ledger beside each certificate: what its grant rested on. It holds no secret.
 type LedgerEvidence struct {
 	Method            string `json:"method"`
@@ -297,15 +213,21 @@ type LedgerEvidence struct {
 	Rule              string `json:"rule,omitempty"`
 }
 
-func ledgerEvidence(d *Decision) ([]byte, error) {
+func ledgerEvidence(d *Decision) []byte {
 	e := d.Evidence
-	b, err := json.Marshal(LedgerEvidence{
-		Method: e.Method, Door: d.Door, Cluster: d.Cluster, Namespace: e.Identity.Namespace(), ServiceAccount: e.Identity.ServiceAccount(),
-		ServiceAccountUID: e.ServiceAccountUID, Pod: e.PodName, PodUID: e.PodUID, Node: e.NodeName, NodeUID: e.NodeUID,
-		CredentialID: e.CredentialID, Agent: d.agent(), Rule: d.Rule,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("registration: evidence for the ledger: %w", err)
-	}
-	return b, nil
+	o := newObject(512)
+	o.text("method", e.Method)
+	o.text("door", d.Door)
+	o.text("cluster", d.Cluster)
+	o.text("namespace", e.Identity.Namespace())
+	o.text("serviceAccount", e.Identity.ServiceAccount())
+	o.text("serviceAccountUID", e.ServiceAccountUID)
+	o.text("pod", e.PodName)
+	o.text("podUID", e.PodUID)
+	o.text("node", e.NodeName)
+	o.text("nodeUID", e.NodeUID)
+	o.text("credentialID", e.CredentialID)
+	o.text("agent", d.agent())
+	o.text("rule", d.Rule)
+	return o.end()
 }

@@ -47,6 +47,8 @@ type Orders struct {
 
 	mu       sync.Mutex // serializes changes, so that what is published follows what is stored
 	standing *rotation.Current[*Standing]
+	// issuing is held for reading while something is issued; who denies waits for what began before.
+	issuing sync.RWMutex
 }
 
 // OpenOrders reads the store.
@@ -88,8 +90,21 @@ func (o *Orders) refuses(id spiffeid.ID) error {
 	return refusal.New(refusal.IdentityDenied, "%s was denied at %s by %s: %s", id, d.Since.UTC().Format(time.RFC3339), d.By, why)
 }
 
-// Deny makes the identity get nothing new from here on, and agents drop what they hold of it. Denying again renews the
-// reason and keeps the first moment.
+// beginIssuing refuses a denied identity. Where it does not, endIssuing must follow when the SVID is out or refused:
+// until then Deny does not return, so that what it finds in the ledger then is all that the identity ever got.
+func (o *Orders) beginIssuing(id spiffeid.ID) error {
+	o.issuing.RLock()
+	if err := o.refuses(id); err != nil {
+		o.issuing.RUnlock()
+		return err
+	}
+	return nil
+}
+
+func (o *Orders) endIssuing() { o.issuing.RUnlock() }
+
+// Deny makes the identity get nothing new from when it returns, and agents drop what they hold of it. Denying again
+// renews the reason and keeps the first moment.
 func (o *Orders) Deny(ctx context.Context, d ca.Denial) (ca.Denial, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -105,6 +120,8 @@ func (o *Orders) Deny(ctx context.Context, d ca.Denial) (ca.Denial, error) {
 	next := &Standing{Denials: maps.Clone(now.Denials), Renew: now.Renew}
 	next.Denials[d.ID] = d
 	o.standing.Set(next)
+	o.issuing.Lock()
+	o.issuing.Unlock() //nolint:staticcheck // a barrier: what began before the denial was published has ended
 	return d, nil
 }
 

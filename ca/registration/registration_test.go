@@ -60,23 +60,23 @@ func TestRefusals(t *testing.T) {
 	tests := map[string]struct {
 		rules   string
 		caller  func(*world.World) registration.Caller
-		request func(*world.World, *registration.Request)
+		request func(*world.World, *call)
 		want    refusal.Reason
 	}{
-		"a pod on another node":           {request: func(w *world.World, r *registration.Request) { r.Token = w.Token(elsewhere, "meshca") }, want: refusal.PodNotOnNode},
-		"a node of the same name":         {request: func(w *world.World, r *registration.Request) { r.Token = w.Token(reborn, "meshca") }, want: refusal.PodNotOnNode},
-		"an agent's token for a workload": {request: func(w *world.World, r *registration.Request) { r.Token = w.Token(world.Web, "meshca-agent") }, want: refusal.TokenAudience},
-		"an audience that is a prefix":    {request: func(w *world.World, r *registration.Request) { r.Token = w.Token(world.Web, "meshc") }, want: refusal.TokenAudience},
-		"no token":                        {request: func(_ *world.World, r *registration.Request) { r.Token = attestor.NewToken("") }, want: refusal.TokenMissing},
-		"an agent of another cluster":     {request: func(_ *world.World, r *registration.Request) { r.Cluster = world.Twin }, want: refusal.ClusterMismatch},
-		"an agent whose pod is gone": {request: func(w *world.World, _ *registration.Request) {
+		"a pod on another node":           {request: func(w *world.World, r *call) { r.Token = w.Token(elsewhere, "meshca") }, want: refusal.PodNotOnNode},
+		"a node of the same name":         {request: func(w *world.World, r *call) { r.Token = w.Token(reborn, "meshca") }, want: refusal.PodNotOnNode},
+		"an agent's token for a workload": {request: func(w *world.World, r *call) { r.Token = w.Token(world.Web, "meshca-agent") }, want: refusal.TokenAudience},
+		"an audience that is a prefix":    {request: func(w *world.World, r *call) { r.Token = w.Token(world.Web, "meshc") }, want: refusal.TokenAudience},
+		"no token":                        {request: func(_ *world.World, r *call) { r.Token = attestor.NewToken("") }, want: refusal.TokenMissing},
+		"an agent of another cluster":     {request: func(_ *world.World, r *call) { r.cluster = world.Twin }, want: refusal.ClusterMismatch},
+		"an agent whose pod is gone": {request: func(w *world.World, _ *call) {
 			w.Gone.Store(refusal.New(refusal.PodGone, "it is gone"))
 		}, want: refusal.PodGone},
 		"an agent that is no longer listed": {request: unlist, want: refusal.AgentNotListed},
-		"a cluster name of a megabyte":      {request: func(_ *world.World, r *registration.Request) { r.Cluster = strings.Repeat("x", 1<<20) }, want: refusal.ClusterUnknown},
-		"an unknown cluster":                {request: func(_ *world.World, r *registration.Request) { r.Cluster = "three" }, want: refusal.ClusterUnknown},
-		"a life too short":                  {request: func(_ *world.World, r *registration.Request) { r.TTL = time.Second }, want: refusal.RequestMalformed},
-		"no CSR":                            {request: func(_ *world.World, r *registration.Request) { r.CSR = nil }, want: refusal.CSRMalformed},
+		"a cluster name of a megabyte":      {request: func(_ *world.World, r *call) { r.cluster = strings.Repeat("x", 1<<20) }, want: refusal.ClusterUnknown},
+		"an unknown cluster":                {request: func(_ *world.World, r *call) { r.cluster = "three" }, want: refusal.ClusterUnknown},
+		"a life too short":                  {request: func(_ *world.World, r *call) { r.TTL = time.Second }, want: refusal.RequestMalformed},
+		"no CSR":                            {request: func(_ *world.World, r *call) { r.CSR = nil }, want: refusal.CSRMalformed},
 		"a DNS name that is not granted":    {request: asks(x509.CertificateRequest{DNSNames: []string{"web.shop"}}), want: refusal.CSRAsksMore},
 		"another's URI":                     {request: asks(x509.CertificateRequest{URIs: []*url.URL{{Scheme: "spiffe", Host: "mesh.test", Path: "/ns/shop/sa/db"}}}), want: refusal.CSRAsksMore},
 		"no client certificate":             {caller: func(*world.World) registration.Caller { return registration.Caller{Address: "192.0.2.9:9"} }, want: refusal.AgentRequired},
@@ -104,16 +104,19 @@ func TestRefusals(t *testing.T) {
 			if tt.caller != nil {
 				caller = tt.caller(w)
 			}
-			r := registration.Request{
-				Door: "grpc", Caller: caller, Cluster: "one", Token: w.Token(world.Web, "meshca"), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}),
-			}
+			r := call{cluster: "one", Request: request(w)}
 			if tt.request != nil {
 				tt.request(w, &r)
 			}
 			ledger := ledgerSize(t, w)
-			svid, err := w.RA.Issue(t.Context(), r)
+			agent, err := w.RA.Admit(t.Context(), caller, r.cluster)
+			if err != nil { // as the door does
+				w.Journal.Refused(registration.EventCall, "grpc", caller, r.cluster, err)
+			} else {
+				_, err = w.RA.Issue(t.Context(), agent, r.Request)
+			}
 			if refusal.Of(err) != tt.want {
-				t.Fatalf("got %v (%v), want %s", svid.ID, err, tt.want)
+				t.Fatalf("got %v, want %s", err, tt.want)
 			}
 			if now := ledgerSize(t, w); now != ledger {
 				t.Errorf("the ledger grew by %d entries: something was about to be signed", now-ledger)
@@ -132,18 +135,14 @@ func TestRefusals(t *testing.T) {
 	}
 	t.Run("an agent that is not listed", func(t *testing.T) {
 		w := world.New(t, "")
-		_, err := w.RA.AttestAgent(t.Context(), registration.Request{
-			Door: "grpc", Cluster: "one", Token: w.Token(notAnAgent, "meshca-agent"), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}),
-		}, "")
+		err := attestWith(w, w.Token(notAnAgent, "meshca-agent"))
 		if refusal.Of(err) != refusal.AgentNotListed {
 			t.Fatalf("got %v", err)
 		}
 	})
 	t.Run("a workload's token for an agent", func(t *testing.T) {
 		w := world.New(t, "")
-		_, err := w.RA.AttestAgent(t.Context(), registration.Request{
-			Door: "grpc", Cluster: "one", Token: w.Token(world.Agent, "meshca"), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}),
-		}, "")
+		err := attestWith(w, w.Token(world.Agent, "meshca"))
 		if refusal.Of(err) != refusal.TokenAudience {
 			t.Fatalf("got %v", err)
 		}
@@ -152,11 +151,14 @@ func TestRefusals(t *testing.T) {
 
 func TestTTLIsClampedToTheGrant(t *testing.T) {
 	w := world.New(t, "rules: [{namespaces: [shop], ttl: 1h}]")
-	agent := w.AttestAgent(world.Agent)
+	agent, err := w.RA.Admit(t.Context(), w.AttestAgent(world.Agent), world.Cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for asked, want := range map[time.Duration]time.Duration{0: time.Hour, 9 * time.Hour: time.Hour, time.Minute: time.Minute} {
-		svid, err := w.RA.Issue(t.Context(), registration.Request{
-			Door: "grpc", Caller: agent, Cluster: "one", Token: w.Token(world.Web, "meshca"), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}), TTL: asked,
-		})
+		r := request(w)
+		r.TTL = asked
+		svid, err := w.RA.Issue(t.Context(), agent, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +225,7 @@ func TestAStrangerCannotMakeTheRingForget(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	for range 300 {
-		_, _ = w.RA.Issue(t.Context(), registration.Request{Door: "grpc", Cluster: "one", Token: attestor.NewToken("made.up.token")})
+		_ = attestWith(w, attestor.NewToken("made.up.token"))
 	}
 	if found := w.Journal.Ring().ByPod("shop", "web-1", 5); len(found) != 1 {
 		t.Errorf("300 made-up tokens later the ring has %d decisions about the pod", len(found))
@@ -235,11 +237,13 @@ func TestTheRingKnowsWhyAnAgentWasRefused(t *testing.T) {
 	w := world.New(t, "")
 	agent := w.AttestAgent(world.Agent)
 	agent.Serial = "00"
-	if _, err := w.Issue(agent, world.Web); refusal.Of(err) != refusal.AgentUnknown {
+	_, err := w.Issue(agent, world.Web)
+	if refusal.Of(err) != refusal.AgentUnknown {
 		t.Fatalf("got %v", err)
 	}
+	w.Journal.Refused(registration.EventCall, "grpc", agent, world.Cluster, err)
 	for range 300 {
-		_, _ = w.RA.Issue(t.Context(), registration.Request{Door: "grpc", Cluster: world.Cluster, Token: attestor.NewToken("made.up.token")})
+		_ = attestWith(w, attestor.NewToken("made.up.token"))
 	}
 	found := w.Journal.Ring().ByID(agent.ID.String(), 5)
 	if len(found) == 0 || found[0].Outcome != string(refusal.AgentUnknown) {
@@ -250,9 +254,7 @@ func TestTheRingKnowsWhyAnAgentWasRefused(t *testing.T) {
 func TestADeniedAgentCannotAttestItselfAnew(t *testing.T) {
 	w := world.New(t, "")
 	denied("spiffe://mesh.test/meshca/agent/one/node1")(w, nil)
-	_, err := w.RA.AttestAgent(t.Context(), registration.Request{
-		Door: "grpc", Cluster: world.Cluster, Token: w.Token(world.Agent, "meshca-agent"), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}),
-	}, "")
+	err := attestWith(w, w.Token(world.Agent, "meshca-agent"))
 	if refusal.Of(err) != refusal.IdentityDenied || ledgerSize(t, w) != 0 {
 		t.Fatalf("got %v, %d entries in the ledger", err, ledgerSize(t, w))
 	}
@@ -266,9 +268,7 @@ func TestAnAgentThatCannotBeRecordedGetsNoSVID(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.RA.Agents, store.err = book, errors.New("the disk is full")
-	_, err = w.RA.AttestAgent(t.Context(), registration.Request{
-		Door: "grpc", Cluster: world.Cluster, Token: w.Token(world.Agent, "meshca-agent"), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}),
-	}, "")
+	err = attestWith(w, w.Token(world.Agent, "meshca-agent"))
 	if refusal.Of(err) != refusal.StoreUnavailable {
 		t.Fatalf("got %v", err)
 	}
@@ -287,25 +287,56 @@ func (f *failing) UpdateAgent(ctx context.Context, id string, change func(*ca.Ag
 	return f.AgentStore.UpdateAgent(ctx, id, change)
 }
 
-func TestAuthenticateAgentLeavesALine(t *testing.T) {
+// slowly is an issuer that can be held up.
+type slowly struct {
+	registration.Issuer
+	began, goOn chan struct{}
+}
+
+func (s *slowly) Issue(ctx context.Context, r ca.Request) (ca.SVID, error) {
+	close(s.began)
+	<-s.goOn
+	return s.Issuer.Issue(ctx, r)
+}
+
+// What began before a denial may end in an SVID, but not after the one who denies was told that it stands: then the
+// ledger has all that the identity ever got.
+func TestDenyWaitsForWhatIsBeingIssued(t *testing.T) {
 	w := world.New(t, "")
 	agent := w.AttestAgent(world.Agent)
-	if err := w.RA.AuthenticateAgent(t.Context(), "grpc", agent, world.Cluster); err != nil {
-		t.Fatal(err)
+	slow := &slowly{w.Issuer, make(chan struct{}), make(chan struct{})}
+	w.RA.Issuer = slow
+	issued, denied := make(chan error, 1), make(chan uint64, 1)
+	go func() {
+		_, err := w.Issue(agent, world.Web)
+		issued <- err
+	}()
+	<-slow.began
+	go func() {
+		if _, err := w.RA.Orders.Deny(t.Context(), ca.Denial{ID: "spiffe://mesh.test/ns/shop/sa/web", Since: time.Now()}); err != nil {
+			t.Error(err)
+		}
+		size, err := w.Store.LedgerSize(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		denied <- size
+	}()
+	_, stale := w.RA.Orders.Get()
+	if _, ok := w.RA.Orders.Denial(spiffeid.RequireFromString("spiffe://mesh.test/ns/shop/sa/web")); !ok {
+		<-stale
 	}
-	lines := len(w.Audit.Lines(t))
-	if err := w.RA.AuthenticateAgent(t.Context(), "grpc", agent, world.Twin); refusal.Of(err) != refusal.ClusterMismatch {
-		t.Fatalf("got %v", err)
+	select {
+	case <-denied:
+		t.Error("Deny returned while an SVID of the identity was being made")
+	case <-time.After(50 * time.Millisecond):
 	}
-	if line := w.Audit.Last(t); len(w.Audit.Lines(t)) != lines+1 || line["outcome"] != string(refusal.ClusterMismatch) {
-		t.Errorf("audit line: %v", line)
+	close(slow.goOn)
+	if err := <-issued; err != nil {
+		t.Errorf("what had begun: %v", err)
 	}
-	w.Gone.Store(refusal.New(refusal.KubernetesUnavailable, "away"))
-	if err := w.RA.AuthenticateAgent(t.Context(), "grpc", agent, world.Cluster); refusal.Of(err) != refusal.KubernetesUnavailable {
-		t.Fatalf("got %v", err)
-	}
-	if len(w.Audit.Lines(t)) != lines+1 {
-		t.Error("an outage fills the audit log with each look at each agent")
+	if size := <-denied; size != 2 { // the agent's and this one
+		t.Errorf("the ledger had %d entries when Deny returned, want 2", size)
 	}
 }
 
@@ -338,6 +369,25 @@ func TestAgentsThatAreGoneAreForgotten(t *testing.T) {
 	}
 }
 
+// call is one request of one call.
+type call struct {
+	registration.Request
+	cluster string
+}
+
+// request is a good one for world.Web.
+func request(w *world.World) registration.Request {
+	return registration.Request{Door: "grpc", Token: w.Token(world.Web, "meshca"), CSR: world.CSR(w.T, world.NewKey(w.T), x509.CertificateRequest{})}
+}
+
+// attestWith attests an agent from an address of a stranger.
+func attestWith(w *world.World, token attestor.Token) error {
+	_, err := w.RA.AttestAgent(w.T.Context(), registration.Caller{Address: "192.0.2.9:9"}, world.Cluster, "", registration.Request{
+		Door: "grpc", Token: token, CSR: world.CSR(w.T, world.NewKey(w.T), x509.CertificateRequest{}),
+	})
+	return err
+}
+
 func aWorkload(w *world.World) registration.Caller {
 	svid, err := w.Issue(w.AttestAgent(world.Agent), world.Web)
 	if err != nil {
@@ -347,26 +397,26 @@ func aWorkload(w *world.World) registration.Caller {
 }
 
 // unlist takes the agent's service account off the cluster's list, as a restart with another configuration does.
-func unlist(w *world.World, _ *registration.Request) {
+func unlist(w *world.World, _ *call) {
 	m := w.RA.Clusters[world.Cluster]
 	m.Agents = []string{"meshca/another"}
 	w.RA.Clusters[world.Cluster] = m
 }
 
-func asks(template x509.CertificateRequest) func(*world.World, *registration.Request) {
-	return func(w *world.World, r *registration.Request) { r.CSR = world.CSR(w.T, world.NewKey(w.T), template) }
+func asks(template x509.CertificateRequest) func(*world.World, *call) {
+	return func(w *world.World, r *call) { r.CSR = world.CSR(w.T, world.NewKey(w.T), template) }
 }
 
-func inNamespace(ns string) func(*world.World, *registration.Request) {
-	return func(w *world.World, r *registration.Request) {
+func inNamespace(ns string) func(*world.World, *call) {
+	return func(w *world.World, r *call) {
 		s := world.Web
 		s.Namespace = ns
 		r.Token = w.Token(s, "meshca")
 	}
 }
 
-func denied(id string) func(*world.World, *registration.Request) {
-	return func(w *world.World, _ *registration.Request) {
+func denied(id string) func(*world.World, *call) {
+	return func(w *world.World, _ *call) {
 		if _, err := w.RA.Orders.Deny(context.Background(), ca.Denial{ID: id, Why: "a test", By: "uid 0", Since: time.Now()}); err != nil {
 			w.T.Fatal(err)
 		}
@@ -374,7 +424,7 @@ func denied(id string) func(*world.World, *registration.Request) {
 }
 
 // withOwnKey takes a key that the CA calls its own: made here, so that the CSR's signature holds.
-func withOwnKey(w *world.World, r *registration.Request) {
+func withOwnKey(w *world.World, r *call) {
 	key := world.NewKey(w.T)
 	own := w.RA.IsOwnKey
 	w.RA.IsOwnKey = func(k crypto.PublicKey) bool { return key.PublicKey.Equal(k) || own(k) }

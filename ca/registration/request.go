@@ -34,11 +34,8 @@ type Caller struct {
 // Request asks for one workload's X509-SVID.
 type Request struct {
 	// Door is the API the request came through: "grpc". A bounded metric label.
-	Door   string
-	Caller Caller
-	// Cluster names the cluster that the token is of.
-	Cluster string
-	Token   attestor.Token
+	Door  string
+	Token attestor.Token
 	// CSR is PKCS #10, DER. Only its public key is used.
 	CSR []byte
 	// TTL asks for a shorter life than the grant's; zero or more than the grant is clamped to it.

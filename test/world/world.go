@@ -232,9 +232,9 @@ func CSR(t testing.TB, key crypto.Signer, template x509.CertificateRequest) []by
 // AttestAgent attests an agent and returns it as a caller.
 func (w *World) AttestAgent(s localissuer.Subject) registration.Caller {
 	w.T.Helper()
-	svid, err := w.RA.AttestAgent(w.T.Context(), registration.Request{
-		Door: "grpc", Cluster: Cluster, Token: w.Token(s, registration.AgentAudience), CSR: CSR(w.T, NewKey(w.T), x509.CertificateRequest{}),
-	}, "v1")
+	svid, err := w.RA.AttestAgent(w.T.Context(), registration.Caller{Address: "192.0.2.1:1"}, Cluster, "v1", registration.Request{
+		Door: "grpc", Token: w.Token(s, registration.AgentAudience), CSR: CSR(w.T, NewKey(w.T), x509.CertificateRequest{}),
+	})
 	if err != nil {
 		w.T.Fatal(err)
 	}
@@ -244,7 +244,11 @@ func (w *World) AttestAgent(s localissuer.Subject) registration.Caller {
 // Issue asks for the subject's SVID with its own token and a new key.
 func (w *World) Issue(c registration.Caller, s localissuer.Subject) (ca.SVID, error) {
 	w.T.Helper()
-	return w.RA.Issue(w.T.Context(), registration.Request{
-		Door: "grpc", Caller: c, Cluster: Cluster, Token: w.Token(s, registration.WorkloadAudience), CSR: CSR(w.T, NewKey(w.T), x509.CertificateRequest{}),
+	agent, err := w.RA.Admit(w.T.Context(), c, Cluster)
+	if err != nil {
+		return ca.SVID{}, err
+	}
+	return w.RA.Issue(w.T.Context(), agent, registration.Request{
+		Door: "grpc", Token: w.Token(s, registration.WorkloadAudience), CSR: CSR(w.T, NewKey(w.T), x509.CertificateRequest{}),
 	})
 }

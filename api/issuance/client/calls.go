@@ -29,16 +29,21 @@ func (c *Client) AttestAgent(ctx context.Context, r *meshcav1.AttestAgentRequest
 	return answer, nil
 }
 
-// Issue gets 1 to MaxBatch SVIDs; the answer has as many results as there were requests, in their order.
+// Issue gets 1 to MaxBatch SVIDs; the answer has as many results as there were requests, in their order, and each SVID
+// its whole chain.
 func (c *Client) Issue(ctx context.Context, r *meshcav1.IssueX509SVIDsRequest) (*meshcav1.IssueX509SVIDsResponse, error) {
 	service, _, done := c.use()
 	defer done()
+	r.HeldIntermediates = c.intermediates.digests()
 	answer, err := service.IssueX509SVIDs(ctx, r)
 	if err != nil {
 		return nil, c.explain(err)
 	}
 	if got, want := len(answer.GetResults()), len(r.GetRequests()); got != want {
 		return nil, refusal.New(refusal.Internal, "the CA answered %d of %d requests", got, want)
+	}
+	if err := c.intermediates.complete(answer); err != nil {
+		return nil, err
 	}
 	return answer, nil
 }

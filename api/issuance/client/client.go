@@ -51,6 +51,8 @@ type Config struct {
 type Client struct {
 	config Config
 	creds  *handshakes
+	// intermediates are those of earlier answers, which the CA then need not send again.
+	intermediates intermediates
 
 	mu     sync.Mutex
 	link   *link // what new calls use

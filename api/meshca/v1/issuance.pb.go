@@ -162,9 +162,11 @@ type IssueX509SVIDsRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// 1 to 500.
-	Requests      []*X509SVIDRequest `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Requests []*X509SVIDRequest `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
+	// SHA-256 of the DER of intermediates that the caller has from earlier answers, at most 8: the answer leaves them out.
+	HeldIntermediates [][]byte `protobuf:"bytes,3,rep,name=held_intermediates,json=heldIntermediates,proto3" json:"held_intermediates,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *IssueX509SVIDsRequest) Reset() {
@@ -207,6 +209,13 @@ func (x *IssueX509SVIDsRequest) GetCluster() string {
 func (x *IssueX509SVIDsRequest) GetRequests() []*X509SVIDRequest {
 	if x != nil {
 		return x.Requests
+	}
+	return nil
+}
+
+func (x *IssueX509SVIDsRequest) GetHeldIntermediates() [][]byte {
+	if x != nil {
+		return x.HeldIntermediates
 	}
 	return nil
 }
@@ -277,8 +286,10 @@ func (x *X509SVIDRequest) GetTtl() *durationpb.Duration {
 type IssueX509SVIDsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As many as requests, in their order.
-	Results       []*X509SVIDResult      `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
-	ServerTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	Results    []*X509SVIDResult      `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	ServerTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	// The intermediates of these SVIDs, DER, each once, without those that the request named as held.
+	Intermediates [][]byte `protobuf:"bytes,3,rep,name=intermediates,proto3" json:"intermediates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -323,6 +334,13 @@ func (x *IssueX509SVIDsResponse) GetResults() []*X509SVIDResult {
 func (x *IssueX509SVIDsResponse) GetServerTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ServerTime
+	}
+	return nil
+}
+
+func (x *IssueX509SVIDsResponse) GetIntermediates() [][]byte {
+	if x != nil {
+		return x.Intermediates
 	}
 	return nil
 }
@@ -412,12 +430,14 @@ func (*X509SVIDResult_Refusal) isX509SVIDResult_Result() {}
 type X509SVID struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	// DER, leaf first, then intermediates; never a root.
+	// DER, leaf first, then intermediates; never a root. In an IssueX509SVIDsResponse the leaf alone: see intermediates.
 	Chain [][]byte `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`
 	// Life T: from the moment of issue to NotAfter. The schedule's measure.
 	Life *durationpb.Duration `protobuf:"bytes,3,opt,name=life,proto3" json:"life,omitempty"`
 	// What is left of it at the CA's clock as the answer leaves; run it down on a monotonic clock.
-	Remaining     *durationpb.Duration `protobuf:"bytes,4,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	Remaining *durationpb.Duration `protobuf:"bytes,4,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// SHA-256 of the intermediates that complete the chain, in its order; set in an IssueX509SVIDsResponse alone.
+	Intermediates [][]byte `protobuf:"bytes,5,rep,name=intermediates,proto3" json:"intermediates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,6 +496,13 @@ func (x *X509SVID) GetLife() *durationpb.Duration {
 func (x *X509SVID) GetRemaining() *durationpb.Duration {
 	if x != nil {
 		return x.Remaining
+	}
+	return nil
+}
+
+func (x *X509SVID) GetIntermediates() [][]byte {
+	if x != nil {
+		return x.Intermediates
 	}
 	return nil
 }
@@ -889,27 +916,30 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\x04svid\x18\x01 \x01(\v2\x13.meshca.v1.X509SVIDR\x04svid\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\fR\x06bundle\x12;\n" +
 	"\vserver_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"serverTime\"i\n" +
+	"serverTime\"\x98\x01\n" +
 	"\x15IssueX509SVIDsRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x126\n" +
-	"\brequests\x18\x02 \x03(\v2\x1a.meshca.v1.X509SVIDRequestR\brequests\"k\n" +
+	"\brequests\x18\x02 \x03(\v2\x1a.meshca.v1.X509SVIDRequestR\brequests\x12-\n" +
+	"\x12held_intermediates\x18\x03 \x03(\fR\x11heldIntermediates\"k\n" +
 	"\x0fX509SVIDRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x19\n" +
 	"\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05token\x12+\n" +
-	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\x8a\x01\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xb0\x01\n" +
 	"\x16IssueX509SVIDsResponse\x123\n" +
 	"\aresults\x18\x01 \x03(\v2\x19.meshca.v1.X509SVIDResultR\aresults\x12;\n" +
 	"\vserver_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"serverTime\"u\n" +
+	"serverTime\x12$\n" +
+	"\rintermediates\x18\x03 \x03(\fR\rintermediates\"u\n" +
 	"\x0eX509SVIDResult\x12)\n" +
 	"\x04svid\x18\x01 \x01(\v2\x13.meshca.v1.X509SVIDH\x00R\x04svid\x12.\n" +
 	"\arefusal\x18\x02 \x01(\v2\x12.meshca.v1.RefusalH\x00R\arefusalB\b\n" +
-	"\x06result\"\xa5\x01\n" +
+	"\x06result\"\xcb\x01\n" +
 	"\bX509SVID\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x12-\n" +
 	"\x04life\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04life\x127\n" +
-	"\tremaining\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tremaining\"\x8b\x01\n" +
+	"\tremaining\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tremaining\x12$\n" +
+	"\rintermediates\x18\x05 \x03(\fR\rintermediates\"\x8b\x01\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
