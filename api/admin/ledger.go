@@ -35,7 +35,7 @@ func (s *Server) ListSVIDs(r *meshcav1.ListSVIDsRequest, stream grpc.ServerStrea
 	case r.GetLimit() > 0:
 		limit = int(r.GetLimit())
 	}
-	fits, err := newFilter(r)
+	fits, err := s.newFilter(r)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,12 @@ type filter struct {
 	serial string
 }
 
-func newFilter(r *meshcav1.ListSVIDsRequest) (filter, error) {
+func (s *Server) newFilter(r *meshcav1.ListSVIDsRequest) (filter, error) {
+	if r.GetSpiffeId() != "" {
+		if _, err := s.parseID(r.GetSpiffeId()); err != nil {
+			return filter{}, err
+		}
+	}
 	// openssl prints serials in upper case and with colons.
 	serial := strings.ToLower(strings.ReplaceAll(r.GetSerial(), ":", ""))
 	if _, err := hex.DecodeString(serial); err != nil {

@@ -41,7 +41,7 @@ func (s *Server) DenySVID(ctx context.Context, r *meshcav1.DenySVIDRequest) (*me
 	if err != nil {
 		return nil, err
 	}
-	answer := &meshcav1.DenySVIDResponse{Denial: encodeDenial(denial)}
+	answer := &meshcav1.DenySVIDResponse{Denial: encodeDenial(denial), AgentsConnected: s.connected()}
 	var last time.Time
 	err = s.scan(ctx, false, func(e ca.LedgerEntry) bool {
 		if e.ID == denial.ID {
@@ -105,12 +105,13 @@ func (s *Server) RenewSVIDs(ctx context.Context, r *meshcav1.RenewSVIDsRequest) 
 	if err != nil {
 		return nil, err
 	}
-	connected := s.c.Connected()
 	return &meshcav1.RenewSVIDsResponse{
 		Order:           &meshcav1.RenewOrder{SpiffeId: order.ID, IssuedBefore: timestamppb.New(now), Spread: r.GetSpread()},
-		AgentsConnected: uint32(min(max(connected, 0), 1<<31)),
+		AgentsConnected: s.connected(),
 	}, nil
 }
+
+func (s *Server) connected() uint32 { return uint32(min(max(s.c.Connected(), 0), 1<<31)) }
 
 // audit leaves a line also for what failed: an order that was stored may have failed on its way back.
 func (s *Server) audit(ctx context.Context, verb, by string, err error, attrs ...slog.Attr) {

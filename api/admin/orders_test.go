@@ -35,6 +35,9 @@ func TestDenyAllow(t *testing.T) {
 	if left := time.Until(got.GetLastNotAfter().AsTime()); got.GetLiveSvids() != 2 || left < 115*time.Minute || left > 2*time.Hour {
 		t.Errorf("%d live until %s, want 2 for two hours", got.GetLiveSvids(), left)
 	}
+	if got.GetAgentsConnected() != 3 {
+		t.Errorf("%d agents have the word, want all 3 that are connected", got.GetAgentsConnected())
+	}
 	list, err := f.CA.ListDenials(t.Context(), &meshcav1.ListDenialsRequest{})
 	if err != nil || len(list.GetDenials()) != 1 || list.GetDenials()[0].GetSpiffeId() != id {
 		t.Errorf("denials %v, %v", list, err)

@@ -257,7 +257,7 @@ var table = map[Reason]entry{
 		"Make a key of the workload's own. Whoever sent this holds the CA's public key only, or its private key: find out which."},
 	RequestMalformed: {codes.InvalidArgument,
 		"The request lacks something or holds something that cannot be.",
-		"The detail names the field."},
+		"The detail says what is wrong: write that anew if you typed it. If a program sent it, compare the versions of the two sides: `certctl status` shows them."},
 	BatchTooLarge: {codes.InvalidArgument,
 		"The call holds more than 500 requests.",
 		"Split it."},

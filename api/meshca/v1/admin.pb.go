@@ -133,6 +133,8 @@ type GetStatusResponse struct {
 	Store   string `protobuf:"bytes,14,opt,name=store,proto3" json:"store,omitempty"`
 	// Entries in the ledger.
 	LedgerEntries uint64 `protobuf:"varint,15,opt,name=ledger_entries,json=ledgerEntries,proto3" json:"ledger_entries,omitempty"`
+	// The life of an SVID by default and at most.
+	MaxSvidTtl    *durationpb.Duration `protobuf:"bytes,16,opt,name=max_svid_ttl,json=maxSvidTtl,proto3" json:"max_svid_ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -272,6 +274,13 @@ func (x *GetStatusResponse) GetLedgerEntries() uint64 {
 	return 0
 }
 
+func (x *GetStatusResponse) GetMaxSvidTtl() *durationpb.Duration {
+	if x != nil {
+		return x.MaxSvidTtl
+	}
+	return nil
+}
+
 // AuthorityStatus is a root of the bundle or an intermediate that signs.
 type AuthorityStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -406,10 +415,12 @@ type ClusterStatus struct {
 	// Key ids that verify tokens (jwks).
 	KeyIds []string `protobuf:"bytes,6,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
 	// The API server's clock minus the CA's, when measured.
-	ClockSkew     *durationpb.Duration `protobuf:"bytes,7,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
-	Issuer        string               `protobuf:"bytes,8,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ClockSkew *durationpb.Duration `protobuf:"bytes,7,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
+	Issuer    string               `protobuf:"bytes,8,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// A namespace and service account of this cluster is the same workload as its namesakes in clusters that say so too.
+	SameNamespaces bool `protobuf:"varint,9,opt,name=same_namespaces,json=sameNamespaces,proto3" json:"same_namespaces,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ClusterStatus) Reset() {
@@ -496,6 +507,13 @@ func (x *ClusterStatus) GetIssuer() string {
 		return x.Issuer
 	}
 	return ""
+}
+
+func (x *ClusterStatus) GetSameNamespaces() bool {
+	if x != nil {
+		return x.SameNamespaces
+	}
+	return false
 }
 
 type PolicyStatus struct {
@@ -1394,7 +1412,9 @@ type TestPolicyResponse struct {
 	Rules []*RuleReading `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`
 	Grant *Grant         `protobuf:"bytes,5,opt,name=grant,proto3" json:"grant,omitempty"`
 	// Set instead of grant.
-	Refusal       *Refusal `protobuf:"bytes,6,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Refusal *Refusal `protobuf:"bytes,6,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	// Set where certctl read the rules of a file: what it took them to be for.
+	Assumptions   *PolicyAssumptions `protobuf:"bytes,7,opt,name=assumptions,proto3" json:"assumptions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1471,6 +1491,85 @@ func (x *TestPolicyResponse) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *TestPolicyResponse) GetAssumptions() *PolicyAssumptions {
+	if x != nil {
+		return x.Assumptions
+	}
+	return nil
+}
+
+// PolicyAssumptions are what the reading of a policy depends on beside its rules.
+type PolicyAssumptions struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// The longest life, which rules without one grant.
+	MaxTtl *durationpb.Duration `protobuf:"bytes,2,opt,name=max_ttl,json=maxTtl,proto3" json:"max_ttl,omitempty"`
+	// All clusters whose identities must not collide.
+	Clusters []string `protobuf:"bytes,3,rep,name=clusters,proto3" json:"clusters,omitempty"`
+	// The CA said so; otherwise flags did, or nobody.
+	FromCa        bool `protobuf:"varint,4,opt,name=from_ca,json=fromCa,proto3" json:"from_ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyAssumptions) Reset() {
+	*x = PolicyAssumptions{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyAssumptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyAssumptions) ProtoMessage() {}
+
+func (x *PolicyAssumptions) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyAssumptions.ProtoReflect.Descriptor instead.
+func (*PolicyAssumptions) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PolicyAssumptions) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *PolicyAssumptions) GetMaxTtl() *durationpb.Duration {
+	if x != nil {
+		return x.MaxTtl
+	}
+	return nil
+}
+
+func (x *PolicyAssumptions) GetClusters() []string {
+	if x != nil {
+		return x.Clusters
+	}
+	return nil
+}
+
+func (x *PolicyAssumptions) GetFromCa() bool {
+	if x != nil {
+		return x.FromCa
+	}
+	return false
+}
+
 type RuleReading struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counted from 1.
@@ -1484,7 +1583,7 @@ type RuleReading struct {
 
 func (x *RuleReading) Reset() {
 	*x = RuleReading{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	mi := &file_meshca_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1595,7 @@ func (x *RuleReading) String() string {
 func (*RuleReading) ProtoMessage() {}
 
 func (x *RuleReading) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	mi := &file_meshca_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1608,7 @@ func (x *RuleReading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleReading.ProtoReflect.Descriptor instead.
 func (*RuleReading) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RuleReading) GetNumber() uint32 {
@@ -1552,7 +1651,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	mi := &file_meshca_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1663,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	mi := &file_meshca_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1676,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Grant) GetSpiffeId() string {
@@ -1623,7 +1722,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[19]
+	mi := &file_meshca_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1734,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[19]
+	mi := &file_meshca_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1747,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExplainRequest) GetAbout() isExplainRequest_About {
@@ -1709,7 +1808,7 @@ type PodName struct {
 
 func (x *PodName) Reset() {
 	*x = PodName{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[20]
+	mi := &file_meshca_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1820,7 @@ func (x *PodName) String() string {
 func (*PodName) ProtoMessage() {}
 
 func (x *PodName) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[20]
+	mi := &file_meshca_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1833,7 @@ func (x *PodName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodName.ProtoReflect.Descriptor instead.
 func (*PodName) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PodName) GetNamespace() string {
@@ -1764,7 +1863,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[21]
+	mi := &file_meshca_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1875,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[21]
+	mi := &file_meshca_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1888,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExplainResponse) GetDecisions() []*Decision {
@@ -1839,7 +1938,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[22]
+	mi := &file_meshca_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +1950,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[22]
+	mi := &file_meshca_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +1963,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Decision) GetTime() *timestamppb.Timestamp {
@@ -1962,7 +2061,7 @@ type DenySVIDRequest struct {
 
 func (x *DenySVIDRequest) Reset() {
 	*x = DenySVIDRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[23]
+	mi := &file_meshca_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2073,7 @@ func (x *DenySVIDRequest) String() string {
 func (*DenySVIDRequest) ProtoMessage() {}
 
 func (x *DenySVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[23]
+	mi := &file_meshca_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2086,7 @@ func (x *DenySVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenySVIDRequest.ProtoReflect.Descriptor instead.
 func (*DenySVIDRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DenySVIDRequest) GetSpiffeId() string {
@@ -2010,14 +2109,16 @@ type DenySVIDResponse struct {
 	// SVIDs of this identity that have not ended.
 	LiveSvids uint32 `protobuf:"varint,2,opt,name=live_svids,json=liveSvids,proto3" json:"live_svids,omitempty"`
 	// When the last of them ends; unset when there is none.
-	LastNotAfter  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_not_after,json=lastNotAfter,proto3" json:"last_not_after,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LastNotAfter *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_not_after,json=lastNotAfter,proto3" json:"last_not_after,omitempty"`
+	// Agents with an open Sync stream, which have it now.
+	AgentsConnected uint32 `protobuf:"varint,4,opt,name=agents_connected,json=agentsConnected,proto3" json:"agents_connected,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DenySVIDResponse) Reset() {
 	*x = DenySVIDResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[24]
+	mi := &file_meshca_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2130,7 @@ func (x *DenySVIDResponse) String() string {
 func (*DenySVIDResponse) ProtoMessage() {}
 
 func (x *DenySVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[24]
+	mi := &file_meshca_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2143,7 @@ func (x *DenySVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenySVIDResponse.ProtoReflect.Descriptor instead.
 func (*DenySVIDResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DenySVIDResponse) GetDenial() *Denial {
@@ -2066,6 +2167,13 @@ func (x *DenySVIDResponse) GetLastNotAfter() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *DenySVIDResponse) GetAgentsConnected() uint32 {
+	if x != nil {
+		return x.AgentsConnected
+	}
+	return 0
+}
+
 type Denial struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
@@ -2079,7 +2187,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[25]
+	mi := &file_meshca_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2199,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[25]
+	mi := &file_meshca_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2212,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Denial) GetSpiffeId() string {
@@ -2144,7 +2252,7 @@ type AllowSVIDRequest struct {
 
 func (x *AllowSVIDRequest) Reset() {
 	*x = AllowSVIDRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[26]
+	mi := &file_meshca_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +2264,7 @@ func (x *AllowSVIDRequest) String() string {
 func (*AllowSVIDRequest) ProtoMessage() {}
 
 func (x *AllowSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[26]
+	mi := &file_meshca_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +2277,7 @@ func (x *AllowSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowSVIDRequest.ProtoReflect.Descriptor instead.
 func (*AllowSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AllowSVIDRequest) GetSpiffeId() string {
@@ -2189,7 +2297,7 @@ type AllowSVIDResponse struct {
 
 func (x *AllowSVIDResponse) Reset() {
 	*x = AllowSVIDResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[27]
+	mi := &file_meshca_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2309,7 @@ func (x *AllowSVIDResponse) String() string {
 func (*AllowSVIDResponse) ProtoMessage() {}
 
 func (x *AllowSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[27]
+	mi := &file_meshca_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2322,7 @@ func (x *AllowSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowSVIDResponse.ProtoReflect.Descriptor instead.
 func (*AllowSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AllowSVIDResponse) GetWasDenied() bool {
@@ -2232,7 +2340,7 @@ type ListDenialsRequest struct {
 
 func (x *ListDenialsRequest) Reset() {
 	*x = ListDenialsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[28]
+	mi := &file_meshca_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2352,7 @@ func (x *ListDenialsRequest) String() string {
 func (*ListDenialsRequest) ProtoMessage() {}
 
 func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[28]
+	mi := &file_meshca_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2365,7 @@ func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDenialsRequest.ProtoReflect.Descriptor instead.
 func (*ListDenialsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 type ListDenialsResponse struct {
@@ -2269,7 +2377,7 @@ type ListDenialsResponse struct {
 
 func (x *ListDenialsResponse) Reset() {
 	*x = ListDenialsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[29]
+	mi := &file_meshca_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2389,7 @@ func (x *ListDenialsResponse) String() string {
 func (*ListDenialsResponse) ProtoMessage() {}
 
 func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[29]
+	mi := &file_meshca_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2402,7 @@ func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDenialsResponse.ProtoReflect.Descriptor instead.
 func (*ListDenialsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListDenialsResponse) GetDenials() []*Denial {
@@ -2315,7 +2423,7 @@ type RenewSVIDsRequest struct {
 
 func (x *RenewSVIDsRequest) Reset() {
 	*x = RenewSVIDsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[30]
+	mi := &file_meshca_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2327,7 +2435,7 @@ func (x *RenewSVIDsRequest) String() string {
 func (*RenewSVIDsRequest) ProtoMessage() {}
 
 func (x *RenewSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[30]
+	mi := &file_meshca_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2340,7 +2448,7 @@ func (x *RenewSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*RenewSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RenewSVIDsRequest) GetSpiffeId() string {
@@ -2368,7 +2476,7 @@ type RenewSVIDsResponse struct {
 
 func (x *RenewSVIDsResponse) Reset() {
 	*x = RenewSVIDsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[31]
+	mi := &file_meshca_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2488,7 @@ func (x *RenewSVIDsResponse) String() string {
 func (*RenewSVIDsResponse) ProtoMessage() {}
 
 func (x *RenewSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[31]
+	mi := &file_meshca_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2501,7 @@ func (x *RenewSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*RenewSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RenewSVIDsResponse) GetOrder() *RenewOrder {
@@ -2418,7 +2526,7 @@ type GetAgentStatusRequest struct {
 
 func (x *GetAgentStatusRequest) Reset() {
 	*x = GetAgentStatusRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[32]
+	mi := &file_meshca_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2538,7 @@ func (x *GetAgentStatusRequest) String() string {
 func (*GetAgentStatusRequest) ProtoMessage() {}
 
 func (x *GetAgentStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[32]
+	mi := &file_meshca_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2551,7 @@ func (x *GetAgentStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentStatusRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 type GetAgentStatusResponse struct {
@@ -2471,7 +2579,7 @@ type GetAgentStatusResponse struct {
 
 func (x *GetAgentStatusResponse) Reset() {
 	*x = GetAgentStatusResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[33]
+	mi := &file_meshca_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2591,7 @@ func (x *GetAgentStatusResponse) String() string {
 func (*GetAgentStatusResponse) ProtoMessage() {}
 
 func (x *GetAgentStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[33]
+	mi := &file_meshca_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2604,7 @@ func (x *GetAgentStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentStatusResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetAgentStatusResponse) GetVersion() string {
@@ -2622,7 +2730,7 @@ type HeldSVID struct {
 
 func (x *HeldSVID) Reset() {
 	*x = HeldSVID{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	mi := &file_meshca_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2742,7 @@ func (x *HeldSVID) String() string {
 func (*HeldSVID) ProtoMessage() {}
 
 func (x *HeldSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	mi := &file_meshca_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2755,7 @@ func (x *HeldSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldSVID.ProtoReflect.Descriptor instead.
 func (*HeldSVID) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *HeldSVID) GetSpiffeId() string {
@@ -2741,7 +2849,7 @@ type WorkloadStatus struct {
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	mi := &file_meshca_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2753,7 +2861,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	mi := &file_meshca_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2766,7 +2874,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WorkloadStatus) GetSocket() string {
@@ -2868,7 +2976,7 @@ type CheckAgentRequest struct {
 
 func (x *CheckAgentRequest) Reset() {
 	*x = CheckAgentRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	mi := &file_meshca_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +2988,7 @@ func (x *CheckAgentRequest) String() string {
 func (*CheckAgentRequest) ProtoMessage() {}
 
 func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	mi := &file_meshca_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +3001,7 @@ func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentRequest.ProtoReflect.Descriptor instead.
 func (*CheckAgentRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 type CheckAgentResponse struct {
@@ -2905,7 +3013,7 @@ type CheckAgentResponse struct {
 
 func (x *CheckAgentResponse) Reset() {
 	*x = CheckAgentResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	mi := &file_meshca_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2917,7 +3025,7 @@ func (x *CheckAgentResponse) String() string {
 func (*CheckAgentResponse) ProtoMessage() {}
 
 func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	mi := &file_meshca_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +3038,7 @@ func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentResponse.ProtoReflect.Descriptor instead.
 func (*CheckAgentResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CheckAgentResponse) GetFindings() []*Finding {
@@ -2948,7 +3056,7 @@ type GetAgentBundleRequest struct {
 
 func (x *GetAgentBundleRequest) Reset() {
 	*x = GetAgentBundleRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	mi := &file_meshca_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3068,7 @@ func (x *GetAgentBundleRequest) String() string {
 func (*GetAgentBundleRequest) ProtoMessage() {}
 
 func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	mi := &file_meshca_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3081,7 @@ func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type GetAgentBundleResponse struct {
@@ -2985,7 +3093,7 @@ type GetAgentBundleResponse struct {
 
 func (x *GetAgentBundleResponse) Reset() {
 	*x = GetAgentBundleResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[39]
+	mi := &file_meshca_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3105,7 @@ func (x *GetAgentBundleResponse) String() string {
 func (*GetAgentBundleResponse) ProtoMessage() {}
 
 func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[39]
+	mi := &file_meshca_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3118,7 @@ func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetAgentBundleResponse) GetBundle() []byte {
@@ -3025,7 +3133,7 @@ var File_meshca_v1_admin_proto protoreflect.FileDescriptor
 const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x15meshca/v1/admin.proto\x12\tmeshca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18meshca/v1/issuance.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xe6\x04\n" +
+	"\x10GetStatusRequest\"\xa3\x05\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x129\n" +
@@ -3044,7 +3152,9 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x06issued\x18\f \x01(\x04R\x06issued\x12\x18\n" +
 	"\arefused\x18\r \x01(\x04R\arefused\x12\x14\n" +
 	"\x05store\x18\x0e \x01(\tR\x05store\x12%\n" +
-	"\x0eledger_entries\x18\x0f \x01(\x04R\rledgerEntries\"\xf0\x02\n" +
+	"\x0eledger_entries\x18\x0f \x01(\x04R\rledgerEntries\x12;\n" +
+	"\fmax_svid_ttl\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"maxSvidTtl\"\xf0\x02\n" +
 	"\x0fAuthorityStatus\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
@@ -3058,7 +3168,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\t \x01(\tR\tlastError\x12 \n" +
 	"\vfingerprint\x18\n" +
-	" \x01(\tR\vfingerprint\"\xf7\x01\n" +
+	" \x01(\tR\vfingerprint\"\xa0\x02\n" +
 	"\rClusterStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x1a\n" +
@@ -3069,7 +3179,8 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\akey_ids\x18\x06 \x03(\tR\x06keyIds\x128\n" +
 	"\n" +
 	"clock_skew\x18\a \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x12\x16\n" +
-	"\x06issuer\x18\b \x01(\tR\x06issuer\"\x90\x01\n" +
+	"\x06issuer\x18\b \x01(\tR\x06issuer\x12'\n" +
+	"\x0fsame_namespaces\x18\t \x01(\bR\x0esameNamespaces\"\x90\x01\n" +
 	"\fPolicyStatus\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x14\n" +
 	"\x05rules\x18\x02 \x01(\rR\x05rules\x127\n" +
@@ -3145,14 +3256,20 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
 	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccount\x12\x19\n" +
-	"\x05token\x18\x04 \x01(\tB\x03\x80\x01\x01R\x05token\"\xf9\x01\n" +
+	"\x05token\x18\x04 \x01(\tB\x03\x80\x01\x01R\x05token\"\xb9\x02\n" +
 	"\x12TestPolicyResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
 	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccount\x12,\n" +
 	"\x05rules\x18\x04 \x03(\v2\x16.meshca.v1.RuleReadingR\x05rules\x12&\n" +
 	"\x05grant\x18\x05 \x01(\v2\x10.meshca.v1.GrantR\x05grant\x12,\n" +
-	"\arefusal\x18\x06 \x01(\v2\x12.meshca.v1.RefusalR\arefusal\"e\n" +
+	"\arefusal\x18\x06 \x01(\v2\x12.meshca.v1.RefusalR\arefusal\x12>\n" +
+	"\vassumptions\x18\a \x01(\v2\x1c.meshca.v1.PolicyAssumptionsR\vassumptions\"\x9f\x01\n" +
+	"\x11PolicyAssumptions\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x122\n" +
+	"\amax_ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06maxTtl\x12\x1a\n" +
+	"\bclusters\x18\x03 \x03(\tR\bclusters\x12\x17\n" +
+	"\afrom_ca\x18\x04 \x01(\bR\x06fromCa\"e\n" +
 	"\vRuleReading\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3191,12 +3308,13 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x04hint\x18\f \x01(\tR\x04hint\"@\n" +
 	"\x0fDenySVIDRequest\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x10\n" +
-	"\x03why\x18\x02 \x01(\tR\x03why\"\x9e\x01\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"\xc9\x01\n" +
 	"\x10DenySVIDResponse\x12)\n" +
 	"\x06denial\x18\x01 \x01(\v2\x11.meshca.v1.DenialR\x06denial\x12\x1d\n" +
 	"\n" +
 	"live_svids\x18\x02 \x01(\rR\tliveSvids\x12@\n" +
-	"\x0elast_not_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\flastNotAfter\"y\n" +
+	"\x0elast_not_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\flastNotAfter\x12)\n" +
+	"\x10agents_connected\x18\x04 \x01(\rR\x0fagentsConnected\"y\n" +
 	"\x06Denial\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x120\n" +
@@ -3302,7 +3420,7 @@ func file_meshca_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_meshca_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_meshca_v1_admin_proto_goTypes = []any{
 	(Finding_Level)(0),             // 0: meshca.v1.Finding.Level
 	(*GetStatusRequest)(nil),       // 1: meshca.v1.GetStatusRequest
@@ -3322,116 +3440,120 @@ var file_meshca_v1_admin_proto_goTypes = []any{
 	(*GetBundleResponse)(nil),      // 15: meshca.v1.GetBundleResponse
 	(*TestPolicyRequest)(nil),      // 16: meshca.v1.TestPolicyRequest
 	(*TestPolicyResponse)(nil),     // 17: meshca.v1.TestPolicyResponse
-	(*RuleReading)(nil),            // 18: meshca.v1.RuleReading
-	(*Grant)(nil),                  // 19: meshca.v1.Grant
-	(*ExplainRequest)(nil),         // 20: meshca.v1.ExplainRequest
-	(*PodName)(nil),                // 21: meshca.v1.PodName
-	(*ExplainResponse)(nil),        // 22: meshca.v1.ExplainResponse
-	(*Decision)(nil),               // 23: meshca.v1.Decision
-	(*DenySVIDRequest)(nil),        // 24: meshca.v1.DenySVIDRequest
-	(*DenySVIDResponse)(nil),       // 25: meshca.v1.DenySVIDResponse
-	(*Denial)(nil),                 // 26: meshca.v1.Denial
-	(*AllowSVIDRequest)(nil),       // 27: meshca.v1.AllowSVIDRequest
-	(*AllowSVIDResponse)(nil),      // 28: meshca.v1.AllowSVIDResponse
-	(*ListDenialsRequest)(nil),     // 29: meshca.v1.ListDenialsRequest
-	(*ListDenialsResponse)(nil),    // 30: meshca.v1.ListDenialsResponse
-	(*RenewSVIDsRequest)(nil),      // 31: meshca.v1.RenewSVIDsRequest
-	(*RenewSVIDsResponse)(nil),     // 32: meshca.v1.RenewSVIDsResponse
-	(*GetAgentStatusRequest)(nil),  // 33: meshca.v1.GetAgentStatusRequest
-	(*GetAgentStatusResponse)(nil), // 34: meshca.v1.GetAgentStatusResponse
-	(*HeldSVID)(nil),               // 35: meshca.v1.HeldSVID
-	(*WorkloadStatus)(nil),         // 36: meshca.v1.WorkloadStatus
-	(*CheckAgentRequest)(nil),      // 37: meshca.v1.CheckAgentRequest
-	(*CheckAgentResponse)(nil),     // 38: meshca.v1.CheckAgentResponse
-	(*GetAgentBundleRequest)(nil),  // 39: meshca.v1.GetAgentBundleRequest
-	(*GetAgentBundleResponse)(nil), // 40: meshca.v1.GetAgentBundleResponse
-	(*timestamppb.Timestamp)(nil),  // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 42: google.protobuf.Duration
-	(*Refusal)(nil),                // 43: meshca.v1.Refusal
-	(*RenewOrder)(nil),             // 44: meshca.v1.RenewOrder
+	(*PolicyAssumptions)(nil),      // 18: meshca.v1.PolicyAssumptions
+	(*RuleReading)(nil),            // 19: meshca.v1.RuleReading
+	(*Grant)(nil),                  // 20: meshca.v1.Grant
+	(*ExplainRequest)(nil),         // 21: meshca.v1.ExplainRequest
+	(*PodName)(nil),                // 22: meshca.v1.PodName
+	(*ExplainResponse)(nil),        // 23: meshca.v1.ExplainResponse
+	(*Decision)(nil),               // 24: meshca.v1.Decision
+	(*DenySVIDRequest)(nil),        // 25: meshca.v1.DenySVIDRequest
+	(*DenySVIDResponse)(nil),       // 26: meshca.v1.DenySVIDResponse
+	(*Denial)(nil),                 // 27: meshca.v1.Denial
+	(*AllowSVIDRequest)(nil),       // 28: meshca.v1.AllowSVIDRequest
+	(*AllowSVIDResponse)(nil),      // 29: meshca.v1.AllowSVIDResponse
+	(*ListDenialsRequest)(nil),     // 30: meshca.v1.ListDenialsRequest
+	(*ListDenialsResponse)(nil),    // 31: meshca.v1.ListDenialsResponse
+	(*RenewSVIDsRequest)(nil),      // 32: meshca.v1.RenewSVIDsRequest
+	(*RenewSVIDsResponse)(nil),     // 33: meshca.v1.RenewSVIDsResponse
+	(*GetAgentStatusRequest)(nil),  // 34: meshca.v1.GetAgentStatusRequest
+	(*GetAgentStatusResponse)(nil), // 35: meshca.v1.GetAgentStatusResponse
+	(*HeldSVID)(nil),               // 36: meshca.v1.HeldSVID
+	(*WorkloadStatus)(nil),         // 37: meshca.v1.WorkloadStatus
+	(*CheckAgentRequest)(nil),      // 38: meshca.v1.CheckAgentRequest
+	(*CheckAgentResponse)(nil),     // 39: meshca.v1.CheckAgentResponse
+	(*GetAgentBundleRequest)(nil),  // 40: meshca.v1.GetAgentBundleRequest
+	(*GetAgentBundleResponse)(nil), // 41: meshca.v1.GetAgentBundleResponse
+	(*timestamppb.Timestamp)(nil),  // 42: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 43: google.protobuf.Duration
+	(*Refusal)(nil),                // 44: meshca.v1.Refusal
+	(*RenewOrder)(nil),             // 45: meshca.v1.RenewOrder
 }
 var file_meshca_v1_admin_proto_depIdxs = []int32{
-	41, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	41, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
+	42, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	42, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
 	3,  // 2: meshca.v1.GetStatusResponse.authorities:type_name -> meshca.v1.AuthorityStatus
 	4,  // 3: meshca.v1.GetStatusResponse.clusters:type_name -> meshca.v1.ClusterStatus
 	5,  // 4: meshca.v1.GetStatusResponse.policy:type_name -> meshca.v1.PolicyStatus
 	6,  // 5: meshca.v1.GetStatusResponse.agents:type_name -> meshca.v1.AgentInfo
-	41, // 6: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
-	41, // 7: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	41, // 8: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
-	42, // 9: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
-	41, // 10: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
-	41, // 11: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 12: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
-	0,  // 13: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
-	12, // 14: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
-	41, // 15: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
-	41, // 16: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
-	13, // 17: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
-	18, // 18: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
-	19, // 19: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
-	43, // 20: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
-	42, // 21: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	21, // 22: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
-	23, // 23: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
-	26, // 24: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
-	41, // 25: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
-	41, // 26: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
-	13, // 27: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
-	41, // 28: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
-	26, // 29: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
-	41, // 30: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
-	41, // 31: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
-	26, // 32: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
-	42, // 33: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
-	44, // 34: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
-	41, // 35: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	41, // 36: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
-	35, // 37: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
-	41, // 38: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
-	42, // 39: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
-	36, // 40: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
-	41, // 41: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
-	42, // 42: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
-	42, // 43: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
-	41, // 44: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
-	35, // 45: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
-	43, // 46: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
-	41, // 47: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
-	41, // 48: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
-	9,  // 49: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
-	1,  // 50: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
-	7,  // 51: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
-	10, // 52: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
-	14, // 53: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
-	16, // 54: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
-	20, // 55: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
-	24, // 56: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
-	27, // 57: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
-	29, // 58: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
-	31, // 59: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
-	33, // 60: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
-	37, // 61: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
-	39, // 62: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
-	2,  // 63: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
-	8,  // 64: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
-	11, // 65: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
-	15, // 66: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
-	17, // 67: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
-	22, // 68: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
-	25, // 69: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
-	28, // 70: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
-	30, // 71: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
-	32, // 72: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
-	34, // 73: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
-	38, // 74: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
-	40, // 75: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
-	63, // [63:76] is the sub-list for method output_type
-	50, // [50:63] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	43, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
+	42, // 7: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
+	42, // 8: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	42, // 9: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
+	43, // 10: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
+	42, // 11: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
+	42, // 12: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
+	9,  // 13: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
+	0,  // 14: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
+	12, // 15: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
+	42, // 16: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
+	42, // 17: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
+	13, // 18: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
+	19, // 19: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
+	20, // 20: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
+	44, // 21: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
+	18, // 22: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
+	43, // 23: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
+	43, // 24: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	22, // 25: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
+	24, // 26: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
+	27, // 27: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
+	42, // 28: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
+	42, // 29: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	13, // 30: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
+	42, // 31: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
+	27, // 32: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
+	42, // 33: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
+	42, // 34: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
+	27, // 35: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
+	43, // 36: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
+	45, // 37: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
+	42, // 38: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	42, // 39: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
+	36, // 40: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
+	42, // 41: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
+	43, // 42: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
+	37, // 43: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
+	42, // 44: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
+	43, // 45: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
+	43, // 46: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
+	42, // 47: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
+	36, // 48: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
+	44, // 49: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
+	42, // 50: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
+	42, // 51: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
+	9,  // 52: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
+	1,  // 53: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
+	7,  // 54: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
+	10, // 55: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
+	14, // 56: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
+	16, // 57: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
+	21, // 58: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
+	25, // 59: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
+	28, // 60: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
+	30, // 61: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
+	32, // 62: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
+	34, // 63: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
+	38, // 64: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
+	40, // 65: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
+	2,  // 66: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
+	8,  // 67: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
+	11, // 68: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
+	15, // 69: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
+	17, // 70: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
+	23, // 71: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
+	26, // 72: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
+	29, // 73: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
+	31, // 74: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
+	33, // 75: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
+	35, // 76: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
+	39, // 77: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
+	41, // 78: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
+	66, // [66:79] is the sub-list for method output_type
+	53, // [53:66] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_admin_proto_init() }
@@ -3440,7 +3562,7 @@ func file_meshca_v1_admin_proto_init() {
 		return
 	}
 	file_meshca_v1_issuance_proto_init()
-	file_meshca_v1_admin_proto_msgTypes[19].OneofWrappers = []any{
+	file_meshca_v1_admin_proto_msgTypes[20].OneofWrappers = []any{
 		(*ExplainRequest_SpiffeId)(nil),
 		(*ExplainRequest_Pod)(nil),
 	}
@@ -3450,7 +3572,7 @@ func file_meshca_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_admin_proto_rawDesc), len(file_meshca_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
