@@ -17,7 +17,7 @@ import (
 // Exit codes; the help text says them too.
 const (
 	exitFine        = 0
-	exitNo          = 1 // a failed check, a refusal, no such thing
+	exitNo          = 1 // a failed check, a refusal, no such thing as was named; an empty list is fine
 	exitUsage       = 2
 	exitUnreachable = 3
 )
@@ -29,7 +29,8 @@ user may open.
 Without --socket and --agent, "status" and "check" ask whichever socket is on this machine; all else
 asks the CA. Every verb prints a table for people, or with -o json and -o yaml all fields for programs.
 
-Exit codes: 0 fine · 1 a failed check, a refusal, or no such thing · 2 wrong usage · 3 cannot reach.`
+Exit codes: 0 fine, also for a list with nothing in it · 1 a failed check, a refusal, or no such thing as was named ·
+2 wrong usage · 3 cannot reach, or no answer in time.`
 
 // cli is one run of the program: what it reads, writes and was told by flags.
 type cli struct {
@@ -105,7 +106,7 @@ func (c *cli) group(cmd *cobra.Command) func(*cobra.Command, []string) error {
 	cmd.Args = cobra.ArbitraryArgs
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return &failure{code: exitUsage, what: fmt.Sprintf("%q is not a command of `%s`", args[0], cmd.CommandPath()), next: meant(cmd, args[0]) + "See `certctl --help`"}
+			return &failure{code: exitUsage, what: fmt.Sprintf("%q is not a command of `%s`", args[0], cmd.CommandPath()), next: joined(cmd, args) + meant(cmd, args[0]) + "See `certctl --help`"}
 		}
 		cmd.SetOut(c.err)
 		_ = cmd.Help()
@@ -121,6 +122,20 @@ func meant(cmd *cobra.Command, typed string) string {
 	return ""
 }
 
+// joined is the hint for `--agent PATH`: as --agent may stand alone, the path is an argument of its own.
+func joined(cmd *cobra.Command, given []string) string {
+	f := cmd.Flags().Lookup("agent")
+	if f == nil || !f.Changed || f.Value.String() != f.NoOptDefVal {
+		return ""
+	}
+	for _, g := range given {
+		if strings.Contains(g, "/") && !strings.HasPrefix(g, "spiffe://") || strings.HasSuffix(g, ".sock") {
+			return "To name the agent's socket, write --agent=" + g + ". "
+		}
+	}
+	return ""
+}
+
 // within bounds a verb by --timeout.
 func (c *cli) within(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(cmd.Context(), c.timeout)
@@ -130,7 +145,8 @@ func (c *cli) within(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 func args(least, most int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, given []string) error {
 		if len(given) < least || len(given) > most {
-			return usage("`%s` takes %s, not %d arguments", cmd.CommandPath(), what, len(given))
+			return &failure{code: exitUsage, what: fmt.Sprintf("`%s` takes %s, not %s", cmd.CommandPath(), what, plural(len(given), "argument", "arguments")),
+				next: joined(cmd, given) + "See `certctl --help`"}
 		}
 		return nil
 	}

@@ -41,7 +41,7 @@ this node was last refused for. Without an argument: all reasons.`,
 		defer cancel()
 		switch {
 		case c.agentSet:
-			return c.explainAgent(ctx, args)
+			return c.explainAgent(ctx, cmd, args)
 		case len(args) == 0:
 			return c.explainAll()
 		case args[0] == "pod":
@@ -193,9 +193,9 @@ func drawDecision(p *page, d *meshcav1.Decision) {
 	)
 }
 
-func (c *cli) explainAgent(ctx context.Context, args []string) error {
+func (c *cli) explainAgent(ctx context.Context, cmd *cobra.Command, args []string) error {
 	if c.socketSet || len(args) > 1 || len(args) == 1 && !strings.HasPrefix(args[0], "spiffe://") {
-		return usage("with --agent, explain takes a SPIFFE ID or nothing")
+		return &failure{code: exitUsage, what: "with --agent, explain takes a SPIFFE ID or nothing", next: joined(cmd, args) + "See `certctl --help`"}
 	}
 	s, err := c.agentStatus(ctx)
 	if err != nil {

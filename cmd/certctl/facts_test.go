@@ -203,11 +203,13 @@ func (f *facts) ScanLedger(_ context.Context, fn func(ca.LedgerEntry) (bool, err
 			IssuedAt: f.at(-issued), NotAfter: f.at(life - issued), AuthorityKeyID: []byte{1, 2}, TBSDigest: []byte{3}, Evidence: js,
 		}
 	}
+	agent := ca.LedgerEntry{Index: 0, Serial: []byte{0xab, 0}, ID: "spiffe://mesh.example/meshca/agent/prod/n1", Profile: "agent", IssuedAt: f.at(-5 * time.Hour), NotAfter: f.at(time.Hour)}
 	for _, entry := range []ca.LedgerEntry{
 		e(4, "shop", "cart", "cart-7c5", time.Hour, 6*time.Hour),
 		e(3, "shop", "till", "till-9f2", 2*time.Hour, 3*time.Hour),
 		e(2, "shop", "cart", "cart-old", 4*time.Hour, 6*time.Hour),
 		e(1, "shop", "till", "till-old", 5*time.Hour, time.Hour),
+		agent,
 	} {
 		if more, err := fn(entry); err != nil || !more {
 			return err

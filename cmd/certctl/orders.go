@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -15,7 +17,8 @@ func (c *cli) denyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "deny ID --why TEXT", Short: "Give an identity nothing new, and make agents drop it", Args: args(1, 1, "one SPIFFE ID"),
 		Long: `From now on the CA issues nothing for the SPIFFE ID, and agents drop what they hold of it within seconds. A
-proxy keeps the certificate that it was given until that ends: the answer says when.`,
+proxy keeps the certificate that it was given until that ends: the answer says when. An agent's own ID can be denied
+too: the CA answers that agent no longer, and what its workloads hold runs out.`,
 		Example:           `  certctl svid deny spiffe://mesh.example/ns/shop/sa/cart --why "key leaked, incident 42"`,
 		ValidArgsFunction: c.completeIDs,
 	}
@@ -38,17 +41,39 @@ proxy keeps the certificate that it was given until that ends: the answer says w
 		if err != nil {
 			return theCA.failed(err)
 		}
-		return c.show(r, func(p *page) {
-			p.line("%s gets nothing new from now on, and agents drop it", r.GetDenial().GetSpiffeId())
-			if r.GetLiveSvids() == 0 {
-				p.line("none of its SVIDs is alive")
-				return
-			}
-			p.line("%s alive; a proxy that was given one keeps it until it ends, the last %s", plural(r.GetLiveSvids(), "SVID of it is", "SVIDs of it are"), p.when(r.GetLastNotAfter()).text)
-			p.line("`certctl svid allow %s` lifts the denial", r.GetDenial().GetSpiffeId())
-		})
+		return c.show(r, func(p *page) { drawDenied(p, r) })
 	}
 	return cmd
+}
+
+// agentPath begins the path of every agent's ID.
+const agentPath = "/meshca/agent/"
+
+// drawDenied tells what a denial means for what it was about: an agent, an identity that somebody holds, or one that
+// nobody does.
+func drawDenied(p *page, r *meshcav1.DenySVIDResponse) {
+	id, live := r.GetDenial().GetSpiffeId(), r.GetLiveSvids()
+	last := p.when(r.GetLastNotAfter()).text
+	named := plural(r.GetAgentsConnected(), "connected agent has", "connected agents have")
+	parsed, err := spiffeid.FromString(id)
+	switch {
+	case err == nil && strings.HasPrefix(parsed.Path(), agentPath) && live > 0:
+		p.line("the CA answers the agent %s no longer", id)
+		p.line("%s alive, the last ends %s; the CA takes none of them", plural(live, "SVID of its own is", "SVIDs of its own are"), last)
+		p.line("its workloads get nothing new from it; what they hold lasts until it ends, unless they are denied too")
+	case err == nil && strings.HasPrefix(parsed.Path(), agentPath):
+		p.line("the CA answers no agent %s", id)
+		p.line("none holds a live SVID of that ID: `certctl status` lists the agents")
+	case live > 0:
+		p.line("%s gets nothing new from now on, and agents drop it", id)
+		p.line("%s the word now; others get it when they come back", named)
+		p.line("%s alive; a proxy that was given one keeps it until it ends, the last %s", plural(live, "SVID of it is", "SVIDs of it are"), last)
+	default:
+		p.line("%s gets nothing new from now on", id)
+		p.line("the ledger has no SVID of it that is alive, so nobody holds one: compare the ID with `certctl svid list` if that is a surprise")
+		p.line("%s the word now; others get it when they come back", named)
+	}
+	p.line("`certctl svid allow %s` lifts the denial", id)
 }
 
 func plural[N int | uint32](n N, one, many string) string {

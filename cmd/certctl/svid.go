@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 )
@@ -46,11 +48,11 @@ Filters narrow it down and must all fit. With --agent: what the agent of this no
 		if err != nil {
 			return err
 		}
-		if agent {
-			return c.listHeld(ctx, r)
-		}
 		if r.GetLimit() == 0 {
 			return usage("--limit 0 shows nothing")
+		}
+		if agent {
+			return c.listHeld(ctx, r)
 		}
 		return c.listLedger(ctx, r)
 	}
@@ -122,6 +124,9 @@ func (c *cli) listHeld(ctx context.Context, r *meshcav1.ListSVIDsRequest) error 
 	if r.GetNamespace() != "" || r.GetServiceAccount() != "" || r.GetPod() != "" || r.GetNode() != "" || r.GetIncludeExpired() {
 		return usage("an agent's SVIDs are filtered by --id and --serial alone; the CA's ledger knows the rest")
 	}
+	if err := wellFormed(r); err != nil {
+		return err
+	}
 	s, err := c.agentStatus(ctx)
 	if err != nil {
 		return err
@@ -134,13 +139,22 @@ func (c *cli) listHeld(ctx context.Context, r *meshcav1.ListSVIDsRequest) error 
 		out.Self = &message{s.GetSelf()}
 	}
 	var shown []*meshcav1.WorkloadStatus
+	room := int64(r.GetLimit())
+	if out.Self != nil {
+		room--
+	}
+	more := 0
 	for _, w := range s.GetWorkloads() {
-		if fits(w.GetSvid()) {
+		switch {
+		case !fits(w.GetSvid()):
+		case int64(len(shown)) == room:
+			more++
+		default:
 			shown = append(shown, w)
 			out.Workloads = append(out.Workloads, message{w})
 		}
 	}
-	return c.show(out, func(p *page) {
+	err = c.show(out, func(p *page) {
 		rows := heldRows(p, out.Self != nil, s.GetSelf(), shown)
 		if len(rows) == 0 {
 			p.line("the agent holds nothing that fits")
@@ -148,6 +162,23 @@ func (c *cli) listHeld(ctx context.Context, r *meshcav1.ListSVIDsRequest) error 
 		}
 		p.table([]string{"SPIFFE ID", "STATE", "SERIAL", "ENDS", "RENEWS", "ROTATIONS", "SOCKET", "LAST TROUBLE"}, rows)
 	})
+	if err == nil && more > 0 {
+		fmt.Fprintf(c.err, "certctl: %d more are not shown; --limit shows more, filters narrow it down\n", more)
+	}
+	return err
+}
+
+// wellFormed refuses filters that nothing can fit, as the CA does.
+func wellFormed(r *meshcav1.ListSVIDsRequest) error {
+	if r.GetSpiffeId() != "" {
+		if _, err := spiffeid.FromString(r.GetSpiffeId()); err != nil {
+			return no(fmt.Sprintf("%.80q is not a SPIFFE ID", r.GetSpiffeId()), err, "")
+		}
+	}
+	if _, err := hex.DecodeString(strings.ReplaceAll(r.GetSerial(), ":", "")); err != nil {
+		return no(fmt.Sprintf("serial %.64q is not hexadecimal with an even number of digits", r.GetSerial()), nil, "")
+	}
+	return nil
 }
 
 // sameSerial compares serials as people copy them: openssl prints upper case and colons.
