@@ -243,15 +243,12 @@ func TestRedialLeavesCallsInFlightAlone(t *testing.T) {
 			}
 		})
 	}
-	for range 50 {
+	for n := 0; (n < 50 || answered.Load() < 50) && !t.Failed(); n++ {
 		time.Sleep(5 * time.Millisecond)
 		must(t, w.client.Redial())
 	}
 	close(stop)
 	calls.Wait()
-	if answered.Load() < 50 {
-		t.Errorf("%d calls answered", answered.Load())
-	}
 }
 
 func TestSync(t *testing.T) {
