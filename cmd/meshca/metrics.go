@@ -1,10 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,14 +18,8 @@ type metrics struct {
 	renewals     *prometheus.CounterVec
 	clusterCalls *prometheus.HistogramVec
 
-	mu       sync.Mutex
-	ledger   error // the last commit's fault; nil when it succeeded
-	faultyAt time.Time
+	ledger fault
 }
-
-// faultLasts is how long a failed commit makes the CA unready. It must pass by itself: an unready CA may get no request,
-// and only a request shows that the store has recovered.
-const faultLasts = 15 * time.Second
 
 func newMetrics(d *daemon) *metrics {
 	m := &metrics{
@@ -73,19 +65,7 @@ func (m *metrics) commit(entries int, took time.Duration, err error) {
 	}
 	m.commits.WithLabelValues(outcome).Observe(took.Seconds())
 	m.groups.Observe(float64(entries))
-	m.mu.Lock()
-	m.ledger, m.faultyAt = err, time.Now()
-	m.mu.Unlock()
-}
-
-// ledgerFault is why the last commit failed, for a while; nil when it succeeded or none was tried.
-func (m *metrics) ledgerFault() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.ledger == nil || time.Since(m.faultyAt) > faultLasts {
-		return nil
-	}
-	return fmt.Errorf("the ledger's last commit failed: %w", m.ledger)
+	m.ledger.committed(err)
 }
 
 func (m *metrics) renewed(credential string, err error) {

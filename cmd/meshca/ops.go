@@ -13,9 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// serveOps answers /livez, /readyz and /metrics at the listener until ctx ends. notReady returns why the CA cannot sign
-// now, a sentence each; none when it can.
-func serveOps(ctx context.Context, l net.Listener, metrics *prometheus.Registry, notReady func() []string) error {
+// opsHandler answers /livez, /readyz and /metrics. notReady returns why the CA cannot sign now, a sentence each; none when
+// it can.
+func opsHandler(metrics *prometheus.Registry, notReady func() []string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -26,8 +26,13 @@ func serveOps(ctx context.Context, l net.Listener, metrics *prometheus.Registry,
 		fmt.Fprintln(w, "ok")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
+	return mux
+}
+
+// serveOps answers at the listener until ctx ends.
+func serveOps(ctx context.Context, l net.Listener, handler http.Handler) error {
 	server := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 	}
 	stop := context.AfterFunc(ctx, func() {

@@ -236,13 +236,14 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	})
 	g.Go(func() error { d.prune(ctx); return nil })
 	g.Go(func() error { d.followReadiness(ctx); return nil })
+	g.Go(func() error { d.mend(ctx); return nil })
 	if c.BundleFile != "" {
 		g.Go(func() error { keepBundleFile(ctx, c.BundleFile, d.trust, d.log); return nil })
 	}
 	if d.audit != nil {
 		g.Go(func() error { d.audit.reopenOnHangup(ctx, d.log); return nil })
 	}
-	g.Go(func() error { return serveOps(ctx, ops, d.registry, d.notReady) })
+	g.Go(func() error { return serveOps(ctx, ops, opsHandler(d.registry, d.notReady)) })
 	g.Go(func() error { return adminServer.Serve(ctx, socket) })
 	g.Go(func() error { return d.door.Serve(ctx, api) })
 	d.log.Info("meshca serves", "version", version, "trust_domain", c.trustDomain.Name(), "listen", api.Addr().String(),
@@ -285,7 +286,7 @@ func (d *daemon) notReady() []string {
 	if err := d.serving.Ready(); err != nil {
 		why = append(why, err.Error())
 	}
-	for _, err := range []error{d.metrics.ledgerFault(), d.ledger.Ready(), d.journal.Ready()} {
+	for _, err := range []error{d.metrics.ledger.Err(), d.ledger.Ready(), d.journal.Ready()} {
 		if err != nil {
 			why = append(why, err.Error())
 		}
