@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -57,28 +59,56 @@ func (f fileSource) read(context.Context) ([]byte, string, error) {
 }
 
 type urlSource struct {
-	url    string
+	url, caFile string
+	timeout     time.Duration
+
+	mu     sync.Mutex
+	digest [sha256.Size]byte // of caFile, as client has it
 	client *http.Client
 }
 
 func newURLSource(s settings) (*urlSource, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if s.keys.CAFile != "" {
-		pem, err := os.ReadFile(s.keys.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("jwks.caFile: %w", err)
-		}
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("jwks.caFile: %s holds no PEM certificate", s.keys.CAFile)
+	u := &urlSource{url: s.keys.URL, caFile: s.keys.CAFile, timeout: s.callTimeout}
+	if _, err := u.current(); err != nil {
+		return nil, err
+	}
+	return u, nil
+}
+
+// current is the client to read with: a new one when caFile has changed. An error comes with the last good one, if there
+// is one.
+func (u *urlSource) current() (*http.Client, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var pem []byte
+	if u.caFile != "" {
+		var err error
+		if pem, err = os.ReadFile(u.caFile); err != nil {
+			return u.client, fmt.Errorf("jwks.caFile: %w", err)
 		}
 	}
-	return &urlSource{url: s.keys.URL, client: &http.Client{
-		Timeout: s.callTimeout,
+	digest := sha256.Sum256(pem)
+	if u.client != nil && digest == u.digest {
+		return u.client, nil
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if u.caFile != "" {
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return u.client, fmt.Errorf("jwks.caFile: %s holds no PEM certificate", u.caFile)
+		}
+	}
+	u.client, u.digest = newKeyClient(conf, u.timeout), digest
+	return u.client, nil
+}
+
+func newKeyClient(conf *tls.Config, timeout time.Duration) *http.Client {
+	return &http.Client{
+		Timeout: timeout,
 		Transport: &http.Transport{
 			Proxy:           http.ProxyFromEnvironment,
 			TLSClientConfig: conf, ForceAttemptHTTP2: true,
-			TLSHandshakeTimeout: s.callTimeout, IdleConnTimeout: time.Minute, MaxIdleConns: 2,
+			TLSHandshakeTimeout: timeout, IdleConnTimeout: time.Minute, MaxIdleConns: 2,
 		},
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {
 			if r.URL.Scheme != "https" || len(via) >= 3 {
@@ -86,28 +116,38 @@ func newURLSource(s settings) (*urlSource, error) {
 			}
 			return nil
 		},
-	}}, nil
+	}
 }
 
 func (u *urlSource) period() time.Duration { return 5 * time.Minute }
 func (u *urlSource) String() string        { return u.url }
 
+// read has the trust that caFile says now. While that cannot be used it keeps the last one, and tells of the file if the
+// reading fails too.
 func (u *urlSource) read(ctx context.Context) ([]byte, string, error) {
+	client, stale := u.current()
+	raw, err := u.get(ctx, client)
+	if err != nil {
+		return nil, "", errors.Join(err, stale)
+	}
+	return raw, "", nil
+}
+
+func (u *urlSource) get(ctx context.Context, client *http.Client) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.url, nil)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
-	resp, err := u.client.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, "", fmt.Errorf("%s answered %s", u.url, resp.Status)
+		return nil, fmt.Errorf("%s answered %s", u.url, resp.Status)
 	}
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
-	return raw, "", err
+	return io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
 }
 
 func (a *api) period() time.Duration { return 5 * time.Minute }

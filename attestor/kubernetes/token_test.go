@@ -6,9 +6,12 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"maps"
+	"math/big"
 	"sync"
 	"testing"
 	"time"
@@ -102,4 +105,16 @@ func (b body) unsigned(header string, signature []byte) string {
 func assemble(header, payload string, signature []byte) string {
 	enc := base64.RawURLEncoding.EncodeToString
 	return enc([]byte(header)) + "." + enc([]byte(payload)) + "." + enc(signature)
+}
+
+// otherCA is a certificate, in PEM, that signed nothing.
+func otherCA(t testing.TB) []byte {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	key := testKeys()["p256"]
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
