@@ -8,6 +8,12 @@ import (
 	"time"
 )
 
+// Audiences of service-account tokens. A token proves a workload, or the agent that asks for workloads, never both.
+const (
+	WorkloadAudience = "meshca"
+	AgentAudience    = "meshca-agent"
+)
+
 // Identity is the Kubernetes service account that a workload proved to run as. It is comparable, and comes only out of
 // NewIdentity, so its parts are always valid names.
 type Identity struct {

@@ -2,124 +2,77 @@ package kubernetes
 
 import (
 	"context"
-	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
-	authenticationv1 "k8s.io/api/authentication/v1"
-	authorizationv1 "k8s.io/api/authorization/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
 )
 
 // api is the API server, with the bounds that calls to it keep. client-go's own rate limit is off: what bounds the calls
 // is how many are under way.
 type api struct {
-	core, authentication, authorization *rest.RESTClient
+	*connection
 
-	slots   *semaphore.Weighted
-	wait    time.Duration // for a slot
-	timeout time.Duration // of a call
-	now     func() time.Time
-	observe func(Call)
+	slots     *semaphore.Weighted
+	strangers *semaphore.Weighted // those of the slots that strangers' calls may take
+	wait      time.Duration       // for a slot
+	timeout   time.Duration       // of a call
+	observe   func(Call)
 
 	skew skew
 	last lastError // of the last call
 }
 
-func newAPI(s settings, now func() time.Time, observe func(Call)) (*api, error) {
-	conf, err := restConfig(s.kubeconfig)
+// lane is on whose behalf a call is made.
+type lane int
+
+const (
+	laneKnown     lane = iota // an agent that attested itself before, or the CA itself
+	laneStrangers             // whoever wants to be taken for an agent: anybody can ask for that
+)
+
+// laneOf goes by what a token is to prove: whoever brings a workload's token has proven itself an agent before.
+func laneOf(audience string) lane {
+	if audience == attestor.AgentAudience {
+		return laneStrangers
+	}
+	return laneKnown
+}
+
+func newAPI(s settings, now func() time.Time, log *slog.Logger, observe func(Call)) (*api, error) {
+	a := &api{
+		slots: semaphore.NewWeighted(int64(s.maxCalls)), strangers: semaphore.NewWeighted(int64(max(1, s.maxCalls/4))),
+		wait: s.callTimeout, timeout: s.callTimeout, observe: observe,
+	}
+	var err error
+	a.connection, err = newConnection(s.kubeconfig, func(next http.RoundTripper) http.RoundTripper { return dated{next, &a.skew, now} }, now, log)
 	if err != nil {
 		return nil, err
-	}
-	a := &api{
-		slots: semaphore.NewWeighted(int64(s.maxCalls)), wait: s.callTimeout, timeout: s.callTimeout, now: now, observe: observe,
-	}
-	conf.QPS = -1
-	conf.UserAgent = "meshca"
-	conf.ContentType = runtime.ContentTypeProtobuf
-	conf.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	conf.Wrap(func(next http.RoundTripper) http.RoundTripper { return dated{next, &a.skew, now} })
-	conf.WarningHandler = rest.NoWarnings{}
-
-	scheme := runtime.NewScheme()
-	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, err
-		}
-	}
-	codecs := serializer.NewCodecFactory(scheme).WithoutConversion()
-	shared, err := rest.HTTPClientFor(conf)
-	if err != nil {
-		return nil, fmt.Errorf("kubeconfig: %w", err)
-	}
-	for _, c := range []struct {
-		client **rest.RESTClient
-		path   string
-		group  schema.GroupVersion
-	}{
-		{&a.core, "/api", corev1.SchemeGroupVersion},
-		{&a.authentication, "/apis", authenticationv1.SchemeGroupVersion},
-		{&a.authorization, "/apis", authorizationv1.SchemeGroupVersion},
-	} {
-		one := rest.CopyConfig(conf)
-		one.APIPath, one.GroupVersion, one.NegotiatedSerializer = c.path, &c.group, codecs
-		if *c.client, err = rest.RESTClientForConfigAndClient(one, shared); err != nil {
-			return nil, fmt.Errorf("kubeconfig: %w", err)
-		}
 	}
 	return a, nil
 }
 
-func restConfig(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" {
-		conf, err := rest.InClusterConfig()
-		if err != nil {
-			return nil, fmt.Errorf("kubeconfig: not set, and this is no pod of a cluster (%w): name a kubeconfig file", err)
-		}
-		return conf, nil
-	}
-	file, err := clientcmd.LoadFromFile(kubeconfig)
-	if err != nil {
-		return nil, fmt.Errorf("kubeconfig: %w", err)
-	}
-	if err := clientcmd.ResolveLocalPaths(file); err != nil {
-		return nil, fmt.Errorf("kubeconfig: %w", err)
-	}
-	conf, err := clientcmd.NewDefaultClientConfig(*file, nil).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("kubeconfig: %s: %w", kubeconfig, err)
-	}
-	return conf, nil
-}
-
 // call makes one call within the bounds: it waits for a slot, and gives the call its time. What fails comes back as a
 // refusal, except that the caller's own end of patience comes back as it is, and "not found" is an answer.
-func (a *api) call(ctx context.Context, what string, do func(context.Context) error) error {
-	waiting, stop := context.WithTimeout(ctx, a.wait)
-	err := a.slots.Acquire(waiting, 1)
-	stop()
+func (a *api) call(ctx context.Context, l lane, what string, do func(context.Context, *clients) error) error {
+	leave, err := a.enter(ctx, l)
 	if err != nil {
-		return a.crowded(ctx)
+		return err
 	}
-	defer a.slots.Release(1)
+	defer leave()
 	timed, cancel := context.WithTimeout(klog.NewContext(ctx, klog.New(nil)), a.timeout) // the error tells all that client-go would log
 	defer cancel()
 	start := a.now()
-	err = do(timed)
+	err = do(timed, a.clients())
 	took := a.now().Sub(start)
 	if err == nil || isNotFound(err) {
 		a.last.set(nil)
@@ -129,21 +82,43 @@ func (a *api) call(ctx context.Context, what string, do func(context.Context) er
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	a.doubt()
 	refused := fault(what, err)
 	a.last.set(refused)
 	a.observe(Call{What: what, Took: took, Outcome: refused.Reason})
 	return refused
 }
 
+// enter waits for a slot. A stranger's call waits for one of the strangers' first, so that never more of them than these
+// stand before the others: a flood of strangers leaves the rest to the agents that are known.
+func (a *api) enter(ctx context.Context, l lane) (leave func(), err error) {
+	waiting, stop := context.WithTimeout(ctx, a.wait)
+	defer stop()
+	leave = func() { a.slots.Release(1) }
+	if l == laneStrangers {
+		if a.strangers.Acquire(waiting, 1) != nil {
+			return nil, a.crowded(ctx, "too many callers attest themselves as agents at once")
+		}
+		leave = func() { a.slots.Release(1); a.strangers.Release(1) }
+	}
+	if a.slots.Acquire(waiting, 1) != nil {
+		if l == laneStrangers {
+			a.strangers.Release(1)
+		}
+		return nil, a.crowded(ctx, "too many calls to the cluster's API server are under way")
+	}
+	return leave, nil
+}
+
 // crowded says why no slot came: too much work, or an API server that holds the slots without an answer.
-func (a *api) crowded(ctx context.Context) error {
+func (a *api) crowded(ctx context.Context, why string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if err := a.last.get(); err != nil {
 		return err
 	}
-	return refusal.New(refusal.Overloaded, "too many calls to the cluster's API server are under way").After(time.Second)
+	return refusal.New(refusal.Overloaded, "%s", why).After(time.Second)
 }
 
 // fault names what went wrong with a call: we may not make it, or it did not get through.
@@ -166,8 +141,8 @@ func isNotFound(err error) bool {
 
 // raw gets a document that is no API object.
 func (a *api) raw(ctx context.Context, what, path string) (doc []byte, err error) {
-	err = a.call(ctx, what, func(ctx context.Context) error {
-		body, err := a.core.Get().AbsPath(path).SetHeader("Accept", "application/jwk-set+json, application/json").MaxRetries(0).Stream(ctx)
+	err = a.call(ctx, laneKnown, what, func(ctx context.Context, c *clients) error {
+		body, err := c.core.Get().AbsPath(path).SetHeader("Accept", "application/jwk-set+json, application/json").MaxRetries(0).Stream(ctx)
 		if err != nil {
 			return err
 		}

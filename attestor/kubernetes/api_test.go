@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
 )
 
 func status(w http.ResponseWriter, code int, reason metav1.StatusReason) {
@@ -124,6 +126,109 @@ func TestCallsAreBounded(t *testing.T) {
 		t.Errorf("they waited %v", took)
 	}
 }
+
+// Strangers who want to be taken for agents get a quarter of the calls; what agents ask for their workloads has the rest.
+func TestStrangersDoNotCrowdAgentsOut(t *testing.T) {
+	const most, share = 8, 2
+	b := newBench(t, Config{MaxCalls: most})
+	b.api.wait = 200 * time.Millisecond // for a slot; a call itself has longer
+	agent := usual(b.now()).with(body{"aud": []string{attestor.AgentAudience}}).rs256(t)
+	workload := usual(b.now()).rs256(t)
+	var mu sync.Mutex
+	held, peak := 0, 0
+	release := make(chan struct{})
+	b.server.do(func() {
+		b.server.wrong = func(_ http.ResponseWriter, r *http.Request) bool {
+			raw := new(bytes.Buffer)
+			_, _ = raw.ReadFrom(r.Body)
+			r.Body = readCloser{bytes.NewReader(raw.Bytes())}
+			if !strings.Contains(r.URL.Path, "tokenreviews") || !bytes.Contains(raw.Bytes(), []byte(attestor.AgentAudience)) {
+				return false
+			}
+			mu.Lock()
+			held++
+			peak = max(peak, held)
+			mu.Unlock()
+			<-release
+			mu.Lock()
+			held--
+			mu.Unlock()
+			return false
+		}
+	})
+	var strangers sync.WaitGroup
+	answers := make(chan error, 40)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for range cap(answers) {
+		strangers.Go(func() {
+			_, err := b.Attest(ctx, agent, attestor.AgentAudience)
+			answers <- err
+		})
+	}
+	await(t, func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if held < share {
+			return fmt.Errorf("%d strangers' calls are under way", held)
+		}
+		return nil
+	})
+	var workloads sync.WaitGroup
+	for range 20 {
+		workloads.Go(func() {
+			if got := b.reason(t, workload); got != "" {
+				t.Errorf("a workload behind a flood of strangers: %s", got)
+			}
+		})
+	}
+	workloads.Wait()
+	for range cap(answers) - share {
+		var refused *refusal.Error
+		if err := <-answers; !errors.As(err, &refused) || refused.Reason != refusal.Overloaded || refused.RetryAfter <= 0 {
+			t.Errorf("a stranger too many: got %v, want OVERLOADED and when to come again", err)
+		}
+	}
+	close(release)
+	strangers.Wait()
+	for range share {
+		if err := <-answers; err != nil {
+			t.Errorf("a stranger that had its turn: %v", err)
+		}
+	}
+	if peak != share {
+		t.Errorf("%d strangers' calls were under way at once, want %d of %d", peak, share, most)
+	}
+	if _, err := b.Attest(t.Context(), agent, attestor.AgentAudience); err != nil {
+		t.Errorf("after the flood: %v", err)
+	}
+}
+
+// Reads are bounded as reviews are; and what an agent that is known brings about never is a stranger's.
+func TestWhoIsAStranger(t *testing.T) {
+	b := newBench(t, Config{Mode: JWKS})
+	b.api.wait = 50 * time.Millisecond
+	if !b.api.strangers.TryAcquire(16) || b.api.strangers.TryAcquire(1) {
+		t.Fatal("strangers have another part than a quarter of 64")
+	}
+	unknown := usual(b.now()).with(body{"k8s.pod": body{"name": "web-9", "uid": "u"}}) // it takes a live read
+	for audience, want := range map[string]refusal.Reason{attestor.AgentAudience: refusal.Overloaded, attestor.WorkloadAudience: refusal.PodGone} {
+		ev, err := b.Attest(t.Context(), unknown.with(body{"aud": []string{audience}}).rs256(t), audience)
+		if refusal.Of(err) != want {
+			t.Errorf("a token for %s: got %v, want %s", audience, err, want)
+		}
+		if err := b.Alive(t.Context(), ev); refusal.Of(err) != refusal.PodGone {
+			t.Errorf("whether the bearer of a token for %s lives: got %v", audience, err)
+		}
+	}
+	if err := b.askRights(t.Context()); err != nil {
+		t.Errorf("the CA's own call: %v", err)
+	}
+}
+
+type readCloser struct{ *bytes.Reader }
+
+func (readCloser) Close() error { return nil }
 
 // A caller that goes takes its own error along, and nobody calls the API server ill for it.
 func TestCallerGoes(t *testing.T) {

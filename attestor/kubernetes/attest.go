@@ -35,7 +35,7 @@ func (c *Cluster) Attest(ctx context.Context, token attestor.Token, audience str
 	}
 	// 3. What it is bound to, as it is now.
 	if c.live {
-		if err := c.standing(ctx, &ev); err != nil {
+		if err := c.standing(ctx, laneOf(audience), &ev); err != nil {
 			return ev, err
 		}
 	}
@@ -80,7 +80,7 @@ func (c *Cluster) proveByReview(ctx context.Context, token attestor.Token, said 
 	if refused != nil && saysGone(&status) {
 		// It was a good token: what became of its pod is a better answer than "rejected".
 		copied := *ev
-		if err := c.standing(ctx, &copied); err != nil && ctx.Err() == nil && !refusal.Of(err).Passing() {
+		if err := c.standing(ctx, laneOf(audience), &copied); err != nil && ctx.Err() == nil && !refusal.Of(err).Passing() {
 			return err
 		}
 	}

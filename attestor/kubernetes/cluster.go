@@ -62,7 +62,7 @@ func New(cfg Config, deps Deps) (*Cluster, error) {
 	}
 	c.log = c.log.With("cluster", s.name)
 	if s.needsAPI() {
-		if c.api, err = newAPI(s, c.now, observe); err != nil {
+		if c.api, err = newAPI(s, c.now, c.log, observe); err != nil {
 			return nil, err
 		}
 	}

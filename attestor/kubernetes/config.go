@@ -41,7 +41,7 @@ type Config struct {
 	Mode Mode `json:"mode,omitempty"`
 
 	// Kubeconfig is the path of the file that says how to reach the API server and as whom. Empty: as the pod that the
-	// CA runs in. The account needs: create tokenreviews; get, list and watch pods, nodes, serviceaccounts, namespaces.
+	// CA runs in. It is read again when it changes. The account needs: create tokenreviews; get, list and watch pods, nodes, serviceaccounts, namespaces.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 
 	// Issuer is the `iss` that tokens must carry, to the letter. Mode jwks with keys from the API server can leave it
@@ -63,7 +63,8 @@ type Config struct {
 	// 1m. A quiet cluster's watch is not silent: the API server sends bookmarks, and watches are opened anew.
 	MaxStale metav1.Duration `json:"maxStale,omitzero"`
 
-	// MaxCalls is how many calls to the API server may be under way at once. Default 64, at most 1024.
+	// MaxCalls is how many calls to the API server may be under way at once. Default 64, at least 2, at most 1024. A
+	// quarter of them, or one, is the most that callers get who attest themselves as agents: anybody can ask for that.
 	MaxCalls int `json:"maxCalls,omitempty"`
 
 	// CallTimeout bounds each call to the API server and to the source of keys. Default 5s, at most 1m.
@@ -74,7 +75,8 @@ type Config struct {
 type KeysConfig struct {
 	// URL of a JSON Web Key Set, https.
 	URL string `json:"url,omitempty"`
-	// CAFile holds PEM certificates that the URL's server is verified with. Empty: the system's.
+	// CAFile holds PEM certificates that the URL's server is verified with. It is read again when it changes. Empty: the
+	// system's.
 	CAFile string `json:"caFile,omitempty"`
 	// File holds a JSON Web Key Set. It is read again when it changes.
 	File string `json:"file,omitempty"`
@@ -144,8 +146,8 @@ func (c Config) parse() (settings, error) {
 	switch {
 	case c.MaxCalls == 0:
 		s.maxCalls = 64
-	case c.MaxCalls < 1 || c.MaxCalls > 1024:
-		fault("maxCalls: %d is not between 1 and 1024", c.MaxCalls)
+	case c.MaxCalls < 2 || c.MaxCalls > 1024:
+		fault("maxCalls: %d is not between 2 and 1024", c.MaxCalls)
 	}
 	return s, errors.Join(faults...)
 }

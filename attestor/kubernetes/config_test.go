@@ -37,6 +37,8 @@ func TestConfig(t *testing.T) {
 		"stale at once":        {"{name: prod, mode: jwks, maxStale: 1s}", "maxStale"},
 		"too long a call":      {"{name: prod, callTimeout: 1h}", "callTimeout"},
 		"no calls":             {"{name: prod, maxCalls: -1}", "maxCalls"},
+		"calls for one alone":  {"{name: prod, maxCalls: 1}", "maxCalls"},
+		"two calls":            {"{name: prod, maxCalls: 2}", ""},
 		"too many calls":       {"{name: prod, maxCalls: 5000}", "maxCalls"},
 		"an unknown key":       {"{name: prod, audience: x}", "audience"},
 		"two faults":           {"{name: Prod, mode: oidc}", "mode"},

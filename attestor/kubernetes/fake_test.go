@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -58,15 +60,35 @@ func newFakeServer(t testing.TB) *fakeServer {
 	for k := range kinds {
 		f.objects[k] = map[name]runtime.Object{}
 	}
-	f.Server = httptest.NewServer(f)
+	f.Server = httptest.NewUnstartedServer(f)
+	f.EnableHTTP2 = true
+	f.StartTLS() // client-go shows its token to no server without TLS
 	t.Cleanup(f.closeAll)
 	f.kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
-	conf := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
-"clusters":[{"name":"c","cluster":{"server":%q}}],"users":[{"name":"u","user":{}}]}`, f.URL)
-	if err := os.WriteFile(f.kubeconfig, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	f.writeKubeconfig(f.Server, "")
 	return f
+}
+
+// writeKubeconfig replaces the kubeconfig by one that leads to this server, with this token.
+func (f *fakeServer) writeKubeconfig(to *httptest.Server, token string) {
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: to.Certificate().Raw})
+	f.writeKubeconfigWith(map[string]any{"server": to.URL, "certificate-authority-data": ca}, map[string]any{"token": token})
+}
+
+func (f *fakeServer) writeKubeconfigWith(cluster, user map[string]any) {
+	f.t.Helper()
+	conf, err := json.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "Config", "current-context": "c",
+		"contexts": []any{map[string]any{"name": "c", "context": map[string]string{"cluster": "c", "user": "u"}}},
+		"clusters": []any{map[string]any{"name": "c", "cluster": cluster}}, "users": []any{map[string]any{"name": "u", "user": user}},
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	next := f.kubeconfig + ".new"
+	if err := errors.Join(os.WriteFile(next, conf, 0o600), os.Rename(next, f.kubeconfig)); err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 func (f *fakeServer) closeAll() {

@@ -82,7 +82,7 @@ func (m *mirror) ready() error {
 
 func (m *mirror) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 	m.relisting.Store(true)
-	got, err := m.api.core.Get().Resource(m.kind.String()).VersionedParams(&options, metav1.ParameterCodec).Do(ctx).Get()
+	got, err := m.api.clients().core.Get().Resource(m.kind.String()).VersionedParams(&options, metav1.ParameterCodec).Do(ctx).Get()
 	m.note(ctx, err)
 	return got, err
 }
@@ -96,7 +96,7 @@ func (m *mirror) watch(ctx context.Context, options metav1.ListOptions) (watch.I
 	if options.TimeoutSeconds == nil || *options.TimeoutSeconds > most {
 		options.TimeoutSeconds = &most
 	}
-	w, err := m.api.core.Get().Resource(m.kind.String()).VersionedParams(&options, metav1.ParameterCodec).Watch(ctx)
+	w, err := m.api.clients().core.Get().Resource(m.kind.String()).VersionedParams(&options, metav1.ParameterCodec).Watch(ctx)
 	m.note(ctx, err)
 	if err != nil {
 		return nil, err
@@ -119,6 +119,9 @@ func (m *mirror) hear() {
 }
 
 func (m *mirror) note(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil {
+		m.api.doubt()
+	}
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:

@@ -69,9 +69,9 @@ func stripped(obj any) (name, object, error) {
 }
 
 // get reads one object from the API server.
-func (a *api) get(ctx context.Context, k kind, n name) (o object, found bool, err error) {
-	err = a.call(ctx, k.String(), func(ctx context.Context) error {
-		got, err := a.core.Get().Resource(k.String()).NamespaceIfScoped(n.namespace, n.namespace != "").Name(n.name).MaxRetries(0).Do(ctx).Get()
+func (a *api) get(ctx context.Context, l lane, k kind, n name) (o object, found bool, err error) {
+	err = a.call(ctx, l, k.String(), func(ctx context.Context, c *clients) error {
+		got, err := c.core.Get().Resource(k.String()).NamespaceIfScoped(n.namespace, n.namespace != "").Name(n.name).MaxRetries(0).Do(ctx).Get()
 		if err != nil {
 			return err
 		}

@@ -24,8 +24,8 @@ const (
 func (a *api) review(ctx context.Context, token attestor.Token, audience string) (authenticationv1.TokenReviewStatus, error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token.Secret(), Audiences: []string{audience}}}
 	var status authenticationv1.TokenReviewStatus
-	err := a.call(ctx, "tokenreviews", func(ctx context.Context) error {
-		got, err := a.authentication.Post().Resource("tokenreviews").Body(review).MaxRetries(0).Do(ctx).Get()
+	err := a.call(ctx, laneOf(audience), "tokenreviews", func(ctx context.Context, c *clients) error {
+		got, err := c.authentication.Post().Resource("tokenreviews").Body(review).MaxRetries(0).Do(ctx).Get()
 		if err != nil {
 			return err
 		}

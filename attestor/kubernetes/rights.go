@@ -65,8 +65,8 @@ func (c *Cluster) askRights(ctx context.Context) error {
 func (a *api) may(ctx context.Context, what authorizationv1.ResourceAttributes) (bool, error) {
 	ask := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &what}}
 	var answer authorizationv1.SelfSubjectAccessReview
-	err := a.call(ctx, "rights", func(ctx context.Context) error {
-		return a.authorization.Post().Resource("selfsubjectaccessreviews").Body(ask).MaxRetries(0).Do(ctx).Into(&answer)
+	err := a.call(ctx, laneKnown, "rights", func(ctx context.Context, c *clients) error {
+		return c.authorization.Post().Resource("selfsubjectaccessreviews").Body(ask).MaxRetries(0).Do(ctx).Into(&answer)
 	})
 	return answer.Status.Allowed, err
 }

@@ -13,7 +13,7 @@ import (
 
 // standing holds what a token is bound to against the cluster as it is now: namespace, service account, pod and node
 // must live, each the very object of the token. It fills in the node where the token does not name it.
-func (c *Cluster) standing(ctx context.Context, ev *attestor.Evidence) error {
+func (c *Cluster) standing(ctx context.Context, l lane, ev *attestor.Evidence) error {
 	// 1. Watches that know nothing new for too long say nothing.
 	for _, m := range c.mirrors {
 		if err := m.fresh(); err != nil {
@@ -25,12 +25,12 @@ func (c *Cluster) standing(ctx context.Context, ev *attestor.Evidence) error {
 	if ev.NodeName == "" {
 		todo = todo[:nodes]
 	}
-	if err := c.judgeAll(ctx, ev, todo); err != nil {
+	if err := c.judgeAll(ctx, l, ev, todo); err != nil {
 		return err
 	}
 	// 3. The node that the pod's own object names, where the token did not.
 	if len(todo) < int(kinds) {
-		if err := c.judgeAll(ctx, ev, []kind{nodes}); err != nil {
+		if err := c.judgeAll(ctx, l, ev, []kind{nodes}); err != nil {
 			return err
 		}
 	}
@@ -39,7 +39,7 @@ func (c *Cluster) standing(ctx context.Context, ev *attestor.Evidence) error {
 
 // judgeAll judges the objects of these kinds by the watches, and those that the watches do not settle by one live read
 // each, all at once. A refusal that is final goes before one that would pass.
-func (c *Cluster) judgeAll(ctx context.Context, ev *attestor.Evidence, todo []kind) error {
+func (c *Cluster) judgeAll(ctx context.Context, l lane, ev *attestor.Evidence, todo []kind) error {
 	now := c.now()
 	var open [kinds]bool
 	unsettled := 0
@@ -69,7 +69,7 @@ func (c *Cluster) judgeAll(ctx context.Context, ev *attestor.Evidence, todo []ki
 			continue
 		}
 		n := nameOf(k, ev)
-		wg.Go(func() { read[k].object, read[k].found, read[k].err = c.api.get(ctx, k, n) })
+		wg.Go(func() { read[k].object, read[k].found, read[k].err = c.api.get(ctx, l, k, n) })
 	}
 	wg.Wait()
 	var passing error

@@ -12,8 +12,8 @@ import (
 
 // Token audiences. A token made for one purpose is worth nothing for the other.
 const (
-	WorkloadAudience = "meshca"
-	AgentAudience    = "meshca-agent"
+	WorkloadAudience = attestor.WorkloadAudience
+	AgentAudience    = attestor.AgentAudience
 )
 
 // MinTTL is the shortest life that may be asked for: below it, renewal would be a busy loop.
