@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
 )
 
 func (c *cli) checkCommand() *cobra.Command {
@@ -108,7 +109,41 @@ func (c *cli) askAgent(ctx context.Context) ([]finding, error) {
 	if err != nil {
 		return nil, theAgent.failed(err)
 	}
-	return imported("agent", r.GetFindings()), nil
+	found := imported("agent", r.GetFindings())
+	s, err := conn.Agent.GetAgentStatus(ctx, &meshcav1.GetAgentStatusRequest{})
+	if err != nil {
+		return nil, theAgent.failed(err)
+	}
+	return append(found, proxyFindings(s.GetWorkloads())...), nil
+}
+
+// proxiesNamed bounds how many workloads are named by what their proxies say.
+const proxiesNamed = 20
+
+// proxyFindings are what proxies have against what they are served now; nothing when they have taken it.
+func proxyFindings(workloads []*meshcav1.WorkloadStatus) []finding {
+	var list []finding
+	named := 0
+	for _, w := range workloads {
+		if w.GetLastNack() == "" && w.GetUnknownCount() == 0 {
+			continue
+		}
+		if named++; named > proxiesNamed {
+			continue
+		}
+		subject := "proxies at " + w.GetSocket()
+		if w.GetLastNack() != "" {
+			list = append(list, finding{"agent", subject, levelWarning, "one refuses what it was served last: " + w.GetLastNack(),
+				"It goes on with what it took before, as long as that lasts: look at its log and its configuration."})
+		}
+		if w.GetUnknownCount() > 0 {
+			list = append(list, finding{"agent", subject, levelWarning, "they wait for secrets that are not served to them: " + unknownNames(w), refusal.SecretUnknown.Do()})
+		}
+	}
+	if more := named - proxiesNamed; more > 0 {
+		list = append(list, finding{"agent", "proxies", levelWarning, fmt.Sprintf("%d more workloads have proxies with troubles", more), "`certctl status --agent` shows them all."})
+	}
+	return list
 }
 
 // compare looks at what neither of the two can see alone.

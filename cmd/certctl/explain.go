@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -141,16 +140,18 @@ func drawExplanation(p *page, about string, r *meshcav1.ExplainResponse) {
 	if d := r.GetDenial(); d != nil {
 		p.line("%s is denied", d.GetSpiffeId())
 		p.pairs(pair{"since", p.when(d.GetSince())}, pair{"by", text(d.GetBy())}, pair{"why", text(d.GetWhy())},
-			pair{"what to do", text(refusal.IdentityDenied.Do())})
+			pair{"what to do", text(advice(refusal.IdentityDenied, d.GetSpiffeId()))})
 		p.gap()
 	}
 	if len(r.GetDecisions()) == 0 {
 		p.line("the CA remembers no decision about %s since %s", about, p.when(r.GetSince()).text)
 		p.line("if a proxy waits for it: does its agent ask? `certctl explain --agent` on its node says")
+		if strings.HasPrefix(about, "spiffe://") {
+			p.line("if policy gives its service account another ID, ask by the pod: `certctl explain pod NAMESPACE/NAME`")
+		}
 		return
 	}
-	last := r.GetDecisions()[0]
-	drawDecision(p, last)
+	drawDecision(p, about, r.GetDecisions()[0])
 	if len(r.GetDecisions()) == 1 {
 		return
 	}
@@ -170,18 +171,22 @@ func outcome(d *meshcav1.Decision) cell {
 }
 
 // drawDecision shows the newest decision in full.
-func drawDecision(p *page, d *meshcav1.Decision) {
+func drawDecision(p *page, about string, d *meshcav1.Decision) {
 	p.line("The last decision, %s:", p.when(d.GetTime()).text)
 	e := d.GetEvidence()
-	account := ""
+	account, found := "", ""
 	if e.GetNamespace() != "" {
 		account = e.GetNamespace() + "/" + e.GetServiceAccount() + " of cluster " + e.GetCluster()
+		if strings.HasPrefix(about, "spiffe://") && d.GetSpiffeId() == "" {
+			found = "its service account, whose plain ID this is: it was refused before policy granted one"
+		}
 	}
 	p.pairs(
 		pair{"outcome", outcome(d)},
 		pair{"because", text(d.GetMessage())},
 		pair{"turned on", text(d.GetClaim())},
 		pair{"what to do", text(d.GetHint())},
+		pair{"found by", text(found)},
 		pair{"SPIFFE ID", text(d.GetSpiffeId())},
 		pair{"rule", text(d.GetRule())},
 		pair{"account", text(account)},
@@ -191,64 +196,4 @@ func drawDecision(p *page, d *meshcav1.Decision) {
 		pair{"serial", text(d.GetSerial())},
 		pair{"ends", p.when(d.GetNotAfter())},
 	)
-}
-
-func (c *cli) explainAgent(ctx context.Context, cmd *cobra.Command, args []string) error {
-	if c.socketSet || len(args) > 1 || len(args) == 1 && !strings.HasPrefix(args[0], "spiffe://") {
-		return &failure{code: exitUsage, what: "with --agent, explain takes a SPIFFE ID or nothing", next: joined(cmd, args) + "See `certctl --help`"}
-	}
-	s, err := c.agentStatus(ctx)
-	if err != nil {
-		return err
-	}
-	workloads := s.GetWorkloads()
-	if len(args) == 1 {
-		workloads = slices.DeleteFunc(slices.Clone(workloads), func(w *meshcav1.WorkloadStatus) bool { return w.GetSvid().GetSpiffeId() != args[0] })
-		if len(workloads) == 0 {
-			return no("the agent holds nothing of "+args[0], nil, "It learns an ID by its first SVID: `certctl explain --agent` shows every workload, those that were never answered too")
-		}
-	}
-	out := struct {
-		LastError string    `json:"lastError"`
-		Workloads []message `json:"workloads"`
-	}{LastError: s.GetLastError(), Workloads: []message{}}
-	var troubled []*meshcav1.WorkloadStatus
-	for _, w := range workloads {
-		if len(args) == 1 || w.GetState() != "fresh" || w.GetNacks() > 0 {
-			troubled = append(troubled, w)
-			out.Workloads = append(out.Workloads, message{w})
-		}
-	}
-	return c.show(out, func(p *page) {
-		if s.GetLastError() != "" && !s.GetConnected() {
-			p.line("the agent is not connected to the CA: %s", s.GetLastError())
-			p.gap()
-		}
-		if len(troubled) == 0 {
-			p.line("all %d workloads of this agent have a fresh SVID, and no proxy has refused one", len(workloads))
-		}
-		for i, w := range troubled {
-			if i > 0 {
-				p.gap()
-			}
-			drawTrouble(p, w)
-		}
-	})
-}
-
-func drawTrouble(p *page, w *meshcav1.WorkloadStatus) {
-	p.line("%s", w.GetSocket())
-	list := []pair{{"state", text(w.GetState()).as(stateTone(w.GetState()))}, {"SPIFFE ID", text(w.GetSvid().GetSpiffeId())}, {"token file", text(w.GetTokenFile())}}
-	if h := w.GetSvid(); h != nil {
-		list = append(list, pair{"SVID", p.heldEnds(h)})
-	}
-	if r := w.GetLastRefusal(); r != nil {
-		list = append(list, pair{"refused", text(r.GetReason()).as(bad)}, pair{"because", text(r.GetMessage())},
-			pair{"at", p.when(w.GetLastRefusalAt())}, pair{"next try", p.when(w.GetNextTry())},
-			pair{"what to do", text(refusal.Reason(r.GetReason()).Do())})
-	}
-	if w.GetNacks() > 0 {
-		list = append(list, pair{"NACKs", textf("%d, the last: %s", w.GetNacks(), w.GetLastNack()).as(bad)})
-	}
-	p.pairs(list...)
 }

@@ -45,6 +45,8 @@ type facts struct {
 	website             *x509.Certificate
 	bundle              *spiffebundle.Bundle
 	secrets, ended      *sds.Secrets
+	// rootsAlone is what a socket serves whose workload is denied.
+	rootsAlone *sds.Secrets
 
 	mu      sync.Mutex
 	lines   []string
@@ -92,6 +94,9 @@ func newFacts() (*facts, error) {
 	f.bundle = spiffebundle.FromX509Authorities(td, []*x509.Certificate{f.authority.cert})
 	f.bundle.SetSequenceNumber(3)
 	if f.secrets, err = sds.NewSecrets(sds.SecretsConfig{SVIDs: []*x509svid.SVID{f.svid}, Bundles: []*spiffebundle.Bundle{f.bundle}}); err != nil {
+		return nil, err
+	}
+	if f.rootsAlone, err = sds.NewSecrets(sds.SecretsConfig{Bundles: []*spiffebundle.Bundle{f.bundle}}); err != nil {
 		return nil, err
 	}
 	past := &x509svid.SVID{ID: f.svid.ID, Certificates: f.expired, PrivateKey: old.key}
@@ -277,10 +282,15 @@ func (f *facts) RenewOrders(context.Context) ([]ca.RenewOrder, error) { return n
 type agentServer struct {
 	meshcav1.UnimplementedAgentAdminServiceServer
 	facts *facts
+	// workloads replace the usual ones where there are any.
+	workloads []*meshcav1.WorkloadStatus
 }
 
 func (a *agentServer) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRequest) (*meshcav1.GetAgentStatusResponse, error) {
 	f := a.facts
+	if a.workloads != nil {
+		return &meshcav1.GetAgentStatusResponse{TrustDomain: "mesh.example", Connected: true, Workloads: a.workloads}, nil
+	}
 	held := func(id, serial string, left time.Duration, rotations uint64) *meshcav1.HeldSVID {
 		return &meshcav1.HeldSVID{SpiffeId: id, Serial: serial, NotAfter: f.stamp(left), Remaining: durationpb.New(left), Life: durationpb.New(6 * time.Hour), RenewAt: f.stamp(left - 2*time.Hour), Rotations: rotations}
 	}
@@ -295,6 +305,24 @@ func (a *agentServer) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRe
 			{Socket: "/run/w/new.sock", TokenFile: "/var/t/new", State: "pending", Nacks: 1, LastNack: "Envoy did not like it"},
 		},
 	}, nil
+}
+
+// troubled are a denied workload, of which the agent knows what the CA told it, one that knows less, and two that are
+// well, of which the proxies of one had a trouble that is over, and those of the other ask for what is not there.
+func (f *facts) troubled(denied string) []*meshcav1.WorkloadStatus {
+	const cart = "spiffe://mesh.example/ns/shop/sa/cart"
+	fresh := func(id string) *meshcav1.HeldSVID {
+		return &meshcav1.HeldSVID{SpiffeId: id, Serial: "ab09", NotAfter: f.stamp(5 * time.Hour), Remaining: durationpb.New(5 * time.Hour), Life: durationpb.New(6 * time.Hour), RenewAt: f.stamp(3 * time.Hour)}
+	}
+	return []*meshcav1.WorkloadStatus{
+		{Socket: denied, TokenFile: "/var/t/cart", State: "denied", LastSpiffeId: cart, LastRefusalAt: f.stamp(-time.Hour), NextTry: f.stamp(2 * time.Hour),
+			LastRefusal: &meshcav1.Refusal{Code: 7, Reason: "IDENTITY_DENIED", Message: cart + " was denied at 14:00 by uid 0: key leaked"}},
+		{Socket: "/run/w/late.sock", TokenFile: "/var/t/late", State: "denied", LastSpiffeId: "spiffe://mesh.example/ns/shop/sa/late",
+			LastRefusal: &meshcav1.Refusal{Code: 14, Reason: "CA_UNREACHABLE", Message: "no route"}},
+		{Socket: "/run/w/past.sock", TokenFile: "/var/t/past", State: "fresh", Svid: fresh("spiffe://mesh.example/ns/shop/sa/past"), Nacks: 2, OpenStreams: 1},
+		{Socket: "/run/w/vain.sock", TokenFile: "/var/t/vain", State: "fresh", Svid: fresh("spiffe://mesh.example/ns/shop/sa/vain"), OpenStreams: 1,
+			UnknownNames: []string{"edge-cert", "x"}, UnknownCount: 3},
+	}
 }
 
 func (a *agentServer) CheckAgent(context.Context, *meshcav1.CheckAgentRequest) (*meshcav1.CheckAgentResponse, error) {

@@ -57,8 +57,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// setup gives each script its own CA ($CA), agent ($AGENT), SDS sockets ($SDS, $SDS_ENDED, $SDS_EMPTY) and TLS server ($TLS), and
-// files of certificates.
+// setup gives each script its own CA ($CA), agents ($AGENT, and $TROUBLED with a denied workload), SDS sockets ($SDS,
+// $SDS_ENDED, $SDS_EMPTY, $SDS_DENIED) and TLS server ($TLS), and files of certificates.
 func setup(env *testscript.Env) error {
 	f, err := newFacts()
 	if err != nil {
@@ -83,10 +83,17 @@ func setup(env *testscript.Env) error {
 	if err := serve(env, agent, path("agent.sock")); err != nil {
 		return err
 	}
-	if err := os.Chmod(path("agent.sock"), 0o600); err != nil {
+	troubled := grpc.NewServer()
+	meshcav1.RegisterAgentAdminServiceServer(troubled, &agentServer{facts: f, workloads: f.troubled(path("denied.sock"))})
+	if err := serve(env, troubled, path("troubled.sock")); err != nil {
 		return err
 	}
-	for name, s := range map[string]*sds.Secrets{"sds.sock": f.secrets, "ended.sock": f.ended, "empty.sock": nil} {
+	for _, name := range []string{"agent.sock", "troubled.sock"} {
+		if err := os.Chmod(path(name), 0o600); err != nil {
+			return err
+		}
+	}
+	for name, s := range map[string]*sds.Secrets{"sds.sock": f.secrets, "ended.sock": f.ended, "empty.sock": nil, "denied.sock": f.rootsAlone} {
 		engine, err := sds.New(sds.Config{Source: func(context.Context) (sds.Source, error) {
 			return sds.SourceFunc(func() (*sds.Secrets, <-chan struct{}) { return s, nil }), nil
 		}})
@@ -111,6 +118,8 @@ func setup(env *testscript.Env) error {
 	env.Values[auditKey{}] = f
 	env.Setenv("CA", "--socket="+path("ca.sock"))
 	env.Setenv("AGENT", "--agent="+path("agent.sock"))
+	env.Setenv("TROUBLED", "--agent="+path("troubled.sock"))
+	env.Setenv("SDS_DENIED", path("denied.sock"))
 	env.Setenv("SDS", path("sds.sock"))
 	env.Setenv("SDS_ENDED", path("ended.sock"))
 	env.Setenv("SDS_EMPTY", path("empty.sock"))

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -20,6 +22,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
 )
 
 const (
@@ -71,7 +76,7 @@ func (c *cli) fetchSecrets(ctx context.Context, socket, name string) (*secrets, 
 	for found[name] == nil || found[rootName] == nil {
 		r, err := stream.Recv()
 		if err != nil {
-			return nil, waitingFor(socket, name, found, err)
+			return nil, c.waitingFor(ctx, socket, name, found, err)
 		}
 		for _, resource := range r.GetResources() {
 			s := &tlsv3.Secret{}
@@ -87,7 +92,9 @@ func (c *cli) fetchSecrets(ctx context.Context, socket, name string) (*secrets, 
 	return readSecrets(found[name].GetTlsCertificate(), found[rootName].GetValidationContext())
 }
 
-func waitingFor(socket, name string, found map[string]*tlsv3.Secret, err error) error {
+// waitingFor explains why the secrets did not come. The socket is silent for whoever is pending, denied or refused; the
+// agent's admin socket knows which it is.
+func (c *cli) waitingFor(ctx context.Context, socket, name string, found map[string]*tlsv3.Secret, err error) error {
 	if status.Code(err) != codes.DeadlineExceeded && !errors.Is(err, context.DeadlineExceeded) {
 		return sdsFailed(socket, err)
 	}
@@ -95,7 +102,38 @@ func waitingFor(socket, name string, found map[string]*tlsv3.Secret, err error) 
 	if found[name] != nil {
 		missing = rootName
 	}
-	return no(fmt.Sprintf("%s serves no secret %q yet", socket, missing), nil, "`certctl explain --agent` says what its workload was refused for; --timeout waits longer")
+	what := fmt.Sprintf("%s serves no secret %q", socket, missing)
+	w := c.workloadAt(context.WithoutCancel(ctx), socket)
+	if w == nil {
+		return no(what+" yet", nil, "`certctl explain --agent` says what its workload was refused for; --timeout waits longer")
+	}
+	if r := refusalOf(w); r != nil {
+		return no(fmt.Sprintf("%s: its workload is %s", what, w.GetState()), fmt.Errorf("%s (%s)", r.GetMessage(), r.GetReason()), strings.TrimSuffix(advice(refusal.Reason(r.GetReason()), identity(w)), "."))
+	}
+	return no(fmt.Sprintf("%s: its workload is %s", what, w.GetState()), nil, "--timeout waits longer; a name other than default may be one that it does not have")
+}
+
+// adminWait bounds the question that follows a failure.
+const adminWait = 2 * time.Second
+
+// workloadAt asks the agent, if it can be asked, which workload a socket belongs to; nil where nobody knows.
+func (c *cli) workloadAt(ctx context.Context, socket string) *meshcav1.WorkloadStatus {
+	ctx, cancel := context.WithTimeout(ctx, adminWait)
+	defer cancel()
+	s, err := c.agentStatus(ctx)
+	if err != nil {
+		return nil
+	}
+	here, err := os.Stat(socket)
+	if err != nil {
+		return nil
+	}
+	for _, w := range s.GetWorkloads() {
+		if there, err := os.Stat(w.GetSocket()); err == nil && os.SameFile(here, there) {
+			return w
+		}
+	}
+	return nil
 }
 
 func sdsFailed(socket string, err error) error {

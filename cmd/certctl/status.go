@@ -234,11 +234,15 @@ func drawWorkloads(p *page, all []*meshcav1.WorkloadStatus) {
 	var rows [][]cell
 	for _, w := range all {
 		row := []cell{text(w.GetState()).as(stateTone(w.GetState())), {}, {}, {}, {}, textf("%d", w.GetOpenStreams()), {}, text(w.GetSocket()), lastTrouble(p, w)}
+		row[1] = text(identity(w))
 		if h := w.GetSvid(); h != nil {
-			row[1], row[2], row[3], row[4] = text(h.GetSpiffeId()), p.heldEnds(h), text(p.renewal(h)), textf("%d", h.GetRotations())
+			row[2], row[3], row[4] = p.heldEnds(h), text(p.renewal(h)), textf("%d", h.GetRotations())
 		}
 		if w.GetNacks() > 0 {
-			row[6] = textf("%d", w.GetNacks()).as(bad)
+			row[6] = textf("%d", w.GetNacks())
+			if w.GetLastNack() != "" {
+				row[6].tone = bad
+			}
 		}
 		rows = append(rows, row)
 	}
@@ -248,14 +252,17 @@ func drawWorkloads(p *page, all []*meshcav1.WorkloadStatus) {
 	}
 }
 
+// lastTrouble is what is wrong with a workload now; what was mended since is none.
 func lastTrouble(p *page, w *meshcav1.WorkloadStatus) cell {
-	switch r := w.GetLastRefusal(); {
+	switch r := refusalOf(w); {
 	case r != nil && w.GetNextTry() != nil:
 		return textf("%s: %s; next try %s", r.GetReason(), r.GetMessage(), p.relative(w.GetNextTry().AsTime())).as(bad)
 	case r != nil:
 		return textf("%s: %s", r.GetReason(), r.GetMessage()).as(bad)
-	case w.GetNacks() > 0:
+	case w.GetLastNack() != "":
 		return textf("NACK: %s", w.GetLastNack()).as(bad)
+	case w.GetUnknownCount() > 0:
+		return textf("not served: %s", unknownNames(w)).as(doubtful)
 	}
 	return cell{}
 }

@@ -131,11 +131,11 @@ func (c *cli) listHeld(ctx context.Context, r *meshcav1.ListSVIDsRequest) error 
 	if err != nil {
 		return err
 	}
-	fits := func(h *meshcav1.HeldSVID) bool {
-		return (r.GetSpiffeId() == "" || r.GetSpiffeId() == h.GetSpiffeId()) && (r.GetSerial() == "" || sameSerial(r.GetSerial(), h.GetSerial()))
+	fits := func(id string, h *meshcav1.HeldSVID) bool {
+		return (r.GetSpiffeId() == "" || r.GetSpiffeId() == id) && (r.GetSerial() == "" || sameSerial(r.GetSerial(), h.GetSerial()))
 	}
 	out := held{Workloads: []message{}}
-	if s.GetSelf() != nil && fits(s.GetSelf()) {
+	if s.GetSelf() != nil && fits(s.GetSelf().GetSpiffeId(), s.GetSelf()) {
 		out.Self = &message{s.GetSelf()}
 	}
 	var shown []*meshcav1.WorkloadStatus
@@ -146,7 +146,7 @@ func (c *cli) listHeld(ctx context.Context, r *meshcav1.ListSVIDsRequest) error 
 	more := 0
 	for _, w := range s.GetWorkloads() {
 		switch {
-		case !fits(w.GetSvid()):
+		case !fits(identity(w), w.GetSvid()):
 		case int64(len(shown)) == room:
 			more++
 		default:
@@ -188,10 +188,10 @@ func sameSerial(typed, serial string) bool {
 
 func heldRows(p *page, withSelf bool, self *meshcav1.HeldSVID, shown []*meshcav1.WorkloadStatus) [][]cell {
 	var rows [][]cell
-	row := func(h *meshcav1.HeldSVID, state, socket string, trouble cell) {
-		r := []cell{{}, text(state).as(stateTone(state)), {}, {}, {}, {}, text(socket), trouble}
+	row := func(id string, h *meshcav1.HeldSVID, state, socket string, trouble cell) {
+		r := []cell{text(id), text(state).as(stateTone(state)), {}, {}, {}, {}, text(socket), trouble}
 		if h != nil {
-			r[0], r[2], r[3], r[4], r[5] = text(h.GetSpiffeId()), text(h.GetSerial()), p.heldEnds(h), text(p.renewal(h)), textf("%d", h.GetRotations())
+			r[2], r[3], r[4], r[5] = text(h.GetSerial()), p.heldEnds(h), text(p.renewal(h)), textf("%d", h.GetRotations())
 		}
 		rows = append(rows, r)
 	}
@@ -200,10 +200,10 @@ func heldRows(p *page, withSelf bool, self *meshcav1.HeldSVID, shown []*meshcav1
 		if self.GetRemaining().AsDuration() <= 0 {
 			state = "expired"
 		}
-		row(self, state, "(the agent itself)", cell{})
+		row(self.GetSpiffeId(), self, state, "(the agent itself)", cell{})
 	}
 	for _, w := range shown {
-		row(w.GetSvid(), w.GetState(), w.GetSocket(), lastTrouble(p, w))
+		row(identity(w), w.GetSvid(), w.GetState(), w.GetSocket(), lastTrouble(p, w))
 	}
 	return rows
 }
