@@ -81,7 +81,9 @@ type DiskConfig struct {
 	KeyFile string `json:"keyFile"`
 	// PassphraseFile holds the passphrase of an encrypted key, mode 0600. Default: the key is not encrypted.
 	PassphraseFile string `json:"passphraseFile"`
-	// ExtraAnchors are PEM files of further roots that the bundle is to hold, such as one that is being replaced.
+	// ExtraAnchors are PEM files of further roots that the bundle is to hold, such as one that is being replaced. At the
+	// start they are added to the bundle; what is taken off this list stays in the bundle and trusted, until its end. No
+	// command takes a root out yet.
 	ExtraAnchors []string `json:"extraAnchors"`
 }
 
@@ -110,7 +112,8 @@ type ClusterConfig struct {
 
 // AuditConfig is where audit lines go.
 type AuditConfig struct {
-	// File gets a JSON object a line, mode 0600, appended; SIGHUP opens it anew after a rotation. Default: stderr.
+	// File gets a JSON object a line, appended; it is made with mode 0600, and one that others can use, or a symlink, is
+	// refused. SIGHUP opens it anew after a rotation. Default: stderr.
 	File string `json:"file"`
 }
 

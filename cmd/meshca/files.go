@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -51,7 +53,7 @@ func openAuditFile(path string) (*auditFile, error) {
 }
 
 func (a *auditFile) reopen() error {
-	f, err := os.OpenFile(a.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	f, err := openPrivate(a.path)
 	if err != nil {
 		return fmt.Errorf("audit.file: %w", err)
 	}
@@ -62,6 +64,34 @@ func (a *auditFile) reopen() error {
 	}
 	a.file = f
 	return nil
+}
+
+// openPrivate opens a file to append to it, or makes it with mode 0600. It refuses one that others can use, and a symlink:
+// whoever may change that would choose which file the CA writes to.
+func openPrivate(path string) (*os.File, error) {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	case err != nil:
+		return nil, err
+	case info.Mode()&fs.ModeSymlink != 0:
+		return nil, fmt.Errorf("%s is a symlink: name the file that it leads to", path)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no regular file", path)
+	case info.Mode().Perm()&0o077 != 0:
+		return nil, fmt.Errorf("%s has mode %04o: others could read or change the record of who got which identity. Run: chmod 600 %s",
+			path, info.Mode().Perm(), path)
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if opened, err := f.Stat(); err != nil || !os.SameFile(info, opened) {
+		_ = f.Close()
+		return nil, errors.Join(fmt.Errorf("%s was replaced while it was opened", path), err)
+	}
+	return f, nil
 }
 
 // Write appends one line.
