@@ -58,7 +58,12 @@ func devCommand() *cobra.Command {
 		Long: "A CA and an agent in one process, for a laptop: a root on disk, a bolt store, and an issuer of tokens in\n" +
 			"Kubernetes' form in place of a cluster. Tokens go through the same verification as a cluster's.\n" +
 			"Each workload gets a socket at STATE/run/NAMESPACE/SERVICE-ACCOUNT.sock that speaks SDS.",
-		Args: cobra.NoArgs,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("%q is no flag: see `%s --help`", args[0], c.CommandPath())}
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, _ []string) error { return dev(c.Context(), o, c.OutOrStdout(), c.ErrOrStderr()) },
 	}
 	f := c.Flags()
@@ -71,7 +76,6 @@ func devCommand() *cobra.Command {
 	f.StringVar(&o.policy, "policy", "", "policy file (default: the plain ID for all)")
 	f.DurationVar(&o.ttl, "svid-ttl", ca.MaxTTL, "life of SVIDs")
 	f.StringVar(&o.logLevel, "log-level", "warn", "debug, info, warn or error")
-	_ = c.MarkFlagRequired("workload")
 	return c
 }
 
@@ -119,7 +123,17 @@ func (s devState) token(w workloadName) string {
 	return filepath.Join(s.dir, "tokens", w.namespace, w.account)
 }
 
+// agentToken and agentDir lie where no workload's files can: a namespace does not begin with a dot.
+func (s devState) agentToken() string { return filepath.Join(s.dir, "tokens", ".agent") }
+func (s devState) agentDir() string   { return s.run(".agent") }
+
 func dev(ctx context.Context, o devOptions, out, stderr io.Writer) error {
+	switch {
+	case len(o.workloads) == 0:
+		return usageError{errors.New("name a workload at least, with --workload namespace/service-account")}
+	case o.ttl <= 0: // a configuration file's 0 stands for the default, a flag's does not
+		return usageError{fmt.Errorf("--svid-ttl %s is no life of an SVID: %s to %s", o.ttl, ca.MinTTL, ca.MaxTTL)}
+	}
 	var workloads []workloadName
 	for _, s := range o.workloads {
 		w, err := parseWorkload(s)
@@ -208,8 +222,8 @@ func runDev(ctx context.Context, d *daemon, o devOptions, state devState, issuer
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
-	keepToken := func(w workloadName, audience string) error {
-		t := &devToken{issuer: issuer, path: state.token(w), subject: w.subject(), audience: audience}
+	keepToken := func(w workloadName, path, audience string) error {
+		t := &devToken{issuer: issuer, path: path, subject: w.subject(), audience: audience}
 		term, err := t.Renew(ctx)
 		if err != nil {
 			return err
@@ -217,11 +231,11 @@ func runDev(ctx context.Context, d *daemon, o devOptions, state devState, issuer
 		g.Go(func() error { _ = rotation.Keep(ctx, t, rotation.KeepOptions{Have: &term}); return nil })
 		return nil
 	}
-	if err := keepToken(devAgent, registration.AgentAudience); err != nil {
+	if err := keepToken(devAgent, state.agentToken(), registration.AgentAudience); err != nil {
 		return err
 	}
 	for _, w := range workloads {
-		if err := keepToken(w, registration.WorkloadAudience); err != nil {
+		if err := keepToken(w, state.token(w), registration.WorkloadAudience); err != nil {
 			return err
 		}
 	}
@@ -249,8 +263,8 @@ func devAgentFor(d *daemon, o devOptions, state devState, address string, worklo
 		return nil, err
 	}
 	c := agent.Config{
-		TrustDomain: d.config.trustDomain, Cluster: devCluster, Server: address, TokenFile: state.token(devAgent), BundleFile: state.bundle(),
-		RuntimeDir: state.run("agent"), AdminSocket: state.agentAdmin(), OpsAddress: o.agentOps, Version: version, Log: log,
+		TrustDomain: d.config.trustDomain, Cluster: devCluster, Server: address, TokenFile: state.agentToken(), BundleFile: state.bundle(),
+		RuntimeDir: state.agentDir(), AdminSocket: state.agentAdmin(), OpsAddress: o.agentOps, Version: version, Log: log,
 	}
 	for _, w := range workloads {
 		if err := os.MkdirAll(filepath.Dir(state.socket(w)), 0o755); err != nil {

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshca/meshca/api/admin/client"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+)
+
+// meshcaDev runs `meshca dev` with these arguments until ctx ends.
+func meshcaDev(ctx context.Context, args ...string) error {
+	c := command()
+	c.SetArgs(append([]string{"dev"}, args...))
+	c.SetOut(io.Discard)
+	c.SetErr(io.Discard)
+	return c.ExecuteContext(ctx)
+}
+
+func TestDevRefusesWrongUsage(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	for name, c := range map[string]struct{ args, want string }{
+		"no workload":    {"", "--workload"},
+		"no flag before": {"--workload shop/cart shop/till", `"shop/till" is no flag`},
+		"no slash":       {"--workload cart", "namespace/service-account"},
+		"no life":        {"--workload shop/cart --svid-ttl 0s", "--svid-ttl 0s is no life"},
+		"less than none": {"--workload shop/cart --svid-ttl -1h", "--svid-ttl -1h0m0s is no life"},
+		"too short":      {"--workload shop/cart --svid-ttl 1s", "svid.ttl"},
+		"no such flag":   {"--workloads shop/cart", "--help"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			err := meshcaDev(ctx, append(strings.Fields(c.args), "--state", state)...)
+			var usage usageError
+			if !errors.As(err, &usage) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want wrong usage that says %q", err, c.want)
+			}
+		})
+	}
+	if _, err := os.Stat(filepath.Join(state, "root.key")); err == nil {
+		t.Error("a root was made for nothing")
+	}
+}
+
+// A workload may have the agent's own service account, and its namespace the name of anything that dev keeps.
+func TestDevKeepsWhatIsTheAgentsApart(t *testing.T) {
+	state, err := os.MkdirTemp("", "dev") // t.TempDir can be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(state) })
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- meshcaDev(ctx, "--state", state, "--workload", "meshca/meshca-agent", "--workload", "agent/keys", "--workload", "tokens/x",
+			"--listen", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--agent-ops", "127.0.0.1:0")
+	}()
+	socket := devState{state}.agentAdmin()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		err := allFresh(ctx, socket, 3)
+		if err == nil {
+			break
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("it ended: %v", err)
+		default:
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+// allFresh asks an agent whether it and so many workloads have their SVIDs.
+func allFresh(ctx context.Context, socket string, workloads int) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	conn, err := client.Open(ctx, socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	status, err := conn.Agent.GetAgentStatus(ctx, &meshcav1.GetAgentStatusRequest{})
+	if err != nil {
+		return err
+	}
+	fresh := 0
+	for _, w := range status.GetWorkloads() {
+		if w.GetState() == "fresh" {
+			fresh++
+		}
+	}
+	if fresh != workloads || status.GetSelf() == nil {
+		return fmt.Errorf("%d of %d workloads are fresh: %v", fresh, workloads, status)
+	}
+	return nil
+}
