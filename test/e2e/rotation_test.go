@@ -11,8 +11,10 @@ import (
 )
 
 const (
-	ttl  = 20 * time.Second
-	rate = 50 // requests a second, each with a handshake of its own
+	ttl = 20 * time.Second
+	// rate is how many requests are sent a second, each with a handshake of its own; steady is how many must be answered.
+	// What a busy machine holds up comes late, and some of it after the end.
+	rate, steady = 60, 50
 	// rotations is how many each proxy must have gone through in the end.
 	rotations = 6
 )
@@ -117,7 +119,7 @@ func rotate(t *testing.T, delta bool) {
 	lasted := time.Since(began)
 	done.Wait()
 	noFaults("the end")
-	if least := int64(0.9 * rate * lasted.Seconds()); traffic.OK() < least {
+	if least := int64(steady * lasted.Seconds()); traffic.OK() < least {
 		t.Errorf("%d requests were answered in %v, want %d at least: the traffic was not steady", traffic.OK(), lasted, least)
 	}
 	handshakes(t, m, start, traffic.OK())
