@@ -40,29 +40,49 @@ type Subject struct {
 	Node, NodeUID                                string
 }
 
-// Open reads the issuer's key from dir, or makes one there (mode 0600).
+// Open reads the issuer's key from dir, or makes one there (mode 0600). A key that is there is never replaced.
 func Open(dir, url string) (*Issuer, error) {
 	path := filepath.Join(dir, keyFile)
-	data, err := os.ReadFile(path)
+	data, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		data, err = create(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("token key: %w", err)
 	}
+	key, err := parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("token key: %s %w: remove it and a new one is made, which ends the tokens signed with the old one", path, err)
+	}
+	return New(key, url)
+}
+
+// read refuses a key that others can use: with it they can be any workload.
+func read(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s has mode %04o, so others than its owner can use it. Run: chmod 600 %s", path, info.Mode().Perm(), path)
+	}
+	return os.ReadFile(path)
+}
+
+func parse(data []byte) (*rsa.PrivateKey, error) {
 	block, _ := pem.Decode(data)
 	if block == nil {
-		return nil, fmt.Errorf("token key: %s holds no PEM block: remove it and a new one is made", path)
+		return nil, errors.New("holds no PEM block")
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("token key: %s: %w", path, err)
+		return nil, errors.New("holds no PKCS #8 key") // not what the parser says: it may repeat parts of the file
 	}
 	key, ok := parsed.(*rsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("token key: %s holds a %T, not an RSA key", path, parsed)
+		return nil, fmt.Errorf("holds a %T, not an RSA key", parsed)
 	}
-	return New(key, url)
+	return key, nil
 }
 
 // New returns an Issuer that signs with key.
@@ -128,7 +148,7 @@ type ref struct {
 func (i *Issuer) Token(s Subject, audience string, ttl time.Duration) (string, error) {
 	now := time.Now()
 	c := claims{
-		Audience: []string{audience}, Issuer: i.URL, ID: rand.Text(),
+		Audience: []string{audience}, Issuer: i.URL, ID: newUUID(),
 		IssuedAt: now.Unix(), NotBefore: now.Unix(), Expiry: now.Add(ttl).Unix(),
 		Subject:    "system:serviceaccount:" + s.Namespace + ":" + s.ServiceAccount,
 		Kubernetes: k8sClaims{Namespace: s.Namespace, ServiceAccount: ref{s.ServiceAccount, s.ServiceAccountUID}},
@@ -140,4 +160,12 @@ func (i *Issuer) Token(s Subject, audience string, ttl time.Duration) (string, e
 		c.Kubernetes.Node = &ref{s.Node, s.NodeUID}
 	}
 	return jwt.Signed(i.signer).Claims(c).Serialize()
+}
+
+// newUUID is a random UUID (RFC 9562 §5.4), as API servers put into `jti`.
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
