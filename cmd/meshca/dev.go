@@ -58,9 +58,9 @@ func devCommand() *cobra.Command {
 		Long: "A CA and an agent in one process, for a laptop: a root on disk, a bolt store, and an issuer of tokens in\n" +
 			"Kubernetes' form in place of a cluster. Tokens go through the same verification as a cluster's.\n" +
 			"Each workload gets a socket at STATE/run/NAMESPACE/SERVICE-ACCOUNT.sock that speaks SDS.",
-		Args: func(c *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("%q is no flag: see `%s --help`", args[0], c.CommandPath())}
+				return fmt.Errorf("%q is no flag", args[0])
 			}
 			return nil
 		},

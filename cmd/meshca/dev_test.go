@@ -50,6 +50,22 @@ func TestDevRefusesWrongUsage(t *testing.T) {
 	}
 }
 
+// Whatever is wrong with a command line is wrong usage, for every command.
+func TestWrongUsageIsTyped(t *testing.T) {
+	for _, line := range []string{
+		"server", "serve", "serve x --config y", "serve --wat", "config chek y", "config check", "root make", "root create", "root import x --config y", "root import --config y --cert z", "root import --cert y --key z", "version x",
+	} {
+		c := command()
+		c.SetArgs(strings.Fields(line))
+		c.SetOut(io.Discard)
+		c.SetErr(io.Discard)
+		var usage usageError
+		if err := c.ExecuteContext(t.Context()); !errors.As(err, &usage) {
+			t.Errorf("meshca %s: got %v, want wrong usage", line, err)
+		}
+	}
+}
+
 // A workload may have the agent's own service account, and its namespace the name of anything that dev keeps.
 func TestDevKeepsWhatIsTheAgentsApart(t *testing.T) {
 	state, err := os.MkdirTemp("", "dev") // t.TempDir can be too long for a socket

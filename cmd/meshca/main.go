@@ -47,7 +47,28 @@ func command() *cobra.Command {
 		Args:  cobra.NoArgs,
 		Run:   func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "meshca", version) },
 	})
+	typed(root)
 	return root
+}
+
+// typed makes usage errors of what cobra finds wrong with arguments and commands.
+func typed(c *cobra.Command) {
+	check := c.Args
+	if check == nil {
+		check = cobra.NoArgs // a group; cobra would show its help for a command that there is not, and call it success
+	}
+	c.Args = func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError{fmt.Errorf("%w: see `%s --help`", err, c.CommandPath())}
+		}
+		return nil
+	}
+	if !c.Runnable() {
+		c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	}
+	for _, sub := range c.Commands() {
+		typed(sub)
+	}
 }
 
 func serveCommand() *cobra.Command {
@@ -130,16 +151,26 @@ func rootCommand() *cobra.Command {
 	}
 	imported.Flags().StringVar(&certFile, "cert", "", "the root's certificate, PEM")
 	imported.Flags().StringVar(&keyFile, "key", "", "the root's private key, PEM")
-	for _, f := range []string{"cert", "key"} {
-		_ = imported.MarkFlagRequired(f)
-	}
 	configFlag(imported, &file)
+	needs(imported, "config", "cert", "key")
 	group.AddCommand(create, imported)
 	return group
 }
 
 func configFlag(c *cobra.Command, file *string) {
 	c.Flags().StringVar(file, "config", "", "configuration file (YAML)")
-	_ = c.MarkFlagRequired("config")
+	needs(c, "config")
 	_ = c.MarkFlagFilename("config", "yaml", "yml")
+}
+
+// needs refuses a command line that leaves one of these flags out or empty.
+func needs(c *cobra.Command, flags ...string) {
+	c.PreRunE = func(c *cobra.Command, _ []string) error {
+		for _, f := range flags {
+			if c.Flags().Lookup(f).Value.String() == "" {
+				return usageError{fmt.Errorf("`%s` needs --%s FILE", c.CommandPath(), f)}
+			}
+		}
+		return nil
+	}
 }
