@@ -1,0 +1,210 @@
+package rotation
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Step is where a Rollout stands.
+type Step string
+
+// The steps, in their order. An abort goes back by the same steps with the parts exchanged.
+const (
+	// StepChosen: the successor stands in the journal, and nobody else knows it.
+	StepChosen Step = "chosen"
+	// StepPublished: it is in the set that relying parties trust, and they have yet to confirm that.
+	StepPublished Step = "published"
+	// StepConfirmed: all who count trust it. It signs for nobody before its signer is ready.
+	StepConfirmed Step = "confirmed"
+	// StepCanary: it signs for a share of the identities, until an operator says go on.
+	StepCanary Step = "canary"
+	// StepSigning: the one that stays signs for all; what the other one began is finished.
+	StepSigning Step = "signing"
+	// StepRetired: the one that goes has signed its last, and is trusted until the last certificate under it has ended.
+	StepRetired Step = "retired"
+	// StepLeaving: it is being taken out of the trusted set. From here on there is no way back.
+	StepLeaving Step = "leaving"
+	// StepOut: the one that goes is not trusted any more; the Rollout is over.
+	StepOut Step = "out"
+)
+
+// Party is one of the two authorities of a Rollout.
+type Party struct {
+	// ID names it in the trusted set; of a root, the SHA-256 of its certificate in hex.
+	ID string `json:"id"`
+	// Ref is how its upstream knows it; it means nothing here.
+	Ref string `json:"ref,omitempty"`
+}
+
+// Rollout replaces one authority that others trust by another one, so that nobody ever meets a signature of one that he
+// does not trust: in the set, confirmed, signs, the old one retired, out. It is a value: each change makes another one,
+// which counts once it stands in the journal.
+type Rollout struct {
+	Old  Party `json:"old"`
+	New  Party `json:"new"`
+	Step Step  `json:"step"`
+	// Entered is when the step was entered.
+	Entered time.Time `json:"entered"`
+	Begun   time.Time `json:"begun"`
+	By      string    `json:"by"`
+	// Canary is the share of identities, in percent, that New signs for first; 0: none.
+	Canary int `json:"canary,omitempty"`
+	// NewShare is the share of identities, in percent, that New signs for in this step.
+	NewShare int `json:"newShare"`
+	// Set is the sequence of the trusted set that has New.
+	Set uint64 `json:"set,omitempty"`
+	// Despite names those whose confirmation an operator gave up.
+	Despite []string `json:"despite,omitempty"`
+	// Within is the bound of an emergency: half of it is for confirmations, half for renewing all that Old signed, and
+	// then Old goes, whatever still lives under it. Zero: no emergency, everything is waited for.
+	Within time.Duration `json:"within,omitempty"`
+	// Aborted says that Old stays and New goes.
+	Aborted   bool      `json:"aborted,omitempty"`
+	AbortedBy string    `json:"abortedBy,omitempty"`
+	AbortedAt time.Time `json:"abortedAt,omitzero"`
+	// LastEnd is when the last certificate under the one that goes ends; set when it has retired.
+	LastEnd time.Time `json:"lastEnd,omitzero"`
+}
+
+// Errors of commands that a Rollout is not in the state for.
+var (
+	ErrRolling    = errors.New("a rollout is under way")
+	ErrNotRolling = errors.New("no rollout is under way")
+	ErrStep       = errors.New("not in this step")
+)
+
+// Active reports whether the Rollout is under way.
+func (r Rollout) Active() bool { return r.Step != "" && r.Step != StepOut }
+
+// Stays is the party that signs for all in the end, Goes the other one.
+func (r Rollout) Stays() Party {
+	if r.Aborted {
+		return r.Old
+	}
+	return r.New
+}
+
+// Goes is the party that leaves the trusted set.
+func (r Rollout) Goes() Party {
+	if r.Aborted {
+		return r.New
+	}
+	return r.Old
+}
+
+// Signs reports whether the party with this ID signs for anyone in this step.
+func (r Rollout) Signs(id string) bool {
+	return id == r.New.ID && r.NewShare > 0 || id == r.Old.ID && r.NewShare < 100
+}
+
+// BeginOptions tell how a Rollout is to go.
+type BeginOptions struct {
+	By string
+	// Canary and Within are the Rollout's.
+	Canary int
+	Within time.Duration
+}
+
+// Begin makes the Rollout that replaces old by next, behind before, which must be over.
+func Begin(before Rollout, old, next Party, o BeginOptions, now time.Time) (Rollout, error) {
+	switch {
+	case before.Active():
+		return Rollout{}, fmt.Errorf("%w: from %s to %s, %s", ErrRolling, before.Old.ID, before.New.ID, before.Step)
+	case old.ID == "" || next.ID == "":
+		return Rollout{}, errors.New("a rollout needs two parties")
+	case old.ID == next.ID:
+		return Rollout{}, errors.New("it is the one that signs already")
+	case o.Canary < 0 || o.Canary > 99:
+		return Rollout{}, fmt.Errorf("a share of %d %% does not lie between 1 and 99", o.Canary)
+	case o.Within < 0:
+		return Rollout{}, errors.New("a bound below zero")
+	}
+	return Rollout{Old: old, New: next, Step: StepChosen, Entered: now, Begun: now, By: o.By, Canary: o.Canary, Within: o.Within}, nil
+}
+
+// Continue ends the canary: New signs for all.
+func (r Rollout) Continue(now time.Time) (Rollout, error) {
+	if r.Step != StepCanary {
+		return Rollout{}, fmt.Errorf("%w: %s. There is something to continue while a share of the identities is signed for (canary)", ErrStep, r.Step)
+	}
+	return r.enter(StepSigning, 100, now), nil
+}
+
+// GiveUp goes on without the confirmation of the ones named.
+func (r Rollout) GiveUp(names ...string) (Rollout, error) {
+	if r.Step != StepChosen && r.Step != StepPublished {
+		return Rollout{}, fmt.Errorf("%w: %s. Confirmations are waited for while it is published", ErrStep, r.Step)
+	}
+	r.Despite = slices.Clone(r.Despite)
+	for _, name := range names {
+		if !slices.Contains(r.Despite, name) {
+			r.Despite = append(r.Despite, name)
+		}
+	}
+	return r, nil
+}
+
+// Abort turns the Rollout round: Old signs for all again, and New leaves the set when the last certificate under it has
+// ended. Where New has signed nothing yet, it leaves at once.
+func (r Rollout) Abort(by string, now time.Time) (Rollout, error) {
+	switch {
+	case !r.Active():
+		return Rollout{}, ErrNotRolling
+	case r.Step == StepLeaving:
+		return Rollout{}, fmt.Errorf("%w: %s. %s is being taken out of the trusted set; to go back, begin a rollout to it", ErrStep, r.Step, r.Goes().ID)
+	case r.Aborted:
+		return Rollout{}, fmt.Errorf("%w: it is being aborted since %s, by %s", ErrStep, r.AbortedAt.UTC().Format(time.RFC3339), r.AbortedBy)
+	}
+	// What was an emergency is none any more: what New signed is good until it ends.
+	r.Aborted, r.AbortedBy, r.AbortedAt, r.Within, r.LastEnd = true, by, now, 0, time.Time{}
+	if r.NewShare == 0 {
+		return r.enter(StepRetired, 0, now), nil
+	}
+	return r.enter(StepConfirmed, r.NewShare, now), nil // Old is trusted still; it signs when it is ready to
+}
+
+// enter is the Rollout in another step.
+func (r Rollout) enter(s Step, newShare int, now time.Time) Rollout {
+	r.Step, r.NewShare, r.Entered = s, newShare, now
+	return r
+}
+
+// staying is the step in which the one that stays begins to sign.
+func (r Rollout) staying(now time.Time) Rollout {
+	switch {
+	case r.Aborted:
+		return r.enter(StepSigning, 0, now)
+	case r.Canary > 0:
+		return r.enter(StepCanary, r.Canary, now)
+	}
+	return r.enter(StepSigning, 100, now)
+}
+
+// confirmedBy is when confirmations are not waited for any longer; zero: never.
+func (r Rollout) confirmedBy() time.Time {
+	if r.Within == 0 {
+		return time.Time{}
+	}
+	return r.Begun.Add(r.Within / 2)
+}
+
+// outBy is when the one that goes leaves the set.
+func (r Rollout) outBy() time.Time {
+	if r.Within == 0 {
+		return r.LastEnd
+	}
+	if forced := r.Entered.Add(r.Within / 2); forced.Before(r.LastEnd) {
+		return forced
+	}
+	return r.LastEnd
+}
+
+// InShare reports whether an identity is in the first percent of all, by a hash that is the same in every process.
+func InShare(identity string, percent int) bool {
+	sum := sha256.Sum256([]byte("share of " + identity))
+	return int(binary.BigEndian.Uint64(sum[:8])%100) < percent
+}

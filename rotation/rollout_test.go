@@ -1,0 +1,252 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	oldRoot = Party{ID: "old", Ref: "issuer-1"}
+	newRoot = Party{ID: "new", Ref: "issuer-2"}
+)
+
+func TestBegin(t *testing.T) {
+	now := time.Unix(1000, 0)
+	r, err := Begin(Rollout{}, oldRoot, newRoot, BeginOptions{By: "uid 0", Canary: 5}, now)
+	if err != nil || r.Step != StepChosen || !r.Active() || !r.Signs("old") || r.Signs("new") {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for name, c := range map[string]struct {
+		before    Rollout
+		old, next Party
+		o         BeginOptions
+	}{
+		"another is under way": {before: r, old: oldRoot, next: newRoot},
+		"the same":             {old: oldRoot, next: oldRoot},
+		"no successor":         {old: oldRoot},
+		"a share of all":       {old: oldRoot, next: newRoot, o: BeginOptions{Canary: 100}},
+		"a share below zero":   {old: oldRoot, next: newRoot, o: BeginOptions{Canary: -1}},
+		"a bound below zero":   {old: oldRoot, next: newRoot, o: BeginOptions{Within: -1}},
+	} {
+		if r, err := Begin(c.before, c.old, c.next, c.o, now); err == nil {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	over := r
+	over.Step = StepOut
+	if _, err := Begin(over, newRoot, Party{ID: "third"}, BeginOptions{}, now); err != nil {
+		t.Errorf("behind one that is over: %v", err)
+	}
+}
+
+func TestCommandsInEachStep(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, c := range []struct {
+		step                    Step
+		share                   int
+		goOn, giveUp, abort     bool
+		abortedTo               Step
+		oldSignsBehind, newDoes bool
+	}{
+		{step: StepChosen, giveUp: true, abort: true, abortedTo: StepRetired, oldSignsBehind: true},
+		{step: StepPublished, giveUp: true, abort: true, abortedTo: StepRetired, oldSignsBehind: true},
+		{step: StepConfirmed, abort: true, abortedTo: StepRetired, oldSignsBehind: true},
+		{step: StepCanary, share: 5, goOn: true, abort: true, abortedTo: StepConfirmed, oldSignsBehind: true, newDoes: true},
+		{step: StepSigning, share: 100, abort: true, abortedTo: StepConfirmed, newDoes: true},
+		{step: StepRetired, share: 100, abort: true, abortedTo: StepConfirmed, newDoes: true},
+		{step: StepLeaving, share: 100},
+		{step: StepOut, share: 100},
+	} {
+		r := Rollout{Old: oldRoot, New: newRoot, Step: c.step, NewShare: c.share, Within: time.Hour}
+		if _, err := r.Continue(now); (err == nil) != c.goOn {
+			t.Errorf("%s: continue: %v", c.step, err)
+		}
+		if _, err := r.GiveUp("a"); (err == nil) != c.giveUp {
+			t.Errorf("%s: give up: %v", c.step, err)
+		}
+		aborted, err := r.Abort("op", now)
+		if (err == nil) != c.abort {
+			t.Errorf("%s: abort: %v", c.step, err)
+		}
+		if err != nil {
+			continue
+		}
+		if aborted.Step != c.abortedTo || aborted.Stays() != oldRoot || aborted.Goes() != newRoot || aborted.Within != 0 ||
+			aborted.Signs("old") != c.oldSignsBehind || aborted.Signs("new") != c.newDoes {
+			t.Errorf("%s: aborted: %+v", c.step, aborted)
+		}
+		if _, err := aborted.Abort("op", now); !errors.Is(err, ErrStep) {
+			t.Errorf("%s: aborted twice: %v", c.step, err)
+		}
+	}
+	r := Rollout{Step: StepPublished, Despite: []string{"a"}}
+	if r, _ = r.GiveUp("b", "a"); !slices.Equal(r.Despite, []string{"a", "b"}) {
+		t.Errorf("given up: %q", r.Despite)
+	}
+}
+
+// A share is the same identities in every process, about as many as it says, and grows by adding to them.
+func TestInShare(t *testing.T) {
+	for _, percent := range []int{0, 5, 50, 100} {
+		n := 0
+		for i := range 10_000 {
+			id := "spiffe://mesh.test/ns/a/sa/" + strconv.Itoa(i)
+			if InShare(id, percent) {
+				n++
+				if !InShare(id, min(percent+1, 100)) {
+					t.Fatalf("%s is in %d %% and not in more", id, percent)
+				}
+			}
+		}
+		if got := float64(n) / 100; got < float64(percent)-1 || got > float64(percent)+1 {
+			t.Errorf("%d %%: %.2f %% of the identities", percent, got)
+		}
+	}
+}
+
+// plain is a world in which everything works at once.
+type plain struct {
+	record      Rollout
+	version     uint64
+	unconfirmed []string
+	failing     error
+	lastEnd     time.Duration
+	did         []string
+}
+
+func (p *plain) Rollout(context.Context) (Rollout, uint64, error) { return p.record, p.version, nil }
+
+func (p *plain) SwapRollout(_ context.Context, version uint64, next Rollout) error {
+	if version != p.version {
+		return ErrConflict
+	}
+	p.record, p.version = next, version+1
+	return nil
+}
+
+func (p *plain) Publish(context.Context, Party) (uint64, error) { return 2, p.do("publish") }
+
+func (p *plain) Unconfirmed(context.Context, uint64, time.Time) ([]string, error) {
+	return slices.Clone(p.unconfirmed), nil
+}
+
+func (p *plain) Prepare(_ context.Context, who Party) error { return p.do("prepare " + who.Ref) }
+
+func (p *plain) Assign(_ context.Context, r Rollout) (time.Time, error) {
+	return time.Now().Add(p.lastEnd), p.do("assign " + strconv.Itoa(r.NewShare))
+}
+
+func (p *plain) Withdraw(_ context.Context, who Party) error { return p.do("withdraw " + who.ID) }
+
+func (p *plain) do(what string) error {
+	if p.failing == nil {
+		p.did = append(p.did, what)
+	}
+	return p.failing
+}
+
+func TestARolloutInItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		p := &plain{unconfirmed: []string{"agent-1", "agent-2"}, lastEnd: 6 * time.Hour}
+		var steps []Step
+		x := NewRoller(RollerOptions{Journal: p, Authorities: p, Observe: func(r Rollout) { steps = append(steps, r.Step) }})
+		ended := make(chan struct{})
+		go func() { defer close(ended); x.Run(ctx) }()
+		defer func() { cancel(); <-ended }()
+		change := func(f func(Rollout) (Rollout, error)) {
+			t.Helper()
+			if _, err := x.Change(ctx, f); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		at := func(step Step, waits ...string) {
+			t.Helper()
+			if s, _ := x.Standing(); s.Rollout.Step != step || !slices.Equal(s.Waits, waits) || s.Err != nil {
+				t.Fatalf("it stands at %+v, want %s waiting for %q", s, step, waits)
+			}
+		}
+		change(func(r Rollout) (Rollout, error) {
+			return Begin(r, oldRoot, newRoot, BeginOptions{Canary: 5}, time.Now())
+		})
+		at(StepPublished, "agent-1", "agent-2")
+		p.unconfirmed = []string{"agent-2"}
+		time.Sleep(3 * time.Second)
+		at(StepPublished, "agent-2")
+		change(func(r Rollout) (Rollout, error) { return r.GiveUp("agent-2") })
+		at(StepCanary, "an operator to continue or to abort")
+		time.Sleep(time.Hour)
+		change(func(r Rollout) (Rollout, error) { return r.Continue(time.Now()) })
+		at(StepRetired, "the last certificate under it to end")
+		time.Sleep(6*time.Hour - time.Second)
+		at(StepRetired, "the last certificate under it to end")
+		time.Sleep(4 * time.Second)
+		at(StepOut)
+		if want := []Step{StepChosen, StepPublished, StepConfirmed, StepCanary, StepSigning, StepRetired, StepLeaving, StepOut}; !slices.Equal(steps, want) {
+			t.Errorf("steps %v", steps)
+		}
+		if did := slices.Compact(p.did); !slices.Equal(did, []string{"publish", "prepare issuer-2", "assign 5", "assign 100", "withdraw old"}) {
+			t.Errorf("it did %q", did)
+		}
+	})
+}
+
+// An emergency waits for confirmations half of its bound, and for renewals the other half, whatever else lives.
+func TestAnEmergencyIsOverWithinItsBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &plain{unconfirmed: []string{"agent-1"}, lastEnd: 6 * time.Hour}
+		x := NewRoller(RollerOptions{Journal: p, Authorities: p})
+		ctx, cancel := context.WithCancel(t.Context())
+		go x.Run(ctx)
+		defer cancel()
+		begun := time.Now()
+		if _, err := x.Change(ctx, func(r Rollout) (Rollout, error) {
+			return Begin(r, oldRoot, newRoot, BeginOptions{Within: 10 * time.Minute}, time.Now())
+		}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s, _ := x.Standing(); s.Rollout.Step != StepPublished || !s.Until.Equal(begun.Add(5*time.Minute)) {
+			t.Errorf("it stands at %+v", s)
+		}
+		for p.record.Step != StepOut {
+			if time.Since(begun) > 10*time.Minute+10*time.Second {
+				t.Fatalf("it is not over: %+v", p.record)
+			}
+			time.Sleep(time.Second)
+		}
+		if took := time.Since(begun); took < 10*time.Minute {
+			t.Errorf("it was over after %s: who renews last had no time", took)
+		}
+	})
+}
+
+func TestWhatFailsIsTriedAgainAndShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &plain{failing: errors.New("no connection")}
+		x := NewRoller(RollerOptions{Journal: p, Authorities: p})
+		ctx, cancel := context.WithCancel(t.Context())
+		go x.Run(ctx)
+		defer cancel()
+		if _, err := x.Change(ctx, func(r Rollout) (Rollout, error) {
+			return Begin(r, oldRoot, newRoot, BeginOptions{}, time.Now())
+		}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s, _ := x.Standing(); s.Rollout.Step != StepChosen || !errors.Is(s.Err, p.failing) {
+			t.Errorf("it stands at %+v", s)
+		}
+		p.failing = nil
+		time.Sleep(time.Minute)
+		if p.record.Step != StepOut {
+			t.Errorf("it stands at %+v", p.record)
+		}
+	})
+}
