@@ -1,6 +1,7 @@
 package main
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +41,9 @@ func TestResult(t *testing.T) {
 		"nothing was due":           {func(r *result) { r.rotations, r.elapsed = [2]int64{}, 20*time.Second }, ""},
 		"connections were kept":     {func(r *result) { r.handshakes = 12 }, "over 12 handshakes"},
 		"Envoy refused its secrets": {func(r *result) { r.rejected = 2 }, "Envoy rejected 2 secrets"},
+		"it was cut short": {func(r *result) {
+			*r = result{ok: 12, rotations: [2]int64{3, 4}, elapsed: time.Minute, ttl: r.ttl, cut: true}
+		}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := good
@@ -117,7 +121,7 @@ func TestScreen(t *testing.T) {
 		}
 	}
 	var out strings.Builder
-	s := newScreen(&out)
+	s := newScreen(&out, func() (int, int, error) { return 80, 24, nil })
 	s.show(f)
 	s.show(f)
 	s.close()
@@ -126,6 +130,42 @@ func TestScreen(t *testing.T) {
 	}
 	if strings.Count(out.String(), hideCursor) != 1 || !strings.Contains(out.String(), showCursor) {
 		t.Error("the cursor is not hidden once and shown again")
+	}
+}
+
+// A page that is larger than the terminal would scroll at every frame.
+func TestScreenFits(t *testing.T) {
+	f := moment()
+	f.failed, f.fault = 2, "12:00:00 503 Service Unavailable:\nupstream connect error or disconnect/reset before headers. reset reason: connection termination"
+	f.proxies[0].trouble, f.proxies[1].trouble = "the client's Envoy: "+strings.Repeat("gone ", 30), "the server's Envoy: gone"
+	f.hints = []string{strings.Repeat("x", 79), strings.Repeat("y", 200)}
+	escapes := regexp.MustCompile("\x1b\\[[0-9;?]*[a-zA-Z]")
+	for _, size := range [][2]int{{80, 24}, {200, 60}, {40, 10}, {20, 3}, {1, 1}} {
+		var out strings.Builder
+		newScreen(&out, func() (int, int, error) { return size[0], size[1], nil }).show(f)
+		lines := strings.Split(escapes.ReplaceAllString(out.String(), ""), "\r\n")
+		if len(lines) > size[1] {
+			t.Errorf("%v: %d lines", size, len(lines))
+		}
+		for _, line := range lines {
+			if n := len([]rune(line)); n > size[0] || strings.ContainsAny(line, "\n\r") {
+				t.Errorf("%v: %d columns: %q", size, n, line)
+			}
+		}
+		if !strings.HasPrefix(lines[0], "meshca demo"[:min(11, size[0]-1)]) {
+			t.Errorf("%v: the first line is %q", size, lines[0])
+		}
+		if size[1] >= 10 && (!strings.Contains(out.String(), "failed "+red+"2") || !strings.Contains(out.String(), "503 Service")) {
+			t.Errorf("%v: the requests and their last fault are cut off:\n%s", size, out.String())
+		}
+	}
+	// What fits is not touched.
+	if got := fit(render(moment()), 120, 40); strings.Join(got, "\n")+"\n" != render(moment()) {
+		t.Errorf("got %q", got)
+	}
+	// 80 columns and 24 rows have all of it, while nothing is wrong.
+	if got := fit(render(moment()), 120, 24); !strings.Contains(got[len(got)-1], "certctl status") {
+		t.Errorf("24 rows end in %q", got[len(got)-1])
 	}
 }
 

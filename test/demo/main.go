@@ -41,10 +41,9 @@ func main() {
 	r, err := demo(ctx, o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
-		os.Exit(1)
 	}
-	r.print(os.Stdout)
-	if len(r.faults()) > 0 {
+	r.print(os.Stdout) // whatever happened: its last line is for programs
+	if err != nil || len(r.faults()) > 0 {
 		os.Exit(1)
 	}
 }
@@ -63,16 +62,17 @@ func (o options) check(rest []string) error {
 	return nil
 }
 
-// demo runs until ctx ends or the time is up, and stops everything that it started.
+// demo runs until ctx ends or the time is up, and stops everything that it started. The result counts also beside an
+// error.
 func demo(ctx context.Context, o options) (result, error) {
 	s, err := setUp(ctx, o)
 	if err != nil {
-		return result{}, err
+		return result{ttl: o.ttl, cut: true}, err
 	}
 	defer s.tearDown()
 	var d display = &lines{w: os.Stdout, every: 5 * time.Second}
 	if term.IsTerminal(int(os.Stdout.Fd())) {
-		d = newScreen(os.Stdout)
+		d = newScreen(os.Stdout, func() (int, int, error) { return term.GetSize(int(os.Stdout.Fd())) })
 	}
 	defer d.close()
 	return s.play(ctx, o, d)

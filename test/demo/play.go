@@ -12,7 +12,7 @@ import (
 func (s *stage) play(ctx context.Context, o options, d display) (result, error) {
 	before, err := s.mesh.Read(ctx)
 	if err != nil {
-		return result{}, err
+		return result{ttl: o.ttl, cut: true}, err
 	}
 	traffic := s.mesh.NewTraffic()
 	sending, stop := context.WithCancel(ctx)
@@ -40,13 +40,24 @@ func (s *stage) play(ctx context.Context, o options, d display) (result, error) 
 			d.show(w.frame(context.WithoutCancel(ctx), time.Now()))
 			return w.result(elapsed), nil
 		case <-proxyEnded:
-			return result{}, s.lost("an Envoy")
+			return w.cut(stop, sent), s.lost("an Envoy")
 		case <-s.meshca.Done():
-			return result{}, s.lost("meshca dev")
+			return w.cut(stop, sent), s.lost("meshca dev")
 		case <-tick.C:
 			d.show(w.frame(ctx, time.Now()))
 		}
 	}
+}
+
+// cut is the result of a run that lost a part: the traffic so far, which is stopped. Those requests that are under way
+// count, as far as they come to an end; a proxy that is gone says so at once.
+func (w *watch) cut(stop context.CancelFunc, sent <-chan struct{}) result {
+	elapsed := time.Since(w.begin)
+	stop()
+	<-sent
+	r := w.result(elapsed)
+	r.cut = true
+	return r
 }
 
 // lost says that something of the stage ended by itself. What it last printed is worth more than the folder, which is

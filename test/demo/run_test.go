@@ -65,25 +65,40 @@ func TestKilled(t *testing.T) {
 	d.leavesNothing(t)
 }
 
-// TestLosesItsCA: the demo says so, and fails.
-func TestLosesItsCA(t *testing.T) {
-	d := start(t)
-	d.await(t, "ok=")
-	for pid, command := range d.running() {
-		if strings.Contains(command, "svid-ttl") {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
+// TestLoses: whatever ends by itself, the demo says what it was, fails, and still ends in the line for programs.
+func TestLoses(t *testing.T) {
+	for what, c := range map[string]struct{ command, says string }{
+		"its CA":   {"svid-ttl", "meshca dev ended by itself"},
+		"an Envoy": {"envoy/server.yaml", "an Envoy ended by itself"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			d := start(t)
+			d.await(t, "ok=")
+			killed := 0
+			for pid, command := range d.running() {
+				if strings.Contains(command, c.command) {
+					if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+						t.Fatal(err)
+					}
+					killed++
+				}
 			}
-		}
+			if killed != 1 {
+				t.Fatalf("%d processes are %s: %v", killed, what, d.running())
+			}
+			var exit *exec.ExitError
+			if err := d.wait(t); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("got %v, want exit code 1", err)
+			}
+			if !strings.Contains(d.out.String(), c.says) {
+				t.Errorf("it does not say what ended:\n%s", d.out.String())
+			}
+			if !regexp.MustCompile(`\nrequests ok=[1-9][0-9]* failed=[0-9]+ rotations=[0-9]+\n$`).MatchString(d.out.String()) {
+				t.Errorf("the last line is not the result:\n%s", d.out.String())
+			}
+			d.leavesNothing(t)
+		})
 	}
-	var exit *exec.ExitError
-	if err := d.wait(t); !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("got %v, want exit code 1", err)
-	}
-	if !strings.Contains(d.out.String(), "meshca dev ended by itself") {
-		t.Errorf("it does not say what ended:\n%s", d.out.String())
-	}
-	d.leavesNothing(t)
 }
 
 func TestNothingToRun(t *testing.T) {
@@ -107,6 +122,9 @@ func TestNothingToRun(t *testing.T) {
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.ExitCode() != c.code || !strings.Contains(string(out), c.want) {
 				t.Errorf("error %v, output %q; want exit code %d and %q", err, out, c.code, c.want)
+			}
+			if ran := strings.HasSuffix(string(out), "\nrequests ok=0 failed=0 rotations=0\n"); ran != (c.code == 1) {
+				t.Errorf("output %q: the last line is the result: %t", out, ran)
 			}
 		})
 	}

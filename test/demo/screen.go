@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/meshca/meshca/test/mesh"
 )
@@ -50,50 +52,122 @@ type display interface {
 }
 
 // screen redraws one page in place.
-type screen struct{ w io.Writer }
+type screen struct {
+	w io.Writer
+	// size is the terminal's, as it is now.
+	size       func() (columns, rows int, err error)
+	cols, rows int // of the last frame
+}
 
-var _ display = screen{}
+var _ display = (*screen)(nil)
 
-func newScreen(w io.Writer) screen {
+func newScreen(w io.Writer, size func() (columns, rows int, err error)) *screen {
 	fmt.Fprint(w, hideCursor, clearScreen)
-	return screen{w}
+	return &screen{w: w, size: size}
 }
 
 // close leaves the last page standing, and the cursor below it.
-func (s screen) close() { fmt.Fprint(s.w, showCursor, "\n") }
+func (s *screen) close() { fmt.Fprint(s.w, showCursor, "\n") }
 
-func (s screen) show(f frame) {
-	page := strings.ReplaceAll(render(f), "\n", clearLine+"\n")
-	fmt.Fprint(s.w, home, page, clearBelow)
+func (s *screen) show(f frame) {
+	cols, rows, err := s.size()
+	if err != nil || cols < 1 || rows < 1 {
+		cols, rows = 80, 24
+	}
+	if s.cols != 0 && (cols != s.cols || rows != s.rows) {
+		fmt.Fprint(s.w, clearScreen) // the terminal has wrapped what stood there
+	}
+	s.cols, s.rows = cols, rows
+	// No line end after the last line: in the lowest row it would scroll.
+	fmt.Fprint(s.w, home, strings.Join(fit(render(f), cols, rows), clearLine+"\r\n"), clearLine, clearBelow)
+}
+
+// fit cuts a page to a terminal: lines that would wrap end in an ellipsis. Where there are too few rows, empty lines go
+// first, and then what stands lowest.
+func fit(page string, cols, rows int) []string {
+	lines := strings.Split(strings.TrimSuffix(page, "\n"), "\n")
+	for i := len(lines) - 1; i >= 0 && len(lines) > rows; i-- {
+		if lines[i] == "" {
+			lines = slices.Delete(lines, i, i+1)
+		}
+	}
+	lines = lines[:min(len(lines), rows)]
+	for i, line := range lines {
+		lines[i] = cut(line, cols)
+	}
+	return lines
+}
+
+// cut shortens a line to so many columns. Colours take none.
+func cut(line string, cols int) string {
+	var out strings.Builder
+	width, escape := 0, false
+	total := 0
+	for _, r := range line {
+		switch {
+		case r == '\x1b':
+			escape = true
+		case escape:
+			escape = r != 'm'
+		default:
+			total++
+		}
+	}
+	if total <= cols {
+		return line
+	}
+	for _, r := range line {
+		switch {
+		case r == '\x1b' || escape:
+			escape = r != 'm'
+			out.WriteRune(r)
+		case width < cols-1:
+			width++
+			out.WriteRune(r)
+		}
+	}
+	return out.String() + "…" + plain
 }
 
 // render is the page as text with colours, without anything that moves the cursor.
+// What matters most stands highest: a small terminal shows no more.
 func render(f frame) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%smeshca demo%s   running %s, SVIDs live %s, renewed about every %s\n\n",
 		bold, plain, clock(f.running), f.ttl, f.ttl/2)
-	fmt.Fprintf(&b, "  requests > Envoy (client) > mTLS, a handshake for each > Envoy (server) > HTTP service\n\n")
+	fmt.Fprintf(&b, "  requests > Envoy (client) > mTLS, a handshake for each > Envoy (server) > HTTP service\n")
+	fmt.Fprintf(&b, "  %srequests%s   ok %s%d%s  failed %s  (%.0f a second)\n", bold, plain, green, f.ok, plain, count(f.failed), f.rate)
+	if f.fault != "" {
+		fmt.Fprintf(&b, "  %slast fault%s %s\n", red, plain, oneLine(f.fault))
+	}
+	fmt.Fprintln(&b)
 	for i, p := range f.proxies {
 		fmt.Fprintf(&b, "  %sEnvoy, %s side%s\n", bold, mesh.Sides[i], plain)
+		if p.trouble != "" {
+			fmt.Fprintf(&b, "    %s%s%s\n", red, oneLine(p.trouble), plain)
+		}
 		fmt.Fprintf(&b, "    identity   %s\n", p.Identity)
 		fmt.Fprintf(&b, "    serial     %s\n", p.Serial)
 		fmt.Fprintf(&b, "    time left  %s %s\n", bar(p.left, f.ttl), clock(p.left))
 		fmt.Fprintf(&b, "    rotations  %d\n", p.rotations)
 		fmt.Fprintf(&b, "    requests   ok %d  failed %s\n", p.OK, count(p.Failed))
-		if p.trouble != "" {
-			fmt.Fprintf(&b, "    %s%s%s\n", red, p.trouble, plain)
-		}
 		fmt.Fprintln(&b)
 	}
-	fmt.Fprintf(&b, "  %srequests%s   ok %s%d%s  failed %s  (%.0f a second)\n", bold, plain, green, f.ok, plain, count(f.failed), f.rate)
-	if f.fault != "" {
-		fmt.Fprintf(&b, "  %slast fault%s %s\n", red, plain, f.fault)
-	}
-	fmt.Fprintf(&b, "\n  Ctrl-C ends it. Look inside from a second terminal:\n")
+	fmt.Fprintf(&b, "  Ctrl-C ends it. Look inside from a second terminal:\n")
 	for _, hint := range f.hints {
 		fmt.Fprintf(&b, "    %s\n", hint)
 	}
 	return b.String()
+}
+
+// oneLine keeps what others wrote from moving the cursor.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 // bar draws what is left of a life.
@@ -153,7 +227,7 @@ func (l *lines) show(f frame) {
 	}
 	fmt.Fprintln(l.w)
 	if f.failed > 0 {
-		fmt.Fprintf(l.w, "        last fault: %s\n", f.fault)
+		fmt.Fprintf(l.w, "        last fault: %s\n", oneLine(f.fault))
 	}
 }
 

@@ -19,6 +19,9 @@ type result struct {
 	fault      string
 	// elapsed is how long there was traffic.
 	elapsed, ttl time.Duration
+	// cut: something ended the run before its time, and an error says what. The rest cannot be judged then: what the
+	// proxies said last is older than the last requests.
+	cut bool
 }
 
 // due is how many rotations every proxy must have seen at least: the first comes no later than three quarters of a
@@ -45,6 +48,9 @@ func (r result) faults() []string {
 	var out []string
 	if r.failed > 0 {
 		out = append(out, fmt.Sprintf("%d requests failed, the last one: %s", r.failed, r.fault))
+	}
+	if r.cut {
+		return out
 	}
 	if r.ok == 0 {
 		out = append(out, "no request was answered")
