@@ -9,9 +9,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Ring remembers recent decisions, a fixed number of each kind: what was issued, what was refused to someone proven (a
+// Ring remembers recent decisions, a fixed number of each of three kinds: what was issued, what was refused to someone proven (a
 // token or an agent), and what was refused to strangers. They do not push each other out, so neither a busy fleet nor a
-// stranger with made-up tokens can make the CA forget why a proxy was refused.
+// stranger with made-up tokens can make the CA forget why a proxy was refused. A decision takes half a kilobyte of memory,
+// the place of one that is still to come included, and with the longest names that can be, 8 KiB.
 type Ring struct {
 	mu    sync.Mutex
 	kinds [3]circle
@@ -40,10 +41,15 @@ func (r *Ring) add(d *Decision) {
 	case !d.Evidence.Proven && d.Caller.ID.IsZero():
 		kind = 2
 	}
+	kept := *d
+	// The message says what was untrusted; the error would hold a stranger's whole certificate. And a message may be the
+	// beginning of a longer text, all of which it would hold.
+	kept.Caller.Untrusted = nil
+	kept.Message = strings.Clone(kept.Message)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := &r.kinds[kind]
-	c.slots[c.next] = *d
+	c.slots[c.next] = kept
 	c.next++
 	if c.next == len(c.slots) {
 		c.next, c.full = 0, true
