@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -276,5 +277,30 @@ func TestFetchWaitsForTheFirstSecrets(t *testing.T) {
 		if _, err := d.client.FetchSecrets(t.Context(), ask(NameDefault)); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// A source may learn late that what it gives out no longer holds. It is asked at each send, so that nothing goes out
+// that it would not give out now.
+func TestSourceIsAskedAtEachSend(t *testing.T) {
+	var now atomic.Pointer[Secrets]
+	now.Store(fixture().first)
+	adjust := func(c *Config) {
+		c.Source = func(context.Context) (Source, error) {
+			return SourceFunc(func() (*Secrets, <-chan struct{}) { return now.Load(), nil }), nil
+		}
+	}
+	withDoor(t, adjust, func(t *testing.T, d *door) {
+		p := d.delta()
+		p.say(subscribe(NameDefault))
+		first := p.next()
+		now.Store(fixture().later)
+		p.say(subscribe(NameDefault))
+		if second := p.next(); second.GetResources()[0].GetVersion() == first.GetResources()[0].GetVersion() {
+			t.Error("the secret of before was sent again")
+		}
+		now.Store(End(refusal.New(refusal.PodGone, "it was deleted")))
+		p.say(subscribe(NameDefault))
+		wantReason(t, p.ended(), refusal.PodGone)
 	})
 }

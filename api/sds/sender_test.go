@@ -1,28 +1,79 @@
 package sds
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meshca/meshca/rotation"
 )
 
-type faultyWire struct{ wire }
+// faulty is the wire of a peer that asks once; a fault of ours is in what reads or sends.
+type faulty struct {
+	ctx     context.Context
+	asked   chan *request
+	reading bool
+}
 
-func (faultyWire) send(*answer) error { panic("a fault") }
+func (w *faulty) receive() (*request, error) {
+	select {
+	case r := <-w.asked:
+		return r, nil
+	default:
+	}
+	if w.reading {
+		panicsHere()
+	}
+	<-w.ctx.Done()
+	return nil, w.ctx.Err()
+}
 
-// TestAFaultWhileSendingEndsItsStreamAlone: the sender's goroutine is its own, so a panic there would end the process.
-func TestAFaultWhileSendingEndsItsStreamAlone(t *testing.T) {
-	st := &stream{
-		server: &Server{config: Config{Limits: Limits{Send: time.Minute}}},
-		wire:   faultyWire{},
-		sub:    subscription{delta: true},
-		unread: sendsAtOnce,
-	}
-	defer st.clearDeadline()
-	if err := st.send(&answer{size: 1}); err != nil {
-		t.Fatalf("sent at once: %v", err)
-	}
-	if err := <-st.sent; err == nil || !strings.Contains(err.Error(), "a fault") {
-		t.Errorf("the stream heard %v", err)
+func (w *faulty) send(*answer) error { panicsHere(); return nil }
+
+func panicsHere() { panic("a fault") }
+
+// A stream's helpers have goroutines of their own, where a panic would end the process. It must come up in the stream's
+// goroutine, where the server's interceptors are, and with the stack of where it happened.
+func TestFaultsComeUpInTheStreamsGoroutine(t *testing.T) {
+	for _, reading := range []bool{false, true} {
+		t.Run(fmt.Sprint("reading ", reading), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			var closed []error
+			current := rotation.NewCurrent(fixture().first)
+			server, err := New(Config{
+				Source:  func(context.Context) (Source, error) { return SourceFunc(current.Get), nil },
+				Observe: Observe{Closed: func(_ Stream, err error) { closed = append(closed, err) }},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := &faulty{ctx: ctx, asked: make(chan *request, 1), reading: reading}
+			if !reading {
+				// Enough of them that the answer goes out from a goroutine of its own.
+				r := &request{}
+				for i := range 2000 {
+					r.names = append(r.names, fmt.Sprint("nobody-", i))
+				}
+				w.asked <- r
+			}
+			raised := func() (value any) {
+				defer func() { value = recover() }()
+				return server.serve(ctx, Delta, w)
+			}()
+			f, ok := raised.(*fault)
+			if !ok || !strings.Contains(f.Error(), "a fault") || !strings.Contains(f.Error(), "panicsHere") {
+				t.Errorf("the stream's goroutine had %v", raised)
+			}
+			if len(closed) != 1 || !errors.Is(closed[0], errPanicked) {
+				t.Errorf("told as closed: %v", closed)
+			}
+			if len(server.streams.open) != 0 {
+				t.Error("the stream is still counted")
+			}
+		})
 	}
 }

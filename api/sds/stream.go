@@ -3,7 +3,6 @@ package sds
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -58,10 +57,13 @@ func (s *Server) serve(ctx context.Context, p Protocol, w wire) error {
 	}
 	defer s.streams.leave(st)
 	s.config.Observe.opened(st.shown)
+	err = errPanicked // unless run returns
+	defer func() { s.config.Observe.closed(st.shown, err) }()
 	err = st.run(ctx)
-	s.config.Observe.closed(st.shown, err)
 	return refusal.Status(err)
 }
+
+var errPanicked = errors.New("the stream panicked")
 
 // said is what the reading goroutine hands over: a request, or how the peer ended its side.
 type said struct {
@@ -79,6 +81,9 @@ func (st *stream) run(ctx context.Context) error {
 	defer st.clearDeadline()
 	secrets, stale := st.source.Secrets()
 	for closed := false; ; {
+		if st.owing { // what is sent is what the source vouches for now, not when it last changed
+			secrets, stale = st.source.Secrets()
+		}
 		if secrets != nil && secrets.end != nil {
 			return secrets.end
 		}
@@ -102,12 +107,13 @@ func (st *stream) run(ctx context.Context) error {
 				// The peer closed its side alone: it still gets what it asked for, and then the stream ends.
 				closed, heard = true, nil
 			default:
+				raise(h.err)
 				return h.err
 			}
 		case <-stale:
-			secrets, stale = st.source.Secrets()
 			st.owing = true
 		case err := <-st.sent:
+			raise(err)
 			st.sent = nil
 			st.clearDeadline()
 			if err != nil {
@@ -122,6 +128,14 @@ func (st *stream) run(ctx context.Context) error {
 // receive reads requests for as long as the stream lasts, and closes heard when that is over.
 func receive(ctx context.Context, w wire, pace *rate.Limiter, heard chan<- said) {
 	defer close(heard)
+	defer func() {
+		if err := caught(recover()); err != nil {
+			select {
+			case heard <- said{err: err}:
+			case <-ctx.Done():
+			}
+		}
+	}()
 	for {
 		r, err := w.receive()
 		if err == nil {
@@ -178,9 +192,9 @@ func (st *stream) send(a *answer) error {
 	st.sent = sent
 	st.setDeadline(st.server.config.Limits.Send)
 	go func(w wire) {
-		defer func() { // outside the reach of the server's own guard: a fault ends this stream, not the process
-			if p := recover(); p != nil {
-				sent <- fmt.Errorf("sending panicked: %v", p)
+		defer func() {
+			if err := caught(recover()); err != nil {
+				sent <- err
 			}
 		}()
 		sent <- w.send(a)
