@@ -64,7 +64,7 @@ func newConnection(kubeconfig string, wrap func(http.RoundTripper) http.RoundTri
 	}
 	made, err := newClients(conf, wrap)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the pod's own account: %w", err)
 	}
 	c.current.Store(made)
 	return c, nil
@@ -110,11 +110,11 @@ func (c *connection) read() error {
 	// Another reading, which gives paths in it their meaning. If the file changed since, its digest tells at the next look.
 	conf, err := fileConfig(c.kubeconfig)
 	if err != nil {
-		return err
+		return fmt.Errorf("kubeconfig: %s: %w", c.kubeconfig, err)
 	}
 	made, err := newClients(conf, c.wrap)
 	if err != nil {
-		return err
+		return fmt.Errorf("kubeconfig: %s: %w", c.kubeconfig, err)
 	}
 	c.digest = digest
 	if c.current.Swap(made) != nil {
@@ -126,16 +126,12 @@ func (c *connection) read() error {
 func fileConfig(kubeconfig string) (*rest.Config, error) {
 	file, err := clientcmd.LoadFromFile(kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("kubeconfig: %w", err)
+		return nil, err
 	}
 	if err := clientcmd.ResolveLocalPaths(file); err != nil {
-		return nil, fmt.Errorf("kubeconfig: %w", err)
+		return nil, err
 	}
-	conf, err := clientcmd.NewDefaultClientConfig(*file, nil).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("kubeconfig: %s: %w", kubeconfig, err)
-	}
-	return conf, nil
+	return clientcmd.NewDefaultClientConfig(*file, nil).ClientConfig()
 }
 
 func newClients(conf *rest.Config, wrap func(http.RoundTripper) http.RoundTripper) (*clients, error) {
@@ -156,7 +152,7 @@ func newClients(conf *rest.Config, wrap func(http.RoundTripper) http.RoundTrippe
 	codecs := serializer.NewCodecFactory(scheme).WithoutConversion()
 	shared, err := rest.HTTPClientFor(conf)
 	if err != nil {
-		return nil, fmt.Errorf("kubeconfig: %w", err)
+		return nil, err
 	}
 	made := &clients{}
 	for _, c := range []struct {
@@ -171,7 +167,7 @@ func newClients(conf *rest.Config, wrap func(http.RoundTripper) http.RoundTrippe
 		one := rest.CopyConfig(conf)
 		one.APIPath, one.GroupVersion, one.NegotiatedSerializer = c.path, &c.group, codecs
 		if *c.client, err = rest.RESTClientForConfigAndClient(one, shared); err != nil {
-			return nil, fmt.Errorf("kubeconfig: %w", err)
+			return nil, err
 		}
 	}
 	return made, nil

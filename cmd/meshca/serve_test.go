@@ -27,6 +27,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/ca/upstream/disk"
@@ -238,5 +239,56 @@ func TestHangupOpensTheAuditLogAnew(t *testing.T) {
 	decide()
 	if lines(moved) != old || lines(path) != now+1 {
 		t.Errorf("a line did not go to the new file alone: %d and %d lines, then %d and %d", old, now, lines(moved), lines(path))
+	}
+}
+
+// TestAClusterThatCannotBeOpened keeps the CA from its start, and is told by its name, its file, and what to do.
+func TestAClusterThatCannotBeOpened(t *testing.T) {
+	dir := t.TempDir()
+	junk, noCA, absent := filepath.Join(dir, "junk"), filepath.Join(dir, "noca"), filepath.Join(dir, "absent")
+	const kubeconfig = `{clusters: [{name: b, cluster: {server: "https://b.test", certificate-authority-data: aGVsbG8=}}],
+		contexts: [{name: b, context: {cluster: b}}], current-context: b}`
+	for file, text := range map[string]string{junk: "{", noCA: kubeconfig} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := configIn(t, dir, clusterIn(t, dir, "a", false), clusterIn(t, dir, "b", false))
+	b := &c.Clusters[1]
+	url := func(caFile string) func() {
+		return func() { b.Keys = kubernetes.KeysConfig{URL: "https://b.test/keys", CAFile: caFile} }
+	}
+	review := func(kubeconfig string) func() {
+		return func() { b.Config = kubernetes.Config{Name: "b", Kubeconfig: kubeconfig} }
+	}
+	for name, tt := range map[string]struct {
+		edit func()
+		want string
+	}{
+		"a kubeconfig that is not there":    {review(absent), absent},
+		"a kubeconfig that is none":         {review(junk), junk},
+		"a kubeconfig without a CA in it":   {review(noCA), noCA},
+		"no kubeconfig outside of any pod":  {review(""), "name a kubeconfig file"},
+		"a CA file that is not there":       {url(absent), absent},
+		"a CA file without any certificate": {url(junk), junk},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("KUBERNETES_SERVICE_HOST", "")
+			good := *b
+			defer func() { *b = good }()
+			tt.edit()
+			if err := c.complete(); err != nil {
+				t.Fatal(err)
+			}
+			_, err := open(t.Context(), c, slog.New(slog.DiscardHandler), io.Discard)
+			if err == nil {
+				t.Fatal("the CA was opened")
+			}
+			for _, want := range []string{"cluster b: ", tt.want, "Put that right, or take the cluster out"} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got %v, want %q", err, want)
+				}
+			}
+		})
 	}
 }

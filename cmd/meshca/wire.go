@@ -145,7 +145,8 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 	for _, k := range c.Clusters {
 		cluster, err := kubernetes.New(k.Config, kubernetes.Deps{Log: log, Observe: d.metrics.clusterCall(k.Name)})
 		if err != nil {
-			return nil, fmt.Errorf("cluster %s: %w", k.Name, err)
+			return nil, fmt.Errorf("cluster %s: %w. Put that right, or take the cluster out of the configuration until it is: "+
+				"at its start the CA opens all of its clusters or none", k.Name, err)
 		}
 		d.clusters[k.Name], members[k.Name] = cluster, registration.Member{Cluster: cluster, Agents: k.Agents}
 	}
