@@ -272,7 +272,7 @@ var table = map[Reason]entry{
 		"Look at the API server and the network between; `certctl check` shows the last error."},
 	KubernetesForbidden: {codes.Unavailable,
 		"The cluster's API server does not let the CA ask what it must know.",
-		"Give the CA's account the rights in deploy/: create tokenreviews; get, list and watch pods, nodes, serviceaccounts and namespaces."},
+		"Give the CA's account the rights of docs/examples/kubernetes-rights.yaml: create tokenreviews; get, list and watch pods, nodes, serviceaccounts and namespaces."},
 	KubernetesStale: {codes.Unavailable,
 		"The watch on the cluster's objects has been silent beyond `maxStale`, so nobody knows what lives.",
 		"Look at the API server and the network between; it resumes by itself."},

@@ -3,24 +3,40 @@ package kube_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/test/kube"
+	"github.com/meshca/meshca/test/parts"
 )
 
-// rights are those that the CA's account needs, in both modes; nothing more is given to it here.
-var rights = []rbacv1.PolicyRule{
-	{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
-	{APIGroups: []string{""}, Resources: []string{"pods", "nodes", "serviceaccounts", "namespaces"}, Verbs: []string{"get", "list", "watch"}},
-	{NonResourceURLs: []string{"/.well-known/openid-configuration", "/openid/v1/jwks"}, Verbs: []string{"get"}},
+// documented are the rights that the documentation gives to the CA's account; nothing more is given to it here. The first
+// is for token reviews, the last for keys.
+func documented(t *testing.T) []rbacv1.PolicyRule {
+	t.Helper()
+	root := must(parts.Root())(t)
+	text := must(os.ReadFile(filepath.Join(root, "docs", "examples", "kubernetes-rights.yaml")))(t)
+	role, _, _ := strings.Cut(string(text), "\n---\n")
+	var r rbacv1.ClusterRole
+	if err := yaml.UnmarshalStrict([]byte(role), &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Kind != "ClusterRole" || len(r.Rules) != 3 {
+		t.Fatalf("a %s with %d rules", r.Kind, len(r.Rules))
+	}
+	return r.Rules
 }
 
 func TestRightsAreEnoughAndEachIsNeeded(t *testing.T) {
+	rights := documented(t)
 	enough := must(shared.KubeconfigFor("meshca"))(t)
 	if err := shared.Allow(t.Context(), "meshca", rights...); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,10 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/test/parts"
 )
 
@@ -202,6 +207,31 @@ func copyFile(t *testing.T, from, to string) {
 	}
 	if err := os.WriteFile(to, data, info.Mode().Perm()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The volumes that the README shows are volumes, and their tokens are for those who are to get them.
+func TestVolumes(t *testing.T) {
+	root, err := parts.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(readme), "```yaml\n")
+	block, _, ends := strings.Cut(rest, "```\n")
+	var pod corev1.PodSpec
+	if err := yaml.UnmarshalStrict([]byte(block), &pod); err != nil || !found || !ends {
+		t.Fatalf("%v in\n%s", err, block)
+	}
+	audiences := map[string]string{}
+	for _, v := range pod.Volumes {
+		audiences[v.Name] = v.Projected.Sources[0].ServiceAccountToken.Audience
+	}
+	if want := map[string]string{"meshca": registration.WorkloadAudience, "meshca-agent": registration.AgentAudience}; !maps.Equal(audiences, want) {
+		t.Errorf("audiences %v, want %v", audiences, want)
 	}
 }
 
