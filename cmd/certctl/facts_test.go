@@ -182,6 +182,7 @@ func (f *facts) caServer() (*admin.Server, error) {
 func (f *facts) status(context.Context) (*meshcav1.GetStatusResponse, error) {
 	return &meshcav1.GetStatusResponse{
 		Version: "v1.2.3", TrustDomain: "mesh.example", StartedAt: f.stamp(-26 * time.Hour), ServerTime: timestamppb.Now(), Ready: true, BundleSequence: 3,
+		MaxSvidTtl: durationpb.New(2 * time.Hour),
 		Authorities: []*meshcav1.AuthorityStatus{
 			{Kind: "root", State: "trusted", Subject: "CN=Mesh Root", Serial: "01", NotBefore: f.stamp(-100 * 24 * time.Hour), NotAfter: f.stamp(3550 * 24 * time.Hour)},
 			{Kind: "intermediate", State: "signing", Subject: "CN=Mesh Intermediate", Serial: "02", NotBefore: f.stamp(-time.Hour), NotAfter: f.stamp(71 * time.Hour), RenewAt: f.stamp(35 * time.Hour)},

@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
@@ -21,7 +20,12 @@ const (
 )
 
 // policyQuestion is what `policy test` was told.
-type policyQuestion struct{ cluster, tokenFile, file, trustDomain string }
+type policyQuestion struct {
+	cluster, tokenFile, file, trustDomain string
+	maxTTL                                time.Duration
+	others                                []string
+	same                                  bool
+}
 
 func (c *cli) policyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Test policy rules"}
@@ -30,17 +34,25 @@ func (c *cli) policyCommand() *cobra.Command {
 	test := &cobra.Command{
 		Use: "test [NAMESPACE/SERVICEACCOUNT]", Short: "What policy makes of a service account or of a token", Args: args(0, 1, "one NAMESPACE/SERVICEACCOUNT, or --token-file"),
 		Long: `Shows how each rule was read, and the grant or the refusal; nothing is issued. With --token-file the CA attests
-the token first, as it would for a request. With --file the rules of a file are read here, without a CA:
-what a change would do before it is made. Exit code 1 for a refusal.`,
+the token first, as it would for a request.
+
+With --file the rules of a file are read here: what a change would do before it is made. The CA says for which trust
+domain, longest life and clusters, and what is denied. With --trust-domain no CA is asked: then --max-ttl is the CA's
+svid.ttl (6h if left out), and --other-cluster names the clusters beside --cluster whose identities must not collide with
+its own. What was assumed is told with the answer. Exit code 1 for a refusal.`,
 		Example: `  certctl policy test payments/api --cluster prod
   certctl policy test --token-file /var/run/secrets/tokens/meshca
-  certctl policy test payments/api --file policy.yaml --trust-domain mesh.example --cluster prod`,
+  certctl policy test payments/api --file policy.yaml
+  certctl policy test payments/api --file policy.yaml --trust-domain mesh.example --cluster prod --max-ttl 1h`,
 	}
 	f := test.Flags()
 	f.StringVar(&q.cluster, "cluster", "", "the `cluster`; may be left out where the CA has only one")
 	f.StringVar(&q.tokenFile, "token-file", "", "a `file` that holds a service-account token; - reads the standard input")
 	f.StringVar(&q.file, "file", "", "read the rules of this `file` instead of asking the CA")
-	f.StringVar(&q.trustDomain, "trust-domain", "", "the trust `domain`, with --file")
+	f.StringVar(&q.trustDomain, "trust-domain", "", "with --file: the trust `domain`, instead of asking the CA")
+	f.DurationVar(&q.maxTTL, "max-ttl", policy.DefaultMaxTTL, "with --trust-domain: the longest `life`, the CA's svid.ttl")
+	f.StringArrayVar(&q.others, "other-cluster", nil, "with --trust-domain: a further `cluster` of the CA (repeat it for more)")
+	f.BoolVar(&q.same, "same-namespaces", false, "with --trust-domain: all these clusters have sameNamespaces")
 	_ = test.MarkFlagFilename("file", "yaml", "yml")
 	_ = test.MarkFlagFilename("token-file")
 	test.RunE = func(cmd *cobra.Command, args []string) error {
@@ -49,6 +61,11 @@ what a change would do before it is made. Exit code 1 for a refusal.`,
 		}
 		ctx, cancel := c.within(cmd)
 		defer cancel()
+		for _, name := range []string{"max-ttl", "other-cluster", "same-namespaces"} {
+			if q.trustDomain == "" && cmd.Flags().Changed(name) {
+				return usage("--%s belongs to --trust-domain; the CA knows its own", name)
+			}
+		}
 		r, err := c.testPolicy(ctx, q, args)
 		if err != nil {
 			return err
@@ -74,6 +91,8 @@ func (c *cli) testPolicy(ctx context.Context, q policyQuestion, args []string) (
 		return nil, usage("--file reads rules without a CA, and only the CA can attest a token: name the service account instead of --token-file")
 	case q.file == "" && q.trustDomain != "":
 		return nil, usage("--trust-domain belongs to --file; the CA knows its own")
+	case q.trustDomain != "" && q.cluster == "":
+		return nil, usage("--trust-domain needs --cluster: without a CA nothing else says it")
 	}
 	if len(args) == 1 {
 		ns, sa, ok := strings.Cut(args[0], "/")
@@ -116,39 +135,6 @@ func (c *cli) readToken(ctx context.Context, path string) (string, error) {
 	return token, nil
 }
 
-// testPolicyFile answers as the CA would whose policy the file is.
-func (c *cli) testPolicyFile(ctx context.Context, q policyQuestion, r *meshcav1.TestPolicyRequest) (*meshcav1.TestPolicyResponse, error) {
-	if q.trustDomain == "" || q.cluster == "" {
-		return nil, usage("--file needs --trust-domain and --cluster: without a CA nothing else says them")
-	}
-	td, err := spiffeid.TrustDomainFromString(q.trustDomain)
-	if err != nil || td.Name() != q.trustDomain {
-		return nil, usage("--trust-domain %q is not a trust domain's name", q.trustDomain)
-	}
-	data, err := c.read(ctx, "the policy", q.file, maxPolicyFile)
-	if err != nil {
-		return nil, err
-	}
-	rules, err := policy.Parse(data, policy.PolicyContext{TrustDomain: td})
-	if err != nil {
-		return nil, no(q.file+" would not be put in force", err, "")
-	}
-	answer := &meshcav1.TestPolicyResponse{Cluster: q.cluster, Namespace: r.GetNamespace(), ServiceAccount: r.GetServiceAccount()}
-	readings, d, err := rules.Read(policy.Input{Cluster: q.cluster, Namespace: r.GetNamespace(), ServiceAccount: r.GetServiceAccount()})
-	for _, rd := range readings {
-		answer.Rules = append(answer.Rules, &meshcav1.RuleReading{Number: uint32(rd.Number), Name: rd.Name, Matched: rd.Matched, Why: rd.Why})
-	}
-	if e, ok := refusal.From(err); ok {
-		answer.Refusal = &meshcav1.Refusal{Code: uint32(e.Reason.Code()), Reason: string(e.Reason), Message: e.Detail}
-		return answer, nil
-	}
-	if err != nil {
-		return nil, no("the policy could not be read for it", err, "")
-	}
-	answer.Grant = &meshcav1.Grant{SpiffeId: d.ID.String(), Ttl: durationpb.New(d.TTL), DnsNames: d.DNSNames, Rule: d.Rule}
-	return answer, nil
-}
-
 func drawPolicy(p *page, r *meshcav1.TestPolicyResponse) {
 	name := "The token's service account is not known"
 	if r.GetNamespace() != "" {
@@ -172,6 +158,7 @@ func drawPolicy(p *page, r *meshcav1.TestPolicyResponse) {
 		p.table([]string{"RULE", "NAME", "MATCHES", "WHY"}, rows)
 	}
 	p.gap()
+	defer drawAssumptions(p, r.GetAssumptions())
 	if x := r.GetRefusal(); x != nil {
 		p.pairs(pair{"refused", text(x.GetReason()).as(bad)}, pair{"why", text(x.GetMessage())}, pair{"what to do", text(refusal.Reason(x.GetReason()).Do())})
 		return

@@ -55,7 +55,7 @@ func (d *daemon) status(ctx context.Context) (*meshcav1.GetStatusResponse, error
 	s := &meshcav1.GetStatusResponse{
 		Version: version, TrustDomain: d.config.trustDomain.Name(), StartedAt: timestamppb.New(d.started), ServerTime: timestamppb.Now(),
 		Ready: len(why) == 0, NotReady: why, BundleSequence: sequence, Issued: issued, Refused: refused,
-		Store: "bolt " + d.storePath(), LedgerEntries: entries,
+		Store: "bolt " + d.storePath(), LedgerEntries: entries, MaxSvidTtl: durationpb.New(d.config.SVID.TTL.Duration),
 	}
 	for _, root := range bundle.X509Authorities() {
 		s.Authorities = append(s.Authorities, describe("root", "trusted", root))
@@ -116,6 +116,9 @@ func (d *daemon) clusterStatus(name string) *meshcav1.ClusterStatus {
 	c := d.clusters[name].Status()
 	s := &meshcav1.ClusterStatus{
 		Name: name, Mode: string(c.Mode), Liveness: string(c.Liveness), Healthy: c.Healthy, LastError: c.LastError, KeyIds: c.KeyIDs, Issuer: c.Issuer,
+	}
+	for _, k := range d.config.Clusters {
+		s.SameNamespaces = s.SameNamespaces || k.Name == name && k.SameNamespaces
 	}
 	if !c.SkewMeasured.IsZero() {
 		s.ClockSkew = durationpb.New(c.ClockSkew)
