@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	_ "embed"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/meshca/meshca/api/sds"
 	"github.com/meshca/meshca/rotation"
+	"github.com/meshca/meshca/test/mesh"
 	"github.com/meshca/meshca/test/parts"
 )
 
@@ -117,127 +117,52 @@ func (d *door) seen() (nacks []sds.Nack, unknown []string) {
 }
 
 // envoy is a running one.
-type envoy struct {
-	process *parts.Process
-	admin   string
-}
+type envoy struct{ *mesh.Proxy }
 
 // start starts an Envoy and returns when it is live, within the time given.
 func start(t *testing.T, within time.Duration, s settings) *envoy {
 	t.Helper()
-	binary := parts.Path(t, "envoy")
-	dir := t.TempDir()
 	s.Node = strings.ToLower(s.API)
 	var config bytes.Buffer
 	if err := template.Must(template.New("envoy").Parse(bootstrap)).Execute(&config, s); err != nil {
 		t.Fatal(err)
 	}
-	file, address := filepath.Join(dir, "envoy.yaml"), filepath.Join(dir, "admin")
-	if err := os.WriteFile(file, config.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	process, err := parts.Start(parts.Command{Path: binary, Args: []string{
-		"-c", file, "--admin-address-path", address, "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &envoy{process: process}
-	t.Cleanup(func() {
-		process.Stop(5 * time.Second)
-		if t.Failed() {
-			t.Logf("Envoy said last:\n%s", process.Output())
-		}
-	})
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
-	if err := process.Await(ctx, func(ctx context.Context) error {
-		at, err := os.ReadFile(address)
-		if err != nil {
-			return err
-		}
-		e.admin = "http://" + strings.TrimSpace(string(at))
-		answer, err := e.get(ctx, "/ready")
-		if err == nil && strings.TrimSpace(string(answer)) != "LIVE" {
-			err = fmt.Errorf("it says %s", answer)
-		}
-		return err
-	}); err != nil {
+	proxy, err := mesh.StartProxy(ctx, parts.Path(t, "envoy"), t.TempDir(), "envoy", config.Bytes())
+	if err != nil {
 		t.Fatal(err)
 	}
-	return e
+	t.Cleanup(func() {
+		proxy.Stop(5 * time.Second)
+		if t.Failed() {
+			t.Logf("Envoy said last:\n%s", proxy.Output())
+		}
+	})
+	return &envoy{proxy}
 }
 
-func (e *envoy) get(ctx context.Context, path string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.admin+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s: %s", path, resp.Status, answer)
-	}
-	return answer, err
-}
-
-// stat sums the counters that end so.
-func (e *envoy) stat(t *testing.T, suffix string) (sum int64) {
+// stat sums the statistics that end so.
+func (e *envoy) stat(t *testing.T, suffix string) int64 {
 	t.Helper()
-	answer, err := e.get(t.Context(), "/stats?format=json&type=Counters")
+	all, err := e.Stats(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	var list struct {
-		Stats []struct {
-			Name  string `json:"name"`
-			Value int64  `json:"value"`
-		} `json:"stats"`
-	}
-	if err := json.Unmarshal(answer, &list); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range list.Stats {
-		if strings.HasSuffix(s.Name, suffix) {
-			sum += s.Value
-		}
-	}
-	return sum
+	return all.Sum("", suffix)
 }
 
 // address is where a listener listens.
 func (e *envoy) address(t *testing.T, name string) string {
 	t.Helper()
-	answer, err := e.get(t.Context(), "/listeners?format=json")
+	all, err := e.Listeners(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	var list struct {
-		Statuses []struct {
-			Name    string `json:"name"`
-			Address struct {
-				Socket struct {
-					Port int `json:"port_value"`
-				} `json:"socket_address"`
-			} `json:"local_address"`
-		} `json:"listener_statuses"`
+	if all[name] == "" {
+		t.Fatalf("Envoy has no listener %s: %v", name, all)
 	}
-	if err := json.Unmarshal(answer, &list); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range list.Statuses {
-		if s.Name == name {
-			return fmt.Sprintf("127.0.0.1:%d", s.Address.Socket.Port)
-		}
-	}
-	t.Fatalf("Envoy has no listener %s: %s", name, answer)
-	return ""
+	return all[name]
 }
 
 // greet makes a handshake as the caller with a listener, and returns the certificate that Envoy showed. An error means

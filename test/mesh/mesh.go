@@ -99,7 +99,7 @@ func (m *Mesh) start(ctx context.Context) error {
 func (m *Mesh) settle(ctx context.Context) error {
 	t := m.NewTraffic()
 	defer t.client.CloseIdleConnections()
-	return m.envoys[client].process.Await(ctx, t.once)
+	return m.envoys[client].Await(ctx, t.once)
 }
 
 // URL is where the client's Envoy takes requests.
@@ -131,7 +131,7 @@ func (m *Mesh) ReadSide(ctx context.Context, side int) (Reading, error) {
 }
 
 // Stats are one side's statistics, for what Read does not tell. side is an index of Sides.
-func (m *Mesh) Stats(ctx context.Context, side int) (Stats, error) { return m.envoys[side].stats(ctx) }
+func (m *Mesh) Stats(ctx context.Context, side int) (Stats, error) { return m.envoys[side].Stats(ctx) }
 
 // Ended is closed when one of the Envoys has ended by itself.
 func (m *Mesh) Ended() <-chan struct{} {
@@ -139,8 +139,8 @@ func (m *Mesh) Ended() <-chan struct{} {
 	go func() {
 		defer close(ended)
 		select {
-		case <-m.envoys[client].process.Done():
-		case <-m.envoys[server].process.Done():
+		case <-m.envoys[client].Done():
+		case <-m.envoys[server].Done():
 		}
 	}()
 	return ended
@@ -150,7 +150,7 @@ func (m *Mesh) Ended() <-chan struct{} {
 func (m *Mesh) Stop() {
 	for _, e := range m.envoys {
 		if e != nil {
-			e.process.Stop(5 * time.Second)
+			e.Stop(5 * time.Second)
 		}
 	}
 	if m.service != nil {
