@@ -9,10 +9,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Ring remembers recent decisions, a fixed number of each of three kinds: what was issued, what was refused to someone proven (a
-// token or an agent), and what was refused to strangers. They do not push each other out, so neither a busy fleet nor a
-// stranger with made-up tokens can make the CA forget why a proxy was refused. A decision takes half a kilobyte of memory,
-// the place of one that is still to come included, and with the longest names that can be, 8 KiB.
+// Ring remembers recent decisions, a fixed number of each of three kinds: what was issued, what was refused to someone
+// proven (a token or an agent), and what was refused to strangers. They do not push each other out, so neither a busy
+// fleet nor a stranger with made-up tokens can make the CA forget why a proxy was refused. A decision takes half a
+// kilobyte of memory, the place of one that is still to come included, and with the longest names that can be, 8 KiB.
 type Ring struct {
 	mu    sync.Mutex
 	kinds [3]circle
