@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -14,6 +16,7 @@ import (
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/sds"
 	"github.com/meshca/meshca/rotation"
 )
 
@@ -62,12 +65,11 @@ func (s *admin) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRequest)
 	if skew, measured := a.clock.offset(); measured {
 		status.ClockSkew = durationpb.New(skew)
 	}
-	streams := make(map[string]uint32, len(a.workloads))
-	for _, st := range a.sds.Streams() {
-		streams[st.Peer]++
-	}
+	traffic := a.traffic()
 	for i, w := range a.workloads {
-		status.Workloads[i] = w.shown(streams[w.Socket])
+		shown := w.shown()
+		traffic[w.Socket].show(shown)
+		status.Workloads[i] = shown
 	}
 	return status, nil
 }
@@ -87,10 +89,10 @@ func (s *admin) CheckAgent(ctx context.Context, _ *meshcav1.CheckAgentRequest) (
 }
 
 // shown is the form of an SVID in status.
-func (h *held) shown(renewAt time.Time, rotations uint64) *meshcav1.HeldSVID {
+func (h *held) shown(renewAt time.Time, rotations uint64, now instant) *meshcav1.HeldSVID {
 	v := &meshcav1.HeldSVID{
 		SpiffeId: h.svid.ID.String(), Serial: h.serial(), NotAfter: timestamppb.New(h.leaf().NotAfter),
-		Remaining: durationpb.New(h.term.Remaining(time.Now())), Life: durationpb.New(h.term.Life),
+		Remaining: durationpb.New(h.left(now)), Life: durationpb.New(h.term.Life),
 		Rotations: rotations, DnsNames: h.leaf().DNSNames, Chain: h.chain(),
 	}
 	if !renewAt.IsZero() {
@@ -107,7 +109,7 @@ func (s *self) view() *meshcav1.HeldSVID {
 	due := s.Due(h.term)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return h.shown(planned(s.next, due), s.rotations)
+	return h.shown(planned(s.next, due), s.rotations, s.now())
 }
 
 // lastError is why the last attempt failed, if it did.
@@ -117,23 +119,72 @@ func (s *self) lastError() (error, time.Time) { //nolint:revive,staticcheck // t
 	return s.last, s.lastAt
 }
 
-func (w *workload) shown(streams uint32) *meshcav1.WorkloadStatus {
+// traffic is what the open streams of one socket say together. A nil traffic has none.
+type traffic struct {
+	streams uint32
+	nack    sds.Stream // the one that refused last, and took nothing since
+	unknown map[string]bool
+	asked   uint32 // in vain
+}
+
+// traffic sums the open streams up, by socket.
+func (a *Agent) traffic() map[string]*traffic {
+	all := make(map[string]*traffic, len(a.workloads))
+	for _, st := range a.sds.Streams() {
+		t := all[st.Peer]
+		if t == nil {
+			t = &traffic{unknown: map[string]bool{}}
+			all[st.Peer] = t
+		}
+		t.streams++
+		if st.LastNackAt.After(t.nack.LastNackAt) {
+			t.nack = st
+		}
+		t.asked += uint32(st.UnknownCount)
+		for _, name := range st.Unknown {
+			t.unknown[name] = true
+		}
+	}
+	return all
+}
+
+// maxUnknown is how many names that are asked for in vain status lists for a socket; maxName cuts each, in bytes.
+const (
+	maxUnknown = 8
+	maxName    = 256
+)
+
+func (t *traffic) show(v *meshcav1.WorkloadStatus) {
+	if t == nil {
+		return
+	}
+	v.OpenStreams, v.LastNack, v.UnknownCount = t.streams, t.nack.LastNack, t.asked
+	names := slices.Sorted(maps.Keys(t.unknown))
+	for _, name := range names[:min(maxUnknown, len(names))] {
+		v.UnknownNames = append(v.UnknownNames, refusal.Clip(name, maxName))
+	}
+}
+
+func (w *workload) shown() *meshcav1.WorkloadStatus {
 	phase := rotation.Phased(w.phase())
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	st := &w.state
-	v := &meshcav1.WorkloadStatus{
-		Socket: w.Socket, TokenFile: w.TokenFile, State: string(st.condition()), OpenStreams: streams,
-		Nacks: st.nacks, LastNack: st.lastNack,
+	v := &meshcav1.WorkloadStatus{Socket: w.Socket, TokenFile: w.TokenFile, State: string(st.condition()), Nacks: st.nacks}
+	if !st.lastID.IsZero() {
+		v.LastSpiffeId = st.lastID.String()
 	}
-	if st.held != nil {
-		v.Svid = st.held.shown(planned(st.next, phase(st.held.term)), st.rotations)
+	if st.held != nil && !st.withheld {
+		v.Svid = st.held.shown(planned(st.next, phase(st.held.term)), st.rotations, w.now())
 	}
 	if st.failing && !st.next.IsZero() {
 		v.NextTry = timestamppb.New(st.next)
 	}
 	why, at := st.refused, st.refusedAt
-	if why == nil && st.tried {
+	switch {
+	case st.withheld:
+		why, at = refusal.New(refusal.SVIDPending, "the kept list of denied identities is damaged: what was kept is not served before the CA says what is denied"), time.Time{}
+	case why == nil && st.tried:
 		why, at = st.listening, time.Time{}
 	}
 	if why != nil {

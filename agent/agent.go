@@ -53,10 +53,10 @@ func New(c Config) (*Agent, error) {
 	a := &Agent{config: c, log: c.Log, started: time.Now(), bySocket: make(map[string]*workload, len(c.Workloads))}
 	a.denials = newDenials(filepath.Join(c.StateDir, "denied.json"), c.Log)
 	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
-	a.store = &store{filepath.Join(c.RuntimeDir, "keys")}
+	a.store = &store{filepath.Join(c.RuntimeDir, "keys"), c.now}
 	a.self = &self{
 		domain: c.TrustDomain, cluster: c.Cluster, tokenFile: c.TokenFile, version: c.Version,
-		trust: a.trust, store: a.store, clock: &a.clock, log: c.Log, gained: a.gained,
+		trust: a.trust, store: a.store, clock: &a.clock, now: c.now, log: c.Log, gained: a.gained,
 		wake: make(chan struct{}, 1), identity: rotation.NewCurrent[*held](nil),
 	}
 	a.self.orders.wake = a.self.renewNow
@@ -74,7 +74,7 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	for _, w := range c.Workloads {
-		made := newWorkload(w, a, a.trust, c.Log)
+		made := newWorkload(w, a, a.trust, c.now, c.Log)
 		a.workloads = append(a.workloads, made)
 		a.bySocket[w.Socket] = made
 	}
@@ -158,7 +158,7 @@ func (a *Agent) prepare() (unlock func(), err error) {
 	}
 	unlock, err = lockFile(filepath.Join(a.config.RuntimeDir, "agent.lock"), 5*time.Second)
 	if errors.Is(err, errLocked) {
-		return nil, fmt.Errorf("another meshca-agent uses %s: stop it, or set runtimeDir: %w", a.config.RuntimeDir, err)
+		return nil, refusal.New(refusal.SocketInUse, "another meshca-agent uses %s: stop it, or set runtimeDir: %w", a.config.RuntimeDir, err)
 	}
 	if err != nil {
 		return nil, err
@@ -176,13 +176,13 @@ func (a *Agent) restore() (own *rotation.Term) {
 	names := make(map[string]bool, len(a.workloads))
 	for _, w := range a.workloads {
 		names[w.name] = true
-		h := a.restored(w.name, w.Workload, w.TokenFile)
-		switch {
-		case h == nil:
-		case a.denied(h.svid.ID):
-			w.drop(refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID))
-		default:
+		if h := a.restored(w.name, w.Workload, w.TokenFile); h != nil {
 			w.restore(h)
+			if a.denials.fault() == nil {
+				w.denials()
+			} else {
+				w.renewNow() // the CA's word on this one may come before the whole list
+			}
 		}
 	}
 	if err := a.store.prune(names); err != nil {

@@ -39,7 +39,7 @@ func newBatcher(cluster string, c *client.Client, observe func(int, time.Duratio
 	return &batcher{cluster: cluster, client: c, observe: observe, in: make(chan *pending), slots: make(chan struct{}, callsInFlight)}
 }
 
-// issue returns the answer to one request, or why there is none. The batch goes on without who gives up.
+// issue returns the answer to one request, or why there is none: a verdict, if it was answered. The batch goes on without who gives up.
 func (b *batcher) issue(ctx context.Context, r *meshcav1.X509SVIDRequest) (*meshcav1.X509SVID, error) {
 	p := &pending{request: r, done: make(chan struct{})}
 	select {
@@ -56,7 +56,7 @@ func (b *batcher) issue(ctx context.Context, r *meshcav1.X509SVIDRequest) (*mesh
 		return nil, p.err
 	}
 	if err := client.RefusalOf(p.result); err != nil {
-		return nil, err
+		return nil, verdict{err}
 	}
 	return p.result.GetSvid(), nil
 }

@@ -57,6 +57,7 @@ func (a *Agent) check(ctx context.Context) []*meshcav1.Finding {
 	a.checkSelf(f)
 	checkTokenFile(f, "the agent's token", a.config.TokenFile)
 	a.checkDirs(f)
+	a.checkDenials(f)
 	a.checkWorkloads(f)
 	return f.list
 }
@@ -133,19 +134,19 @@ func (a *Agent) checkSelf(f *findings) {
 	h := a.self.identity.Value()
 	err, _ := a.self.lastError()
 	switch {
-	case h == nil || h.ended():
+	case h == nil || h.ended(a.config.now()):
 		if err == nil {
 			err = refusal.New(refusal.SVIDPending, "the first attempt has not been answered")
 		}
 		f.refused(subject, fmt.Errorf("there is none: %w", err))
 	case err != nil:
-		f.warn(subject, refusal.Of(err).Do(), "%s ends in %v and its renewal fails: %v", h.svid.ID, left(h), err)
+		f.warn(subject, refusal.Of(err).Do(), "%s ends in %v and its renewal fails: %v", h.svid.ID, left(h, a.config.now()), err)
 	default:
-		f.ok(subject, "%s ends in %v", h.svid.ID, left(h))
+		f.ok(subject, "%s ends in %v", h.svid.ID, left(h, a.config.now()))
 	}
 }
 
-func left(h *held) time.Duration { return h.term.Remaining(time.Now()).Round(time.Second) }
+func left(h *held, now instant) time.Duration { return h.left(now).Round(time.Second) }
 
 // checkTokenFile looks at the file and at what the token says of its own end; nothing is verified here.
 func checkTokenFile(f *findings, subject, path string) {
@@ -206,6 +207,13 @@ func (a *Agent) checkDirs(f *findings) {
 	}
 }
 
+func (a *Agent) checkDenials(f *findings) {
+	if err := a.denials.fault(); err != nil {
+		f.fail("denials", "It mends itself with the CA's first word: look at the connection to the CA.",
+			"%s is damaged, so what was kept of SVIDs is not served before the CA says what is denied: %v", a.denials.path, err)
+	}
+}
+
 // workloadFindings bounds the answer of a check.
 const workloadFindings = 200
 
@@ -238,7 +246,7 @@ func (w *workload) check(f *findings) {
 	switch c {
 	case conditionFresh:
 	case conditionStale:
-		f.warn(subject, refusal.Of(why).Do(), "%s ends in %v and its renewal fails: %v", h.svid.ID, left(h), why)
+		f.warn(subject, refusal.Of(why).Do(), "%s ends in %v and its renewal fails: %v", h.svid.ID, left(h, w.now()), why)
 	case conditionPending:
 		f.warn(subject, refusal.SVIDPending.Do(), "its first SVID has not come: %v", orNothing(why))
 	case conditionBroken:
@@ -281,6 +289,6 @@ func (w *workload) checkSocket(f *findings, subject string) {
 	if err := checkDir(dir); err != nil {
 		f.refused(subject, err)
 	} else if above := looseAbove(dir); above != "" {
-		f.warn(subject, "Run: chmod o-w "+above, "anyone can write to %s, and so replace %s as a whole", above, dir)
+		f.warn(subject, "Let the agent's user or root own it, and run: chmod go-w "+above, "others can write to %s, and so replace %s as a whole", above, dir)
 	}
 }

@@ -30,10 +30,14 @@ func (s *state) condition() condition {
 	switch {
 	case s.tried && s.listening != nil:
 		return conditionBroken
+	case s.held != nil && s.withheld:
+		return conditionPending
 	case s.held != nil && s.failing:
 		return conditionStale
 	case s.held != nil:
 		return conditionFresh
+	case s.gone != nil:
+		return conditionRefused
 	case s.denied:
 		return conditionDenied
 	case s.expired:

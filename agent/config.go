@@ -53,6 +53,8 @@ type Config struct {
 	Log *slog.Logger
 	// Dial opens connections to the CA below TLS; TCP where it is nil.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
+
+	now func() instant // the machine's clocks where it is nil
 }
 
 // Workload is one identity on this node: the token that proves it and the socket that serves it.
@@ -79,6 +81,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ConnectionsPerSocket == 0 {
 		c.ConnectionsPerSocket = 1024
+	}
+	if c.now == nil {
+		c.now = machineClocks()
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()

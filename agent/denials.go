@@ -17,7 +17,8 @@ import (
 const maxDeniedBytes = 8 << 20
 
 // denials are the identities that an operator denied, as the CA said last. They outlive a restart, so that one with the
-// CA gone serves nothing that was denied, wherever an SVID of it comes from.
+// CA gone serves nothing that was denied, wherever an SVID of it comes from. Where what was kept of them is damaged
+// nobody knows what is denied, and nothing that was kept is served before the CA says it.
 type denials struct {
 	path string
 	log  *slog.Logger
@@ -25,6 +26,7 @@ type denials struct {
 	ids atomic.Pointer[map[spiffeid.ID]bool]
 
 	mu      sync.Mutex
+	damaged error // why the kept set could not be used; nil once the CA said what is denied
 	unsaved bool
 	failing bool // the last write failed
 }
@@ -42,44 +44,73 @@ func newDenials(path string, log *slog.Logger) *denials {
 
 func (d *denials) has(id spiffeid.ID) bool { return (*d.ids.Load())[id] }
 
-// set takes the whole set, and reports whether it is another than the one before.
+// fault is why it is not known what is denied; nil where it is.
+func (d *denials) fault() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.damaged
+}
+
+// set takes the whole set, and reports whether that is news.
 func (d *denials) set(list []string) (changed bool) {
+	set, err := denialSet(list)
+	if err != nil {
+		d.log.Error("the CA denies something that is no SPIFFE ID", "error", err)
+	}
+	before := *d.ids.Swap(&set)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if maps.Equal(before, set) && d.damaged == nil {
+		return false
+	}
+	d.damaged, d.unsaved = nil, true
+	return true
+}
+
+// denialSet makes a set of a list; what is no SPIFFE ID is left out of it and told.
+func denialSet(list []string) (map[spiffeid.ID]bool, error) {
+	var errs []error
 	set := make(map[spiffeid.ID]bool, len(list))
 	for _, s := range list {
 		id, err := spiffeid.FromString(s)
 		if err != nil {
-			d.log.Error("the CA denies something that is no SPIFFE ID", "error", err)
+			errs = append(errs, err)
 			continue
 		}
 		set[id] = true
 	}
-	if before := *d.ids.Swap(&set); maps.Equal(before, set) {
-		return false
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.unsaved = true
-	return true
+	return set, errors.Join(errs...)
 }
 
-// load takes what an earlier run kept.
+// load takes what an earlier run kept. No file says that nothing was denied.
 func (d *denials) load() {
-	data, err := readFile(d.path, maxDeniedBytes)
+	set, err := d.read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	var k keptDenials
-	if err == nil {
-		err = json.Unmarshal(data, &k)
-	}
 	if err != nil {
-		d.log.Error("the kept denials cannot be used; what is denied is unknown until the CA says it", "file", d.path, "error", err)
+		d.log.Error("the kept denials cannot be used: what is denied is unknown, and no kept SVID is served, until the CA says it", "file", d.path, "error", err)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.damaged = err
 		return
 	}
-	d.set(k.Denied)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.unsaved = false
+	d.ids.Store(&set)
+}
+
+func (d *denials) read() (map[spiffeid.ID]bool, error) {
+	data, err := readFile(d.path, maxDeniedBytes)
+	if err != nil {
+		return nil, err
+	}
+	var k keptDenials
+	if err := json.Unmarshal(data, &k); err != nil {
+		return nil, err
+	}
+	if k.Denied == nil {
+		return nil, errors.New("it holds no list")
+	}
+	return denialSet(k.Denied)
 }
 
 // keep writes the set down unless it is on disk already; what fails is tried again with the next state from the CA.

@@ -27,6 +27,8 @@ const maxChain = 8
 type held struct {
 	svid *x509svid.SVID
 	term rotation.Term
+	// received is when the term began to run down, by the clocks that outlive the process.
+	received instant
 	// bearer is whose the token was that it was given for.
 	bearer bearer
 }
@@ -48,8 +50,7 @@ func newCSR() (*ecdsa.PrivateKey, []byte, error) {
 // receive checks what the CA answered before anything rests on it: our key, the ID it says, a chain to a root that is
 // trusted, a life that has not ended. The certificate's times are judged by the CA's clock, which remaining tells, for
 // ours may be wrong.
-func receive(answer *meshcav1.X509SVID, key crypto.Signer, roots x509bundle.Source) (*held, error) {
-	now := time.Now()
+func receive(answer *meshcav1.X509SVID, key crypto.Signer, roots x509bundle.Source, now instant) (*held, error) {
 	life, remaining := answer.GetLife().AsDuration(), answer.GetRemaining().AsDuration()
 	if life <= 0 || remaining <= 0 {
 		return nil, fmt.Errorf("the CA answered with an SVID that has ended (%v of %v left)", remaining, life)
@@ -70,7 +71,8 @@ func receive(answer *meshcav1.X509SVID, key crypto.Signer, roots x509bundle.Sour
 	if _, _, err := x509svid.Verify(chain, roots, x509svid.WithTime(theirNow)); err != nil {
 		return nil, fmt.Errorf("the CA answered with a chain that does not verify: %w", err)
 	}
-	return &held{svid: svid, term: rotation.Term{Life: life, Left: min(remaining, life), Received: now}}, nil
+	term := rotation.Term{Life: life, Left: min(remaining, life), Received: now.wall}
+	return &held{svid: svid, term: term, received: now}, nil
 }
 
 func parseChain(der [][]byte) ([]*x509.Certificate, error) {
@@ -113,8 +115,17 @@ func (h *held) issued() time.Time { return h.leaf().NotAfter.Add(-h.term.Life) }
 // serial is lower-case hex, as everywhere.
 func (h *held) serial() string { return hex.EncodeToString(h.leaf().SerialNumber.Bytes()) }
 
+// left is what is left of the term. The process's own clock stands still while the machine is suspended.
+func (h *held) left(now instant) time.Duration {
+	left := h.term.Remaining(now.wall)
+	if lived, ok := now.after(h.received); ok {
+		left = min(left, h.term.Left-lived)
+	}
+	return left
+}
+
 // ended reports whether the term has run out.
-func (h *held) ended() bool { return h.term.Remaining(time.Now()) <= 0 }
+func (h *held) ended(now instant) bool { return h.left(now) <= 0 }
 
 func (h *held) chain() [][]byte {
 	der := make([][]byte, len(h.svid.Certificates))

@@ -471,7 +471,7 @@ func TestAgentKeepsItsSVIDWhenTheCAJudgesSomethingElse(t *testing.T) {
 func TestAgentMovedToAnotherClusterAttestsAnew(t *testing.T) {
 	n := newNode(t)
 	ca := n.ca
-	s := &store{n.path("run/keys")}
+	s := &store{n.path("run/keys"), machineClocks()}
 	must(t, s.prepare())
 	h := newHeld(t, ca, "/meshca/agent/other/node-1", time.Hour)
 	must(t, s.save(selfName, Workload{}, h, 0))
@@ -493,8 +493,8 @@ func TestSecondAgentIsRefused(t *testing.T) {
 	eventually(t, "it runs", func() bool { return a.status().GetReady() })
 	b, err := New(n.config)
 	must(t, err)
-	if err := b.Run(t.Context()); err == nil || !contains(err.Error(), "another meshca-agent") {
-		t.Errorf("got %v", err)
+	if err := b.Run(t.Context()); refusal.Of(err) != refusal.SocketInUse || !contains(err.Error(), "another meshca-agent") {
+		t.Errorf("got %v, want %s", err, refusal.SocketInUse)
 	}
 	if !a.status().GetReady() {
 		t.Error("the first one was hurt")

@@ -105,7 +105,7 @@ func (s *socket) intact() bool {
 	return err == nil && os.SameFile(now, s.file)
 }
 
-// checkDir refuses a directory in which anyone could put another socket in the place of ours.
+// checkDir refuses a directory in which others could put another socket in the place of ours.
 func checkDir(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -115,12 +115,12 @@ func checkDir(dir string) error {
 		return refusal.New(refusal.SocketPath, "%s is not a directory", dir)
 	}
 	if fault := looseness(info); fault != "" {
-		return refusal.New(refusal.SocketUnsafeDir, "anyone can write to %s (%s)", dir, fault)
+		return refusal.New(refusal.SocketUnsafeDir, "others can replace what lies in %s: %s", dir, fault)
 	}
 	return nil
 }
 
-// looseAbove finds the nearest directory above dir that anyone can write to: there dir as a whole could be replaced.
+// looseAbove finds the nearest directory above dir that others can write to: there dir as a whole could be replaced.
 // That is the machine's fault rather than the socket's, so it is told and not refused.
 func looseAbove(dir string) string {
 	resolved, err := filepath.EvalSymlinks(dir)
@@ -138,17 +138,14 @@ func looseAbove(dir string) string {
 	return ""
 }
 
-// looseness says why anyone can replace what lies in a directory; empty: nobody can. In a sticky directory (/tmp) only
-// the owners of a file and of the directory can.
+// looseness says why others than the agent and root can replace what lies in a directory; empty: nobody can. In a
+// sticky directory (/tmp) only the owners of a file and of the directory can.
 func looseness(info fs.FileInfo) string {
-	if info.Mode().Perm()&0o002 == 0 {
-		return ""
+	if owner, us := ownerOf(info), os.Geteuid(); owner != 0 && owner != us {
+		return fmt.Sprintf("it belongs to uid %d, this agent is uid %d", owner, us)
 	}
-	if info.Mode()&fs.ModeSticky == 0 {
+	if info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
 		return fmt.Sprintf("mode %v", info.Mode())
-	}
-	if owner := ownerOf(info); owner != 0 && owner != os.Geteuid() {
-		return fmt.Sprintf("mode %v, and it belongs to uid %d", info.Mode(), owner)
 	}
 	return ""
 }

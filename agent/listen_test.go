@@ -2,12 +2,16 @@ package agent
 
 import (
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc"
 
 	"github.com/meshca/meshca/api/refusal"
 )
@@ -53,6 +57,17 @@ func TestListenRefuses(t *testing.T) {
 		}, refusal.SocketInUse},
 		"a world-writable directory": {func(t *testing.T, dir string) string {
 			must(t, os.Chmod(dir, 0o777))
+			return filepath.Join(dir, "s")
+		}, refusal.SocketUnsafeDir},
+		"a group-writable directory": {func(t *testing.T, dir string) string {
+			must(t, os.Chmod(dir, 0o770))
+			return filepath.Join(dir, "s")
+		}, refusal.SocketUnsafeDir},
+		"a directory of someone else": {func(t *testing.T, dir string) string {
+			if os.Geteuid() != 0 {
+				t.Skip("needs root to give a directory away")
+			}
+			must(t, os.Chown(dir, 12345, 12345))
 			return filepath.Join(dir, "s")
 		}, refusal.SocketUnsafeDir},
 		"a link to a world-writable directory": {func(t *testing.T, dir string) string {
@@ -207,5 +222,33 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// At its limit a listener waits for a connection to end. A socket that is gone must not wait with it.
+func TestSocketThatIsGoneAtTheConnectionLimit(t *testing.T) {
+	path := filepath.Join(shortDir(t), "s")
+	s, err := listen(path, 0o600, nil, nil)
+	must(t, err)
+	w := newWorkload(Workload{Socket: path}, nodeOf("n"), nil, machineClocks(), slog.New(slog.DiscardHandler))
+	server := grpc.NewServer()
+	defer server.Stop()
+	look, ended := make(chan time.Time), make(chan error, 1)
+	go func() { ended <- w.accept(t.Context(), server, s, 1, look) }()
+	for range 2 { // the second one waits to be accepted
+		conn, err := net.Dial("unix", path)
+		must(t, err)
+		defer conn.Close()
+	}
+	time.Sleep(50 * time.Millisecond)
+	must(t, os.Remove(path))
+	look <- time.Now()
+	select {
+	case err := <-ended:
+		if refusal.Of(err) != refusal.SocketPath {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("it waits for a connection to end")
 	}
 }

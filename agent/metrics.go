@@ -94,7 +94,7 @@ func (s *standing) Collect(out chan<- prometheus.Metric) {
 	for _, w := range a.workloads {
 		counts[w.condition()]++
 		if h := w.holds(); h != nil {
-			if left := h.term.Remaining(time.Now()); !any || left < soonest {
+			if left := h.left(a.config.now()); !any || left < soonest {
 				soonest, any = left, true
 			}
 		}
@@ -108,7 +108,7 @@ func (s *standing) Collect(out chan<- prometheus.Metric) {
 	}
 	own := 0.0
 	if h := a.self.identity.Value(); h != nil {
-		own = h.term.Remaining(time.Now()).Seconds()
+		own = h.left(a.config.now()).Seconds()
 	}
 	gauge(desc("self_remaining_seconds", "What is left of the agent's own SVID; 0 while it has none."), own)
 	connected, _, _, acked := a.follower.standing()

@@ -22,7 +22,7 @@ func TestPeersCannotFillTheLog(t *testing.T) {
 		a.metrics = newMetrics(a)
 		lines := newNotes([]Workload{{Socket: "/a"}, {Socket: "/b"}})
 		for socket := range lines {
-			a.bySocket[socket] = newWorkload(Workload{Socket: socket}, a, nil, a.log)
+			a.bySocket[socket] = newWorkload(Workload{Socket: socket}, a, nil, machineClocks(), a.log)
 		}
 		const times = 1000
 		for range times {

@@ -70,7 +70,7 @@ func (a *Agent) NotReady() []string {
 	if len(a.trust.current.Value().X509Authorities()) == 0 {
 		why = append(why, "no trust bundle is held: "+a.config.BundleFile+" must bring the first one")
 	}
-	if h := a.self.identity.Value(); h == nil || h.ended() {
+	if h := a.self.identity.Value(); h == nil || h.ended(a.config.now()) {
 		reason := "the first attempt has not been answered"
 		if err, _ := a.self.lastError(); err != nil {
 			reason = err.Error()

@@ -33,6 +33,7 @@ type self struct {
 	client    *client.Client
 	store     *store
 	clock     *clock
+	now       func() instant
 	log       *slog.Logger
 	// gained is called when there is a new SVID to call with; anew: in the place of one that the CA did not take.
 	gained func(anew bool)
@@ -78,7 +79,7 @@ func (s *self) Renew(ctx context.Context) (rotation.Term, error) {
 	if err := s.trust.offer(answer.GetBundle()); err != nil {
 		s.log.Error("the bundle that came with the agent's SVID cannot be used", "error", err)
 	}
-	h, err := receive(answer.GetSvid(), key, s.trust)
+	h, err := receive(answer.GetSvid(), key, s.trust, s.now())
 	if err != nil {
 		return rotation.Term{}, err
 	}
@@ -193,7 +194,7 @@ func (s *self) id() string {
 
 // certificate is what the client shows at a handshake.
 func (s *self) certificate() *tls.Certificate {
-	if h := s.shown.Load(); h != nil && !h.ended() {
+	if h := s.shown.Load(); h != nil && !h.ended(s.now()) {
 		return h.certificate()
 	}
 	return nil
@@ -203,7 +204,7 @@ func (s *self) certificate() *tls.Certificate {
 func (s *self) await(ctx context.Context) error {
 	for {
 		h, stale := s.identity.Get()
-		if h != nil && !h.ended() {
+		if h != nil && !h.ended(s.now()) {
 			return nil
 		}
 		select {

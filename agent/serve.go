@@ -33,7 +33,7 @@ func (a *Agent) newSDS() (*sds.Server, error) {
 			if err != nil {
 				return nil, err
 			}
-			return sds.SourceFunc(w.secrets.Get), nil
+			return sds.SourceFunc(w.served), nil
 		},
 		Peer: func(ctx context.Context) string {
 			if w, err := a.workloadOf(ctx); err == nil {
@@ -78,7 +78,6 @@ func (a *Agent) nacked(lines notes, s sds.Stream, n sds.Nack) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.nacks++
-	w.state.lastNack = n.Detail
 }
 
 func (a *Agent) unknown(lines notes, s sds.Stream, names []string) {
@@ -97,11 +96,13 @@ func (a *Agent) streamClosed(s sds.Stream, err error) {
 // serve keeps the workload's socket open until ctx ends. A socket that cannot be opened is its own workload's trouble
 // alone: it is tried again, also when somebody took the file away.
 func (w *workload) serve(ctx context.Context, server *grpc.Server, connections int) {
+	look := time.NewTicker(watch)
+	defer look.Stop()
 	for ctx.Err() == nil {
 		s, err := listen(w.Socket, w.Mode, w.UID, w.GID)
 		w.listened(err)
 		if err == nil {
-			err = w.accept(ctx, server, s, connections)
+			err = w.accept(ctx, server, s, connections, look.C)
 			if ctx.Err() != nil {
 				return
 			}
@@ -111,23 +112,23 @@ func (w *workload) serve(ctx context.Context, server *grpc.Server, connections i
 	}
 }
 
-// accept serves the socket until it is gone; grpc closes it at the stop.
-func (w *workload) accept(ctx context.Context, server *grpc.Server, s *socket, connections int) error {
+// accept serves the socket until it is gone, which it looks for at each look; grpc closes it at the stop.
+func (w *workload) accept(ctx context.Context, server *grpc.Server, s *socket, connections int, look <-chan time.Time) error {
+	// At its limit it waits for a connection to end. Closing it, and not the socket alone, ends that wait too.
+	l := netutil.LimitListener(s, connections)
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(netutil.LimitListener(s, connections)) }()
-	look := time.NewTicker(watch)
-	defer look.Stop()
+	go func() { done <- server.Serve(l) }()
 	for {
 		select {
 		case err := <-done:
-			_ = s.Close()
+			_ = l.Close()
 			if err == nil {
 				err = grpc.ErrServerStopped
 			}
 			return err
-		case <-look.C:
+		case <-look:
 			if !s.intact() {
-				_ = s.Close()
+				_ = l.Close()
 				<-done //nolint:errcheck // it ends because the socket was closed
 				return refusal.New(refusal.SocketPath, "the socket was removed or replaced")
 			}

@@ -28,7 +28,10 @@ const (
 
 // store keeps SVIDs and their keys across a restart of the agent, each in a file of its own that only the agent can
 // read. The directory belongs on a tmpfs: keys have no business on a disk, and a reboot ends what they are for.
-type store struct{ dir string }
+type store struct {
+	dir string
+	now func() instant
+}
 
 // kept is one file of the store. It holds a private key and is never printed.
 type kept struct {
@@ -42,9 +45,13 @@ type kept struct {
 	Bearer bearer   `json:"bearer"`
 	Chain  [][]byte `json:"chain"`
 	Key    []byte   `json:"key"` // PKCS #8
-	// Life is T. What is left of it follows from the leaf's NotAfter, the wall clock, and Skew: the CA's clock minus
-	// ours, as it was when this came.
-	Life time.Duration `json:"life"`
+	// Life is T, and Left what was left of it when this came: Since after the start of the boot that Boot names. That is
+	// how it is run down while the machine does not boot again. Files of earlier versions have neither.
+	Life  time.Duration `json:"life"`
+	Left  time.Duration `json:"left,omitempty"`
+	Boot  string        `json:"boot,omitempty"`
+	Since time.Duration `json:"since,omitempty"`
+	// Skew is the CA's clock minus ours, as it was when this came. Across a boot only the wall clock counts on.
 	Skew time.Duration `json:"skew"`
 }
 
@@ -74,7 +81,7 @@ func (s *store) save(name string, w Workload, h *held, skew time.Duration) error
 	}
 	data, err := json.Marshal(kept{
 		Version: keptVersion, Socket: w.Socket, TokenFile: w.TokenFile, ID: h.svid.ID.String(), Bearer: h.bearer, Chain: h.chain(), Key: key,
-		Life: h.term.Life, Skew: skew,
+		Life: h.term.Life, Left: h.term.Left, Boot: h.received.boot, Since: h.received.since, Skew: skew,
 	})
 	if err != nil {
 		return err
@@ -109,17 +116,18 @@ func (s *store) load(name string, w Workload, td spiffeid.TrustDomain) (*held, e
 	case k.Socket != w.Socket || k.TokenFile != w.TokenFile:
 		return nil, nil // another workload's by now
 	}
-	h, err := k.held(td)
+	now := s.now()
+	h, err := k.held(td, now)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if h.ended() {
+	if h.ended(now) {
 		return nil, nil
 	}
 	return h, nil
 }
 
-func (k *kept) held(td spiffeid.TrustDomain) (*held, error) {
+func (k *kept) held(td spiffeid.TrustDomain, now instant) (*held, error) {
 	id, err := spiffeid.FromString(k.ID)
 	if err != nil {
 		return nil, err
@@ -146,9 +154,20 @@ func (k *kept) held(td spiffeid.TrustDomain) (*held, error) {
 	if k.Life <= 0 {
 		return nil, errors.New("its life is missing")
 	}
-	now := time.Now()
-	left := chain[0].NotAfter.Sub(now.Add(k.Skew))
-	return &held{svid: svid, term: rotation.Term{Life: k.Life, Left: min(left, k.Life), Received: now}, bearer: k.Bearer}, nil
+	term := rotation.Term{Life: k.Life, Left: k.left(chain[0].NotAfter, now), Received: now.wall}
+	return &held{svid: svid, term: term, received: now, bearer: k.Bearer}, nil
+}
+
+// left is what is left of the life: a clock that was set since must neither end it nor lengthen it.
+func (k *kept) left(notAfter time.Time, now instant) time.Duration {
+	most := k.Life
+	if k.Left > 0 {
+		most = min(most, k.Left)
+	}
+	if lived, ok := now.after(instant{boot: k.Boot, since: k.Since}); ok {
+		return most - lived
+	}
+	return min(most, notAfter.Sub(now.wall.Add(k.Skew)))
 }
 
 // remove forgets what is kept under the name.

@@ -30,7 +30,7 @@ func newHeld(t *testing.T, ca *fakeca.CA, path string, life time.Duration) *held
 	tr := newTestTrust(t, ca)
 	must(t, tr.offer(ca.Bundle()))
 	answer, key := issued(t, ca, path, life)
-	h, err := receive(answer, key, tr)
+	h, err := receive(answer, key, tr, machineClocks()())
 	must(t, err)
 	return h
 }
@@ -57,7 +57,7 @@ func TestReceiveRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			answer, key := issued(t, ca, "/ns/a/sa/b", time.Hour)
 			change(answer, &key)
-			if _, err := receive(answer, key, tr); err == nil {
+			if _, err := receive(answer, key, tr, machineClocks()()); err == nil {
 				t.Error("taken")
 			}
 		})
@@ -86,7 +86,7 @@ func TestReceiveWithAClockThatIsOff(t *testing.T) {
 
 func TestStoreKeeps(t *testing.T) {
 	ca := newCA(t)
-	s := &store{filepath.Join(t.TempDir(), "keys")}
+	s := &store{filepath.Join(t.TempDir(), "keys"), machineClocks()}
 	must(t, s.prepare())
 	w := Workload{Socket: "/run/a.sock", TokenFile: "/run/a.token"}
 	h := newHeld(t, ca, "/ns/a/sa/b", time.Hour)
@@ -116,14 +116,15 @@ func TestStoreDoesNotGiveOut(t *testing.T) {
 	for name, c := range map[string]struct {
 		life   time.Duration
 		skew   time.Duration
+		boot   string
 		change func(t *testing.T, path string, ca *fakeca.CA)
 		ask    Workload
 		fault  bool
 	}{
-		"what has ended":               {life: time.Second, ask: w},
-		"what has ended by CA's clock": {life: time.Hour, skew: 2 * time.Hour, ask: w},
-		"another token's":              {life: time.Hour, ask: Workload{Socket: w.Socket, TokenFile: "/run/b.token"}},
-		"another socket's":             {life: time.Hour, ask: Workload{Socket: "/run/b.sock", TokenFile: w.TokenFile}},
+		"what has ended": {life: time.Second, ask: w},
+		"what had ended by the CA's clock when the machine booted": {life: time.Hour, skew: 2 * time.Hour, ask: w, boot: "another"},
+		"another token's":  {life: time.Hour, ask: Workload{Socket: w.Socket, TokenFile: "/run/b.token"}},
+		"another socket's": {life: time.Hour, ask: Workload{Socket: "/run/b.sock", TokenFile: w.TokenFile}},
 		"what others could read": {life: time.Hour, ask: w, fault: true, change: func(t *testing.T, path string, _ *fakeca.CA) {
 			must(t, os.Chmod(path, 0o640))
 		}},
@@ -140,7 +141,7 @@ func TestStoreDoesNotGiveOut(t *testing.T) {
 		"another key with the chain": {life: time.Hour, ask: w, fault: true, change: func(t *testing.T, path string, ca *fakeca.CA) {
 			data, err := os.ReadFile(path)
 			must(t, err)
-			other := &store{filepath.Dir(path)}
+			other := &store{filepath.Dir(path), machineClocks()}
 			must(t, other.save("x", w, newHeld(t, ca, "/ns/a/sa/b", time.Hour), 0))
 			theirs, err := os.ReadFile(other.path("x"))
 			must(t, err)
@@ -150,9 +151,12 @@ func TestStoreDoesNotGiveOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ca := newCA(t)
-			s := &store{filepath.Join(t.TempDir(), "keys")}
+			s := &store{filepath.Join(t.TempDir(), "keys"), machineClocks()}
 			must(t, s.prepare())
 			h := newHeld(t, ca, "/ns/a/sa/b", c.life)
+			if c.boot != "" {
+				h.received.boot = c.boot
+			}
 			must(t, s.save(nameOf(w), w, h, c.skew))
 			if c.change != nil {
 				c.change(t, s.path(nameOf(w)), ca)
@@ -183,7 +187,7 @@ func field(t *testing.T, data []byte, name string) string {
 }
 
 func TestStorePrunes(t *testing.T) {
-	s := &store{filepath.Join(t.TempDir(), "keys")}
+	s := &store{filepath.Join(t.TempDir(), "keys"), machineClocks()}
 	must(t, s.prepare())
 	w, gone := Workload{Socket: "/a"}, Workload{Socket: "/b"}
 	for _, name := range []string{nameOf(w) + keptSuffix, nameOf(gone) + keptSuffix, temporary + "123", selfName + keptSuffix, "README"} {
@@ -204,13 +208,13 @@ func TestStorePrunes(t *testing.T) {
 func TestStoreMakesItsDirectoryPrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "keys")
 	must(t, os.Mkdir(dir, 0o755))
-	must(t, (&store{dir}).prepare())
+	must(t, (&store{dir: dir}).prepare())
 	if info, _ := os.Stat(dir); info.Mode().Perm() != 0o700 {
 		t.Errorf("mode %v", info.Mode())
 	}
 	must(t, os.Remove(dir))
 	must(t, os.Symlink(t.TempDir(), dir))
-	if err := (&store{dir}).prepare(); err == nil {
+	if err := (&store{dir: dir}).prepare(); err == nil {
 		t.Error("a link was taken for the directory")
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -26,6 +25,7 @@ type workload struct {
 	name  string // in the store
 	home  home
 	roots *trust
+	now   func() instant
 	log   *slog.Logger
 
 	wake    chan struct{}
@@ -39,7 +39,8 @@ type workload struct {
 
 // home is what a workload has of its agent. Its methods are safe for concurrent use and, but for issue, do not wait.
 type home interface {
-	// issue asks the CA for one SVID, once the agent can ask.
+	// issue asks the CA for one SVID, once the agent can ask. What the CA says of this one request is a verdict; other
+	// errors say nothing of the workload.
 	issue(ctx context.Context, r *meshcav1.X509SVIDRequest) (*meshcav1.X509SVID, error)
 	// denied reports whether an operator denied the ID.
 	denied(id spiffeid.ID) bool
@@ -51,14 +52,18 @@ type home interface {
 
 // state is what is known of a workload; workload.mu guards it.
 type state struct {
-	held      *held // nil: nothing is served but bundles
-	had       bool  // something was held once
-	denied    bool  // what was held, or would be, is denied
+	held *held // nil: nothing is served but bundles
+	// withheld: held comes from an earlier run, and is not served before it is known what is denied.
+	withheld  bool
+	lastID    spiffeid.ID // of what is or was held, or was denied
+	had       bool        // something was served once
+	denied    bool        // what was held, or would be, is denied
+	gone      error       // why there is nobody any more to serve: the end of the streams
 	expired   bool
 	stopped   bool
 	rotations uint64
 
-	refused   error // of the last attempt, until the next success
+	refused   error // of the last attempt, until the next success; a verdict until the next one
 	refusedAt time.Time
 	next      time.Time
 	failing   bool
@@ -66,15 +71,16 @@ type state struct {
 	listening error
 	tried     bool
 	// bearer is whose the token was when it was read last.
-	bearer   bearer
-	nacks    uint64
-	lastNack string
+	bearer bearer
+	nacks  uint64
 }
 
 var _ rotation.Subject = (*workload)(nil)
 
-func newWorkload(c Workload, h home, roots *trust, log *slog.Logger) *workload {
-	w := &workload{Workload: c, name: nameOf(c), home: h, roots: roots, log: log.With("socket", c.Socket), wake: make(chan struct{}, 1)}
+func newWorkload(c Workload, h home, roots *trust, now func() instant, log *slog.Logger) *workload {
+	w := &workload{
+		Workload: c, name: nameOf(c), home: h, roots: roots, now: now, log: log.With("socket", c.Socket), wake: make(chan struct{}, 1),
+	}
 	w.orders.wake = w.renewNow
 	w.state.listening = refusal.New(refusal.SocketPath, "the socket is not open yet")
 	return w
@@ -100,13 +106,10 @@ func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
 	}
 	answer, err := w.home.issue(ctx, request)
 	if err != nil {
-		if refusal.Of(err) == refusal.IdentityDenied {
-			w.drop(err)
-		}
-		w.handedOver(whose, err)
+		w.judge(whose, err)
 		return rotation.Term{}, err
 	}
-	h, err := receive(answer, key, w.roots)
+	h, err := receive(answer, key, w.roots, w.now())
 	if err != nil {
 		return rotation.Term{}, err
 	}
@@ -117,31 +120,16 @@ func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
 	return h.term, w.install(h)
 }
 
-// handedOver withdraws what is held if it was given to somebody else than the bearer of now, whom the CA refuses for
-// good: who is at the socket now must not have the identity of who was there before. While the CA cannot be asked, what
-// is held is served on.
-func (w *workload) handedOver(now bearer, refused error) {
-	e, ok := refusal.From(refused)
-	if !ok || e.Reason.Passing() || e.Reason.Code() == codes.Internal {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if h := w.state.held; h != nil && h.bearer.other(now) {
-		w.log.Warn("the token file names somebody else, who is refused; the SVID given for the token before is served no longer",
-			"spiffe_id", h.svid.ID.String(), "error", refused)
-		w.withdraw()
-	}
-}
-
 // install keeps an SVID and serves it.
 func (w *workload) install(h *held) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// Asked under the lock: a denial that comes now finds either nothing held or this.
+	w.state.lastID = h.svid.ID
 	if w.home.denied(h.svid.ID) {
-		w.state.denied = true
-		return refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID)
+		err := refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID)
+		w.state.denied, w.state.refused, w.state.refusedAt = true, err, time.Now()
+		return err
 	}
 	if err := w.home.keep(w, h); err != nil {
 		w.log.Error("an SVID cannot be kept; it is served, but a restart has to ask for a new one", "error", err)
@@ -149,17 +137,17 @@ func (w *workload) install(h *held) error {
 	if w.state.had {
 		w.state.rotations++
 	}
-	w.state.held, w.state.had, w.state.denied, w.state.expired = h, true, false, false
+	w.state.held, w.state.had, w.state.withheld = h, true, false
+	w.state.denied, w.state.gone, w.state.expired = false, nil, false
 	w.publish()
 	return nil
 }
 
-// restore serves what an earlier run kept.
+// restore takes up what an earlier run kept. It is not served before denials releases it.
 func (w *workload) restore(h *held) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.state.held, w.state.had, w.state.bearer = h, true, h.bearer
-	w.publish()
+	w.state.held, w.state.withheld, w.state.lastID, w.state.bearer = h, true, h.svid.ID, h.bearer
 }
 
 // Due spreads by the node, the identity and the place where it is served.
@@ -175,52 +163,6 @@ func (w *workload) phase() string {
 	return w.home.agentID() + "|" + id + "|" + w.Socket
 }
 
-// Expired withdraws the SVID: nothing is served that has ended.
-func (w *workload) Expired() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.state.held == nil {
-		return // dropped before
-	}
-	w.log.Error("an SVID has ended before a new one could be had; it is served no longer", "spiffe_id", w.state.held.svid.ID.String())
-	w.state.expired = true
-	w.withdraw()
-}
-
-// drop withdraws the SVID because the identity is denied.
-func (w *workload) drop(why error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.state.held != nil {
-		w.log.Warn("an SVID is dropped", "spiffe_id", w.state.held.svid.ID.String(), "why", why.Error())
-	}
-	w.state.denied = true
-	w.withdraw()
-}
-
-// withdraw forgets what is held, on disk too; w.mu is held.
-func (w *workload) withdraw() {
-	w.state.held = nil
-	if err := w.home.keep(w, nil); err != nil {
-		w.log.Error("a withdrawn SVID cannot be removed from the runtime directory", "error", err)
-	}
-	w.publish()
-}
-
-// denials looks at what is denied now: what is held must go, and what was denied and is no longer is asked for again.
-func (w *workload) denials() {
-	w.mu.Lock()
-	h, was := w.state.held, w.state.denied
-	w.mu.Unlock()
-	switch {
-	case h != nil && w.home.denied(h.svid.ID):
-		w.drop(refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID))
-	case h == nil && was:
-		// Whose the token is only the CA knows, so ask it: it still says no when another denial was lifted.
-		w.renewNow()
-	}
-}
-
 // refresh serves the bundle of now.
 func (w *workload) refresh() {
 	w.mu.Lock()
@@ -228,10 +170,27 @@ func (w *workload) refresh() {
 	w.publish()
 }
 
+// served is what SDS has for the workload's proxies. It is asked at each send: a machine that was suspended may wake up
+// long after the end of what is held, and before any timer says so.
+func (w *workload) served() (*sds.Secrets, <-chan struct{}) {
+	w.mu.Lock()
+	if h := w.state.held; h != nil && h.ended(w.now()) {
+		w.expire()
+	}
+	w.mu.Unlock()
+	return w.secrets.Get()
+}
+
 // publish gives SDS what is held now; w.mu is held. Before the first SVID streams wait; after the last one is gone they
 // are told.
 func (w *workload) publish() {
-	if w.state.stopped || w.state.held == nil && !w.state.had && !w.state.denied {
+	switch {
+	case w.state.stopped:
+		return
+	case w.state.gone != nil:
+		w.secrets.Set(sds.End(w.state.gone))
+		return
+	case (w.state.held == nil || w.state.withheld) && !w.state.had && !w.state.denied:
 		return
 	}
 	var c sds.SecretsConfig
@@ -280,7 +239,7 @@ func (w *workload) retrySoon() {
 		w.renewNow()
 		return
 	}
-	within := min(h.term.Life/100, h.term.Remaining(time.Now())/4)
+	within := min(h.term.Life/100, h.left(w.now())/4)
 	w.retries.after(placeIn(within, phase), w.retryNow)
 }
 
@@ -305,9 +264,9 @@ func (w *workload) holds() *held {
 func (w *workload) observed(a rotation.Attempt) {
 	w.mu.Lock()
 	before := w.state.refused
-	w.state.refused, w.state.failing, w.state.next = a.Err, a.Err != nil, a.Next
-	if a.Err != nil {
-		w.state.refusedAt = time.Now()
+	w.state.failing, w.state.next = a.Err != nil, a.Next
+	if a.Err == nil || !w.state.condemned() || isVerdict(a.Err) {
+		w.state.refused, w.state.refusedAt = a.Err, time.Now()
 	}
 	h := w.state.held
 	w.mu.Unlock()
