@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/keepalive"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -58,6 +59,8 @@ type Client struct {
 	link   *link // what new calls use
 	stale  chan struct{}
 	closed bool
+	// hastened is when a backoff was last ended early.
+	hastened time.Time
 }
 
 // link is one gRPC connection; retired, it closes with the last call that uses it.
@@ -169,10 +172,24 @@ func (c *Client) use() (service meshcav1.IssuanceServiceClient, stale <-chan str
 	defer c.mu.Unlock()
 	l := c.link
 	l.calls++
+	c.hasten(l)
 	return meshcav1.NewIssuanceServiceClient(l.conn), c.stale, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		l.calls--
 		l.closeIfUnused()
 	}
+}
+
+// hastenEvery bounds how often calls end the backoff of a connection: a thousand renewals that fail make no storm.
+const hastenEvery = time.Second
+
+// hasten has a connection that failed try again now rather than at the end of its backoff: there is a reason to call. The
+// call itself may still fail, the next one finds the CA. c.mu is held.
+func (c *Client) hasten(l *link) {
+	if l.conn.GetState() != connectivity.TransientFailure || time.Since(c.hastened) < hastenEvery {
+		return
+	}
+	c.hastened = time.Now()
+	l.conn.ResetConnectBackoff()
 }
