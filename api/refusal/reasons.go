@@ -334,6 +334,6 @@ var table = map[Reason]entry{
 		"Another process answers at the socket's path.",
 		"Stop the other agent, or choose another path."},
 	SocketUnsafeDir: {codes.InvalidArgument,
-		"The socket's directory can be written by anyone, so anyone could put another socket in its place.",
-		"Take the write permission for others away (chmod o-w), or choose another directory."},
+		"Others than the daemon's own user and root can write to the socket's directory, and so put another socket in its place.",
+		"Let that user or root own it and take the write permission of group and others away (chmod go-w), or choose another directory."},
 }
