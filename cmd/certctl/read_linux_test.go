@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // itself makes a command of this test's own binary, which is certctl when it is called so: see TestMain.
@@ -45,15 +47,47 @@ func endsWithin(t *testing.T, cmd *exec.Cmd, limit time.Duration) int {
 	return cmd.ProcessState.ExitCode()
 }
 
-// silent is a standard input that stays open and says nothing.
-func silent(t *testing.T) *os.File {
+// silent is a standard input that stays open and says nothing after a first byte. taken waits until a process has read that:
+// it is then past whatever it does at its start.
+func silent(t *testing.T) (r *os.File, taken func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _, _ = r.Close(), w.Close() })
-	return r
+	if _, err := w.Write([]byte{'e'}); err != nil {
+		t.Fatal(err)
+	}
+	return r, func() {
+		t.Helper()
+		await(t, func() bool {
+			left, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
+			return err == nil && left == 0
+		})
+	}
+}
+
+// writer opens a named pipe that a process reads from, as soon as it does.
+func writer(t *testing.T, fifo string) *os.File {
+	t.Helper()
+	var w *os.File
+	await(t, func() bool {
+		var err error
+		w, err = os.OpenFile(fifo, os.O_WRONLY|syscall.O_NONBLOCK, 0) // without a reader it fails
+		return err == nil
+	})
+	t.Cleanup(func() { _ = w.Close() })
+	return w
+}
+
+func await(t *testing.T, met func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !met(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody reads")
+		}
+	}
 }
 
 // pipe is a named one that nobody writes to, and a file to stand beside it.
@@ -74,28 +108,26 @@ func pipe(t *testing.T) (fifo, file string) {
 	return fifo, file
 }
 
-// blocking are the verbs that read something, of which nothing comes.
-func blocking(t *testing.T) map[string][]string {
-	fifo, file := pipe(t)
-	return map[string][]string{
-		"certificate on the standard input": {"svid", "inspect", "-"},
-		"certificate in a pipe":             {"svid", "inspect", fifo},
-		"bundle in a pipe":                  {"svid", "inspect", file, "--bundle", fifo},
-		"token on the standard input":       {"policy", "test", "--token-file", "-"},
-		"token in a pipe":                   {"policy", "test", "--token-file", fifo},
-		"policy in a pipe":                  {"policy", "test", "a/b", "--file", fifo, "--trust-domain", "mesh.example", "--cluster", "eu"},
-	}
+// blocking are the verbs that read something, of which nothing comes; FIFO stands for a named pipe, FILE for a certificate.
+var blocking = map[string]string{
+	"certificate on the standard input": "svid inspect -",
+	"certificate in a pipe":             "svid inspect FIFO",
+	"bundle in a pipe":                  "svid inspect FILE --bundle FIFO",
+	"token on the standard input":       "policy test --token-file -",
+	"token in a pipe":                   "policy test --token-file FIFO",
+	"policy in a pipe":                  "policy test a/b --file FIFO --trust-domain mesh.example --cluster eu",
 }
 
 func TestReadingEndsInTime(t *testing.T) {
-	for name, args := range blocking(t) {
+	for name, line := range blocking {
 		t.Run(name, func(t *testing.T) {
-			cmd, stderr := itself(t, append(args, "--timeout=300ms")...)
-			cmd.Stdin = silent(t)
+			fifo, file := pipe(t)
+			cmd, stderr := itself(t, strings.Fields(strings.NewReplacer("FIFO", fifo, "FILE", file).Replace(line)+" --timeout=300ms")...)
+			cmd.Stdin, _ = silent(t)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			if code := endsWithin(t, cmd, 10*time.Second); code != exitUnreachable || !strings.Contains(stderr.String(), "did not come to its end in time. Try a longer --timeout") {
+			if code := endsWithin(t, cmd, 20*time.Second); code != exitUnreachable || !strings.Contains(stderr.String(), "did not come to its end in time. Try a longer --timeout") {
 				t.Errorf("exit code %d: %s", code, stderr)
 			}
 		})
@@ -103,19 +135,25 @@ func TestReadingEndsInTime(t *testing.T) {
 }
 
 func TestReadingEndsBySignal(t *testing.T) {
-	for name, args := range blocking(t) {
+	for name, line := range blocking {
 		for _, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
 			t.Run(fmt.Sprint(name, ", ", signal), func(t *testing.T) {
-				cmd, stderr := itself(t, args...)
-				cmd.Stdin = silent(t)
+				fifo, file := pipe(t)
+				cmd, stderr := itself(t, strings.Fields(strings.NewReplacer("FIFO", fifo, "FILE", file).Replace(line))...)
+				stdin, taken := silent(t)
+				cmd.Stdin = stdin
 				if err := cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				awaitHandler(t, cmd.Process.Pid)
+				if strings.Contains(line, "FIFO") {
+					writer(t, fifo)
+				} else {
+					taken()
+				}
 				if err := cmd.Process.Signal(signal); err != nil {
 					t.Fatal(err)
 				}
-				if code := endsWithin(t, cmd, 10*time.Second); code != exitNo || stderr.String() != "certctl: interrupted\n" {
+				if code := endsWithin(t, cmd, 20*time.Second); code != exitNo || stderr.String() != "certctl: interrupted\n" {
 					t.Errorf("exit code %d: %q", code, stderr)
 				}
 			})
@@ -125,25 +163,33 @@ func TestReadingEndsBySignal(t *testing.T) {
 
 // A second signal ends it also where the first finds nothing that listens, such as output that nobody takes.
 func TestSecondSignalKills(t *testing.T) {
-	_, file := pipe(t)
+	fifo, file := pipe(t)
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
 	defer w.Close()
-	fill(t, w)
-	cmd, _ := itself(t, "svid", "inspect", file)
+	room, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd, _ := itself(t, "svid", "inspect", fifo)
 	cmd.Stdout = w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	awaitHandler(t, cmd.Process.Pid)
-	late := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-	defer late.Stop()
+	feed(t, writer(t, fifo), file, 20) // what is told of so many is more than there is room for
+	await(t, func() bool {
+		printed, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
+		return err == nil && printed >= room
+	})
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = cmd.Wait() }()
-	for {
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		if time.Now().After(deadline) {
+			_ = cmd.Process.Kill()
+		}
 		_ = cmd.Process.Signal(os.Interrupt)
 		select {
 		case <-ended:
@@ -156,57 +202,27 @@ func TestSecondSignalKills(t *testing.T) {
 	}
 }
 
-// fill writes until the pipe takes no more.
-func fill(t *testing.T, w *os.File) {
+// feed writes a file to a pipe, so many times, and ends it.
+func feed(t *testing.T, w *os.File, file string, times int) {
 	t.Helper()
-	if err := w.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		if _, err := w.Write(make([]byte, 4096)); err != nil {
-			return
-		}
-	}
-}
-
-// awaitHandler waits until the process handles SIGINT itself.
-func awaitHandler(t *testing.T, pid int) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.SplitSeq(string(status), "\n") {
-			var caught uint64
-			if n, _ := fmt.Sscanf(line, "SigCgt: %x", &caught); n == 1 && caught&(1<<(uint(syscall.SIGINT)-1)) != 0 {
-				time.Sleep(100 * time.Millisecond) // it has yet to come to what it waits for
-				return
-			}
-		}
-	}
-	t.Fatal("it handles no SIGINT")
-}
-
-func TestReadKinds(t *testing.T) {
-	fifo, file := pipe(t)
 	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := w.Write(bytes.Repeat(data, times)); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.Close()
+}
+
+func TestReadKinds(t *testing.T) {
+	fifo, file := pipe(t)
 	cmd, stderr := itself(t, "svid", "inspect", fifo)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w, err := os.OpenFile(fifo, os.O_WRONLY, 0) // waits for the reader
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	_ = w.Close()
-	if code := endsWithin(t, cmd, 10*time.Second); code != exitFine {
+	feed(t, writer(t, fifo), file, 1)
+	if code := endsWithin(t, cmd, 20*time.Second); code != exitFine {
 		t.Errorf("a pipe that is written to: exit code %d, %s", code, stderr)
 	}
 	for _, path := range []string{"/dev/zero", t.TempDir()} {
@@ -214,7 +230,7 @@ func TestReadKinds(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if code := endsWithin(t, cmd, 10*time.Second); code != exitNo || !strings.Contains(stderr.String(), path+" is neither a file nor a pipe") {
+		if code := endsWithin(t, cmd, 20*time.Second); code != exitNo || !strings.Contains(stderr.String(), path+" is neither a file nor a pipe") {
 			t.Errorf("%s: exit code %d, %s", path, code, stderr)
 		}
 	}
