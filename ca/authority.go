@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +50,9 @@ type Authority struct {
 	last        atomic.Pointer[attempt]
 
 	mu  sync.Mutex
-	own []crypto.PublicKey // this process's CA keys, newest last; guarded by mu
+	own []string // names of this process's CA keys, newest last; guarded by mu
+
+	ownSet atomic.Pointer[map[string]struct{}] // own, for reading
 }
 
 // attempt is how the last renewal ended.
@@ -89,7 +92,9 @@ func (a *Authority) Renew(ctx context.Context) (rotation.Term, error) {
 	if err != nil {
 		return rotation.Term{}, err
 	}
-	a.adopt(s.key.Public())
+	for _, c := range s.chain {
+		a.adopt(c.PublicKey)
+	}
 	a.current.Store(s)
 	now := time.Now()
 	left := s.notAfter.Sub(now)
@@ -188,39 +193,35 @@ func (a *Authority) Status() AuthorityStatus {
 // maxOwnKeys bounds the memory of keys that this process used: some days of intermediates and serving keys.
 const maxOwnKeys = 64
 
-// adopt remembers a key as the CA's own.
-func (a *Authority) adopt(pub crypto.PublicKey) {
+// adopt remembers keys as the CA's own.
+func (a *Authority) adopt(keys ...crypto.PublicKey) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.own) >= maxOwnKeys {
-		a.own = append(a.own[:0:0], a.own[1:]...)
+	for _, k := range keys {
+		if name := keyName(k); !slices.Contains(a.own, name) {
+			a.own = append(a.own, name)
+		}
 	}
-	a.own = append(a.own, pub)
+	a.own = slices.Clone(a.own[max(0, len(a.own)-maxOwnKeys):])
+	set := make(map[string]struct{}, len(a.own))
+	for _, name := range a.own {
+		set[name] = struct{}{}
+	}
+	a.ownSet.Store(&set)
 }
 
-// IsOwnKey reports whether pub is a key of the CA itself: a root's, one of the chain, the serving SVID's, or one that
-// this process used before.
+// IsOwnKey reports whether pub is a key of the CA itself: a root's, one of a chain, the serving SVID's, or one that this
+// process used before. It is asked for each issuance.
 func (a *Authority) IsOwnKey(pub crypto.PublicKey) bool {
-	for _, r := range *a.c.Trust.roots.Load() {
-		if samePublicKey(r.PublicKey, pub) {
-			return true
-		}
+	name := keyName(pub)
+	if name == "" {
+		return false
 	}
-	if s := a.current.Load(); s != nil {
-		for _, c := range s.chain {
-			if samePublicKey(c.PublicKey, pub) {
-				return true
-			}
-		}
+	_, root := (*a.c.Trust.rootKeys.Load())[name]
+	if own := a.ownSet.Load(); own != nil && !root {
+		_, root = (*own)[name]
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, k := range a.own {
-		if samePublicKey(k, pub) {
-			return true
-		}
-	}
-	return false
+	return root
 }
 
 // Signer is an authority at one moment: a key with its chain. Whoever holds one may finish an issuance under it after

@@ -214,6 +214,20 @@ func TestChainThroughTheUpstreamsIntermediate(t *testing.T) {
 	})
 }
 
+func TestRootsAreOwnKeys(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	other := newRoot(t, "another", time.Hour)
+	if !h.authority.IsOwnKey(h.upstream.root.PublicKey) || h.authority.IsOwnKey(other.root.PublicKey) {
+		t.Error("the root's key is not the CA's own, or a stranger's is")
+	}
+	if err := h.trust.AddRoots(t.Context(), other.root); err != nil {
+		t.Fatal(err)
+	}
+	if !h.authority.IsOwnKey(other.root.PublicKey) {
+		t.Error("the key of a root that was added is not the CA's own")
+	}
+}
+
 func TestOwnKeysAreBounded(t *testing.T) {
 	h := newHouse(t, time.Hour, 72*time.Hour)
 	for range 3 * maxOwnKeys {

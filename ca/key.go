@@ -45,3 +45,23 @@ func CheckKey(pub crypto.PublicKey) error {
 	}
 	return nil
 }
+
+// keyName tells public keys apart; it is empty for a key of a type that no leaf may have.
+func keyName(pub crypto.PublicKey) string {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		if pub == nil {
+			return ""
+		}
+		if b, err := pub.Bytes(); err == nil {
+			return "EC " + string(b) // the length tells P-256 from P-384
+		}
+	case *rsa.PublicKey:
+		if pub != nil && pub.N != nil {
+			return "RSA " + string(pub.N.Bytes()) // whoever has the modulus' factors has the key for any exponent
+		}
+	case ed25519.PublicKey:
+		return "Ed25519 " + string(pub)
+	}
+	return ""
+}

@@ -44,32 +44,37 @@ func TestAloneDoesNotWait(t *testing.T) {
 	})
 }
 
-// TestGatheringUnderLoad: after a group with company, one who comes alone waits for the next to come.
+// TestGatheringUnderLoad: after a group with company, one who comes alone waits for the next to come, for twice as long
+// as a commit takes, within bounds.
 func TestGatheringUnderLoad(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store := &memory{delay: time.Second}
-		s := newTestSequencer(t, SequencerConfig{Store: store})
-		var wg sync.WaitGroup
-		at := func(d time.Duration) {
-			wg.Go(func() {
-				time.Sleep(d)
-				if err := s.Append(t.Context(), entry(0)); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		at(0)
-		at(100 * time.Millisecond)
-		at(200 * time.Millisecond) // these two wait for the first commit
-		at(5 * time.Second)
-		at(5*time.Second + 1500*time.Microsecond) // within the gathering time
-		at(5*time.Second + 2100*time.Microsecond)
-		wg.Wait()
-		s.Close()
-		if got := store.commits(); !slices.Equal(got, []int{1, 2, 2, 1}) {
-			t.Errorf("commits of %v", got)
-		}
-	})
+	for commit, gather := range map[time.Duration]time.Duration{
+		time.Second: 4 * time.Millisecond, 1500 * time.Microsecond: 3 * time.Millisecond, 100 * time.Microsecond: time.Millisecond,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			store := &memory{delay: commit}
+			s := newTestSequencer(t, SequencerConfig{Store: store})
+			var wg sync.WaitGroup
+			at := func(d time.Duration) {
+				wg.Go(func() {
+					time.Sleep(d)
+					if err := s.Append(t.Context(), entry(0)); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			at(0)
+			at(commit / 10)
+			at(commit / 5) // these two wait for the first commit
+			at(5 * time.Second)
+			at(5*time.Second + gather*9/10) // within the gathering time
+			at(5*time.Second + gather*11/10)
+			wg.Wait()
+			s.Close()
+			if got := store.commits(); !slices.Equal(got, []int{1, 2, 2, 1}) {
+				t.Errorf("commits that take %s: groups of %v", commit, got)
+			}
+		})
+	}
 }
 
 func TestUnderLoadManyShareOneCommit(t *testing.T) {

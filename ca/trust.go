@@ -55,6 +55,8 @@ type Trust struct {
 	current rotation.Current[*spiffebundle.Bundle]
 	// roots are the current bundle's, for reading only.
 	roots atomic.Pointer[[]*x509.Certificate]
+	// rootKeys are their keys by keyName.
+	rootKeys atomic.Pointer[map[string]struct{}]
 	// unlisted are the upstream's roots that the bundle did not hold at the start.
 	unlisted []*x509.Certificate
 
@@ -221,6 +223,11 @@ func (t *Trust) publish(b *spiffebundle.Bundle) {
 	if have := t.current.Value(); have == nil || sequence(have) < sequence(b) {
 		roots := b.X509Authorities()
 		t.roots.Store(&roots)
+		keys := make(map[string]struct{}, len(roots))
+		for _, r := range roots {
+			keys[keyName(r.PublicKey)] = struct{}{}
+		}
+		t.rootKeys.Store(&keys)
 		t.current.Set(b)
 	}
 }

@@ -23,10 +23,8 @@ type Config struct {
 	// Policy is read anew for each decision.
 	Policy *rotation.Current[*policy.Policy]
 	Issuer Issuer
-	// IsOwnKey reports whether a public key is one of the CA's own.
-	IsOwnKey func(crypto.PublicKey) bool
-	Agents   *AgentBook
-	Orders   *Orders
+	Agents *AgentBook
+	Orders *Orders
 	// AgentTTL is the life of agents' own SVIDs.
 	AgentTTL time.Duration
 	Journal  *Journal
@@ -44,7 +42,7 @@ func New(c Config) (*Authority, error) {
 		return nil, fmt.Errorf("registration: no trust domain")
 	case len(c.Clusters) == 0:
 		return nil, fmt.Errorf("registration: no clusters: nobody could be attested")
-	case c.Policy == nil || c.Issuer == nil || c.IsOwnKey == nil || c.Agents == nil || c.Orders == nil || c.Journal == nil:
+	case c.Policy == nil || c.Issuer == nil || c.Agents == nil || c.Orders == nil || c.Journal == nil:
 		return nil, fmt.Errorf("registration: incomplete configuration")
 	case c.AgentTTL < MinTTL:
 		return nil, fmt.Errorf("registration: agents' SVIDs of %s are too short: at least %s", c.AgentTTL, MinTTL)
@@ -189,9 +187,6 @@ func (a *Authority) requestedKey(der []byte, grant ca.Grant) (crypto.PublicKey, 
 	}
 	if err := csr.WithinGrant(grant); err != nil {
 		return nil, err
-	}
-	if a.IsOwnKey(csr.PublicKey) {
-		return nil, refusal.New(refusal.CSRKeyIsCA, "the CSR for %s holds a public key of the CA", grant.ID)
 	}
 	return csr.PublicKey, nil
 }

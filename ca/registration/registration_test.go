@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"go.step.sm/crypto/pemutil"
 
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor"
@@ -423,12 +424,13 @@ func denied(id string) func(*world.World, *call) {
 	}
 }
 
-// withOwnKey takes a key that the CA calls its own: made here, so that the CSR's signature holds.
+// withOwnKey asks with the root's key.
 func withOwnKey(w *world.World, r *call) {
-	key := world.NewKey(w.T)
-	own := w.RA.IsOwnKey
-	w.RA.IsOwnKey = func(k crypto.PublicKey) bool { return key.PublicKey.Equal(k) || own(k) }
-	r.CSR = world.CSR(w.T, key, x509.CertificateRequest{})
+	key, err := pemutil.Read(w.RootKey)
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	r.CSR = world.CSR(w.T, key.(crypto.Signer), x509.CertificateRequest{})
 }
 
 func ledgerSize(t *testing.T, w *world.World) uint64 {

@@ -169,7 +169,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 	d.decisions = registration.NewMetrics(d.registry)
 	d.journal = registration.NewJournal(stderr, registration.NewRing(c.RememberedDecisions), d.decisions, log)
 	d.registration, err = registration.New(registration.Config{
-		TrustDomain: c.trustDomain, Clusters: members, Policy: d.policy.current, Issuer: d.issuer, IsOwnKey: d.authority.IsOwnKey,
+		TrustDomain: c.trustDomain, Clusters: members, Policy: d.policy.current, Issuer: d.issuer,
 		Agents: d.agents, Orders: d.orders, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
 	})
 	if err != nil {

@@ -65,6 +65,8 @@ type World struct {
 	Trust   *ca.Trust
 	Journal *registration.Journal
 	Audit   *Audit
+	// RootKey is the file of the root's key.
+	RootKey string
 	// Gone, when set, is what both clusters answer when they are asked whether an agent lives: liveness is none in this
 	// world, so nobody dies by himself.
 	Gone atomic.Pointer[refusal.Error]
@@ -164,6 +166,7 @@ func New(t testing.TB, rules string) *World {
 	must(err)
 	t.Cleanup(func() { _ = w.Store.Close() })
 	root := disk.Files{Cert: filepath.Join(dir, "root.crt"), Key: filepath.Join(dir, "root.key")}
+	w.RootKey = root.Key
 	_, err = disk.Create(root, disk.CreateOptions{TrustDomain: TrustDomain})
 	must(err)
 	upstream, err := disk.Open(root)
@@ -191,7 +194,7 @@ func New(t testing.TB, rules string) *World {
 	must(err)
 	w.Journal = registration.NewJournal(w.Audit, registration.NewRing(100), registration.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	w.RA, err = registration.New(registration.Config{
-		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, IsOwnKey: w.CA.IsOwnKey, Agents: agents, Orders: orders,
+		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, Agents: agents, Orders: orders,
 		AgentTTL: ca.MaxTTL, Journal: w.Journal,
 		Clusters: members,
 	})
