@@ -14,9 +14,9 @@ import (
 // SequencerConfig tells how a Sequencer groups. Only Store is needed.
 type SequencerConfig struct {
 	Store LedgerStore
-	// Gather is how long a group waits for more entries under load at most; 4 ms by default. It waits for twice as long
-	// as the last commit took, at least a millisecond, so that commits take a third of the time at most. An entry that
-	// comes alone does not wait.
+	// Gather is how long a group waits for more entries under load at most; 8 ms by default. It waits for ten times as
+	// long as the last commit took, at least 2 ms, so that few commits share what a core can do with many issuances. An
+	// entry that comes alone does not wait.
 	Gather time.Duration
 	// MaxGroup bounds a group, 512 entries by default.
 	MaxGroup int
@@ -56,7 +56,7 @@ func NewSequencer(c SequencerConfig) (*Sequencer, error) {
 		return nil, errors.New("ca: a sequencer needs a store")
 	}
 	if c.Gather == 0 {
-		c.Gather = 4 * time.Millisecond
+		c.Gather = 8 * time.Millisecond
 	}
 	if c.MaxGroup <= 0 {
 		c.MaxGroup = 512
@@ -170,7 +170,7 @@ func (s *Sequencer) gather(waiters []*pending, loaded bool, took time.Duration) 
 	if !loaded && len(waiters) == 1 || len(waiters) == s.c.MaxGroup {
 		return waiters
 	}
-	time.Sleep(min(max(2*took, time.Millisecond), s.c.Gather)) // one wake-up for the group, not one for each entry
+	time.Sleep(min(max(10*took, 2*time.Millisecond), s.c.Gather)) // one wake-up for the group, not one for each entry
 	return s.take(waiters)
 }
 
