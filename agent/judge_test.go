@@ -237,10 +237,10 @@ func TestDamagedDenials(t *testing.T) {
 			if fetch(t, n.path("db.sock"), "default")["default"] == nil || fetch(t, n.path("web.sock"), "default")["default"] != nil {
 				t.Error("not what the CA said is served")
 			}
-			data, err := os.ReadFile(n.path("state/denied.json"))
-			if err != nil || !contains(string(data), id) {
-				t.Errorf("the list was not mended: %s %v", data, err)
-			}
+			eventually(t, "the list is mended", func() bool {
+				data, err := os.ReadFile(n.path("state/denied.json"))
+				return err == nil && contains(string(data), id)
+			})
 		})
 	}
 }
