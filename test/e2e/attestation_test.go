@@ -77,7 +77,7 @@ func attest(t *testing.T, mode string) {
 	if out, code := s.certctl("--socket", s.file("admin.sock"), "svid", "renew", id); code != 0 {
 		t.Fatalf("svid renew: exit %d\n%s", code, out)
 	}
-	one.await("web", "stale", "POD_GONE")
+	one.await("web", "refused", "POD_GONE") // and nothing of it is served any more
 	two.await("db", "fresh", "")
 
 	if out, code := s.certctl("--socket", s.file("admin.sock"), "check"); code != 0 {
