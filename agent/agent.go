@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -353,22 +354,52 @@ func fresher(stale <-chan struct{}) bool {
 	}
 }
 
-// taken waits until every open stream has a bundle newer than after, and returns its sequence.
-func (a *Agent) taken(ctx context.Context, after uint64) (uint64, error) {
+// taken waits until every open stream has a bundle newer than after, and returns its sequence. Where streams make it wait
+// for longer than patience, it returns after, and who they are.
+func (a *Agent) taken(ctx context.Context, after uint64, patience time.Duration) (sequence uint64, waitsFor []string, err error) {
+	late := time.NewTimer(patience)
+	defer late.Stop()
 	for {
 		sequence, stale := a.distributed.Get()
 		var changed <-chan struct{}
+		var over <-chan time.Time
 		if sequence > after {
 			lacking := 0
 			if lacking, changed = a.sds.Acknowledged(sequence); lacking == 0 {
-				return sequence, nil
+				return sequence, nil, nil
 			}
+			over = late.C
 		}
 		select {
 		case <-changed:
 		case <-stale:
+		case <-over:
+			return after, a.lacking(sequence), nil
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return 0, nil, ctx.Err()
 		}
 	}
+}
+
+// Bounds of what the CA is told about streams that lack a bundle.
+const (
+	maxLacking      = 8
+	maxLackingBytes = 256
+)
+
+// lacking names the streams that have not taken a bundle, and what they said.
+func (a *Agent) lacking(sequence uint64) []string {
+	var names []string
+	for _, s := range a.sds.Streams() {
+		if s.Waiting || s.Sequence >= sequence {
+			continue
+		}
+		why := "has not answered"
+		if s.LastNack != "" {
+			why = "rejects it: " + s.LastNack
+		}
+		names = append(names, refusal.Clip(s.Peer+": "+why, maxLackingBytes))
+	}
+	slices.Sort(names)
+	return names[:min(len(names), maxLacking)]
 }

@@ -24,8 +24,9 @@ type follower struct {
 	log    *slog.Logger
 	// apply does what a state orders; first is set for the first one of a stream.
 	apply func(state *meshcav1.SyncResponse, first bool)
-	// taken waits until every open stream below has the newest bundle, and returns its sequence.
-	taken func(ctx context.Context, after uint64) (uint64, error)
+	// taken waits until every open stream below has the newest bundle, and returns its sequence; with who makes it wait,
+	// when that takes longer than patience.
+	taken func(ctx context.Context, after uint64, patience time.Duration) (sequence uint64, waitsFor []string, err error)
 
 	mu        sync.Mutex
 	connected bool
@@ -84,14 +85,17 @@ func (f *follower) follow(ctx context.Context, s *client.Stream, received func()
 	}
 }
 
-// acknowledge tells the CA of each bundle that everyone below has.
+// patience is how long streams may take over a bundle before the CA is told who they are, and how often it is told.
+const patience = 5 * time.Second
+
+// acknowledge tells the CA of each bundle that everyone below has, and who makes it wait for the next.
 func (f *follower) acknowledge(ctx context.Context, s *client.Stream) {
 	for told := uint64(0); ; {
-		sequence, err := f.taken(ctx, told)
+		sequence, waitsFor, err := f.taken(ctx, told, patience)
 		if err != nil {
 			return
 		}
-		if err := s.Acknowledge(sequence); err != nil {
+		if err := s.Acknowledge(sequence, waitsFor...); err != nil {
 			f.log.Debug("a bundle was not acknowledged; the next stream does it", "error", err)
 			return
 		}

@@ -1,17 +1,11 @@
 package ca
 
 import (
-	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -39,29 +33,51 @@ type AuthorityConfig struct {
 	LeafTTL time.Duration
 }
 
-// Authority is this replica's power to sign: an intermediate whose key is made here, stays in memory, and goes with its
-// successor. It is a rotation.Subject; run it with rotation.Keep. It is safe for concurrent use.
+// Authority is this replica's power to sign. Below each root that signs, or is about to, it has a Line: an intermediate
+// whose key is made here, stays in memory, and goes with its successor. Which Line signs for an identity is the
+// Assignment's to say. It is safe for concurrent use.
 //
 // It is also the registry of the CA's own keys: see IsOwnKey.
 type Authority struct {
 	c           AuthorityConfig
 	trustDomain spiffeid.TrustDomain
-	current     atomic.Pointer[Signer]
-	last        atomic.Pointer[attempt]
+	plan        atomic.Pointer[plan]
+	lines       rotation.Current[[]*Line]
+	// issuing is held for reading while something is issued; Assign waits for what began under another assignment.
+	issuing sync.RWMutex
 
-	mu  sync.Mutex
-	own []string // names of this process's CA keys, newest last; guarded by mu
+	mu  sync.Mutex // guards own, and orders changes of lines and plan
+	own []string   // names of this process's CA keys, newest last
 
 	ownSet atomic.Pointer[map[string]struct{}] // own, for reading
 }
 
-// attempt is how the last renewal ended.
-type attempt struct {
-	at  time.Time
-	err error
+// Root names a root and the upstream's issuer below it.
+type Root struct {
+	// ID is the SHA-256 of the root's certificate, in hex: see RootID.
+	ID string
+	// Ref is the upstream's.
+	Ref string
 }
 
-// NewAuthority returns an Authority that cannot sign before its first Renew.
+// RootID names a root: the SHA-256 of its certificate, in lower-case hex.
+func RootID(root *x509.Certificate) string { return fmt.Sprintf("%x", fingerprint(root)) }
+
+// Assignment says under which root an SVID is signed.
+type Assignment struct {
+	Root Root
+	// Successor signs in place of Root for Share percent of the identities, chosen by hash; zero: there is none.
+	Successor Root
+	Share     int
+}
+
+// plan is an Assignment with its lines.
+type plan struct {
+	Assignment
+	line, successor *Line
+}
+
+// NewAuthority returns an Authority that cannot sign before Assign, and then before its Line's first Renew.
 func NewAuthority(c AuthorityConfig) (*Authority, error) {
 	if c.TrustDomain.IsZero() || c.Upstream == nil || c.Trust == nil {
 		return nil, errors.New("ca: an authority needs a trust domain, an upstream and the trust bundle")
@@ -81,113 +97,124 @@ func NewAuthority(c AuthorityConfig) (*Authority, error) {
 	return &Authority{c: c, trustDomain: c.TrustDomain}, nil
 }
 
+// Life is how long an intermediate is asked to live.
+func (a *Authority) Life() time.Duration { return a.c.Life }
+
 // TrustDomain is the one that it issues in.
 func (a *Authority) TrustDomain() spiffeid.TrustDomain { return a.trustDomain }
 
-// Renew makes a new key, has the upstream sign an intermediate for it, checks what came back and puts it into use. The
-// old key is dropped at once: everyone holds the root, and the intermediate travels with each leaf.
-func (a *Authority) Renew(ctx context.Context) (rotation.Term, error) {
-	s, err := a.renew(ctx)
-	a.last.Store(&attempt{at: time.Now(), err: err})
-	if err != nil {
-		return rotation.Term{}, err
-	}
-	for _, c := range s.chain {
-		a.adopt(c.PublicKey)
-	}
-	a.current.Store(s)
-	now := time.Now()
-	left := s.notAfter.Sub(now)
-	return rotation.Term{Life: left, Left: left, Received: now}, nil
+// Lines returns the lines there are, and a channel that closes when there are others. Each is to be kept
+// (rotation.Keep) for as long as it is among them.
+func (a *Authority) Lines() ([]*Line, <-chan struct{}) { return a.lines.Get() }
+
+// Prepare makes a line below a root, which signs for nobody before it is assigned to.
+func (a *Authority) Prepare(r Root) *Line {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.line(r)
 }
 
-func (a *Authority) renew(ctx context.Context) (*Signer, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("ca: making the intermediate's key: %w", err)
+// line finds or makes the line below a root; a.mu is held.
+func (a *Authority) line(r Root) *Line {
+	lines := a.lines.Value()
+	for _, l := range lines {
+		if l.root == r {
+			return l
+		}
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		Subject: pkix.Name{CommonName: a.c.CommonName},
-		URIs:    []*url.URL{a.trustDomain.ID().URL()},
-	}, key)
-	if err != nil {
-		return nil, fmt.Errorf("ca: requesting the intermediate: %w", err)
-	}
-	request := IntermediateRequest{
-		PublicKey:   key.Public(),
-		TrustDomain: a.trustDomain,
-		Life:        a.c.Life,
-		CommonName:  a.c.CommonName,
-		CSR:         csr,
-	}
-	chain, err := a.c.Upstream.SignIntermediate(ctx, request)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", refusal.New(refusal.UpstreamUnavailable, "the upstream did not sign an intermediate"), err)
-	}
-	notAfter, err := checkIntermediate(chain, request, *a.c.Trust.roots.Load(), time.Now())
-	if err != nil {
-		return nil, fmt.Errorf("ca: the intermediate that the upstream returned: %w", err)
-	}
-	if left, least := time.Until(notAfter), margin(a.c.LeafTTL); left <= 2*least {
-		return nil, fmt.Errorf("ca: the intermediate that the upstream returned ends in %s, too soon to issue under it: "+
-			"look at the ends of the upstream's own certificates", left.Round(time.Second))
-	}
-	return &Signer{chain: chain, key: key, notAfter: notAfter}, nil
+	l := &Line{root: r, authority: a, wake: make(chan struct{}, 1)}
+	a.lines.Set(append(slices.Clip(lines), l))
+	return l
 }
 
-// Due is half-life.
-func (a *Authority) Due(t rotation.Term) time.Time { return rotation.HalfLife(t) }
-
-// Expired drops the key.
-func (a *Authority) Expired() { a.current.Store(nil) }
-
-// Signer returns the authority that signs for id, for a life from now. It refuses with ISSUER_NOT_READY before the
-// first intermediate came, and with ISSUER_ENDING when less than ten minutes of its chain are left (a quarter of the
-// life if that is less): lives that shrink towards the end would have agents come ever more often.
-func (a *Authority) Signer(_ spiffeid.ID, life time.Duration) (*Signer, error) {
-	s := a.current.Load()
-	if s == nil {
-		return nil, refusal.New(refusal.IssuerNotReady, "no intermediate has come from the upstream yet").After(5 * time.Second)
+// Assign puts an assignment into force. It returns when nothing that was begun under another one is in hand any more; the
+// lines of other roots, and their keys, are gone then.
+func (a *Authority) Assign(x Assignment) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	next := &plan{Assignment: x, line: a.line(x.Root)}
+	if x.Share > 0 {
+		next.successor = a.line(x.Successor)
 	}
-	if left := time.Until(s.notAfter); left < margin(life) {
-		return nil, refusal.New(refusal.IssuerEnding, "the intermediate ends in %s", max(left, 0).Round(time.Second)).After(30 * time.Second)
+	if now := a.plan.Load(); now != nil && now.Assignment == x && len(a.lines.Value()) == next.count() {
+		return
 	}
-	return s, nil
+	a.plan.Store(next)
+	a.issuing.Lock()
+	a.issuing.Unlock() //nolint:staticcheck // a barrier: what began under the last plan has ended
+	var kept []*Line
+	for _, l := range a.lines.Value() {
+		if l == next.line || l == next.successor {
+			kept = append(kept, l)
+			continue
+		}
+		l.Expired()
+	}
+	a.lines.Set(kept)
 }
+
+func (p *plan) count() int {
+	if p.successor != nil {
+		return 2
+	}
+	return 1
+}
+
+// Assignment returns the one in force.
+func (a *Authority) Assignment() Assignment {
+	if p := a.plan.Load(); p != nil {
+		return p.Assignment
+	}
+	return Assignment{}
+}
+
+// signer returns who signs for id, for a life from now, and holds the assignment until done is called. It refuses with
+// ISSUER_NOT_READY before the first intermediate came, and with ISSUER_ENDING when less than ten minutes of its chain are
+// left (a quarter of the life if that is less): lives that shrink towards the end would have agents come ever more often.
+func (a *Authority) signer(id spiffeid.ID, life time.Duration) (*Signer, error) {
+	p := a.plan.Load()
+	if p == nil {
+		return nil, refusal.New(refusal.IssuerNotReady, "it is not settled yet which root signs").After(5 * time.Second)
+	}
+	if p.successor != nil && rotation.InShare(id.String(), p.Share) {
+		return p.successor.signer(life)
+	}
+	return p.line.signer(life)
+}
+
+// NotAfter is the earliest end in the chains of the lines that sign; zero while one of them has none.
+func (a *Authority) NotAfter() time.Time {
+	p := a.plan.Load()
+	if p == nil {
+		return time.Time{}
+	}
+	end := p.line.Status().NotAfter
+	if p.successor != nil {
+		if other := p.successor.Status().NotAfter; other.Before(end) {
+			end = other
+		}
+	}
+	return end
+}
+
+// begin holds the assignment in force until end.
+func (a *Authority) begin() { a.issuing.RLock() }
+
+func (a *Authority) end() { a.issuing.RUnlock() }
 
 // Ready says why nothing can be signed now; nil when it can.
 func (a *Authority) Ready() error {
-	_, err := a.Signer(a.trustDomain.ID(), a.c.LeafTTL)
-	if err == nil {
-		return nil
+	p := a.plan.Load()
+	if p == nil {
+		_, err := a.signer(a.trustDomain.ID(), a.c.LeafTTL)
+		return err
 	}
-	if last := a.last.Load(); last != nil && last.err != nil {
-		return fmt.Errorf("%w; the last try, at %s: %w", err, last.at.UTC().Format(time.RFC3339), last.err)
+	if p.successor != nil {
+		if err := p.successor.Ready(); err != nil {
+			return err
+		}
 	}
-	return err
-}
-
-// AuthorityStatus is an Authority as it is shown to people.
-type AuthorityStatus struct {
-	// Chain is the intermediate first; empty when there is none.
-	Chain []*x509.Certificate
-	// NotAfter is the earliest end in the chain, its root's included.
-	NotAfter time.Time
-	// LastTry is when a renewal was last tried; LastError is how it failed, nil if it did not.
-	LastTry   time.Time
-	LastError error
-}
-
-// Status returns the chain in use and how the last renewal went.
-func (a *Authority) Status() AuthorityStatus {
-	var st AuthorityStatus
-	if s := a.current.Load(); s != nil {
-		st.Chain, st.NotAfter = s.chain, s.notAfter
-	}
-	if last := a.last.Load(); last != nil {
-		st.LastTry, st.LastError = last.at, last.err
-	}
-	return st
+	return p.line.Ready()
 }
 
 // maxOwnKeys bounds the memory of keys that this process used: some days of intermediates and serving keys.
@@ -224,9 +251,10 @@ func (a *Authority) IsOwnKey(pub crypto.PublicKey) bool {
 	return root
 }
 
-// Signer is an authority at one moment: a key with its chain. Whoever holds one may finish an issuance under it after
-// its successor came.
+// Signer is a line at one moment: a key with its chain. Whoever holds one may finish an issuance under it after its
+// successor came.
 type Signer struct {
+	rootSum  [sha256.Size]byte
 	chain    []*x509.Certificate
 	key      crypto.Signer
 	notAfter time.Time
@@ -237,7 +265,5 @@ func (s *Signer) Certificate() *x509.Certificate { return s.chain[0] }
 
 // NotAfter is the earliest end in the chain, its root's included.
 func (s *Signer) NotAfter() time.Time { return s.notAfter }
-
-var _ rotation.Subject = (*Authority)(nil)
 
 func fingerprint(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.Raw) }

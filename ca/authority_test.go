@@ -18,20 +18,20 @@ import (
 func TestAuthorityRenews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, 6*time.Hour, 72*time.Hour)
-		first := h.authority.current.Load()
+		first := h.line.current.Load()
 		time.Sleep(36 * time.Hour)
-		term, err := h.authority.Renew(t.Context())
+		term, err := h.line.Renew(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		second := h.authority.current.Load()
+		second := h.line.current.Load()
 		if samePublicKey(first.key.Public(), second.key.Public()) {
 			t.Error("the new intermediate has the old key")
 		}
 		if term.Life != 72*time.Hour || !term.Received.Equal(time.Now()) {
 			t.Errorf("term %+v", term)
 		}
-		if due := h.authority.Due(term); !due.Equal(time.Now().Add(36 * time.Hour)) {
+		if due := h.line.Due(term); !due.Equal(time.Now().Add(36 * time.Hour)) {
 			t.Errorf("due at %s", due)
 		}
 		// The issuer uses it at once.
@@ -54,17 +54,17 @@ func TestAuthorityRenews(t *testing.T) {
 func TestFailedRenewalKeepsTheOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, 6*time.Hour, 72*time.Hour)
-		before := h.authority.current.Load()
+		before := h.line.current.Load()
 		h.upstream.fail = errors.New("vault is sealed")
-		_, err := h.authority.Renew(t.Context())
+		_, err := h.line.Renew(t.Context())
 		wantReason(t, err, refusal.UpstreamUnavailable)
-		if h.authority.current.Load() != before {
+		if h.line.current.Load() != before {
 			t.Error("the old one is gone")
 		}
 		if err := h.authority.Ready(); err != nil {
 			t.Errorf("not ready while the old one lasts: %v", err)
 		}
-		st := h.authority.Status()
+		st := h.line.Status()
 		if st.LastError == nil || !strings.Contains(st.LastError.Error(), "sealed") || len(st.Chain) != 1 {
 			t.Errorf("status %+v", st)
 		}
@@ -84,11 +84,11 @@ func TestShorterIntermediateIsTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, 6*time.Hour, 72*time.Hour)
 		h.upstream.life = 4 * time.Hour
-		term, err := h.authority.Renew(t.Context())
+		term, err := h.line.Renew(t.Context())
 		if err != nil || term.Life != 4*time.Hour {
 			t.Fatalf("%+v, %v", term, err)
 		}
-		if due := h.authority.Due(term); !due.Equal(time.Now().Add(2 * time.Hour)) {
+		if due := h.line.Due(term); !due.Equal(time.Now().Add(2 * time.Hour)) {
 			t.Errorf("due in %s", time.Until(due))
 		}
 		svid, err := h.issuer.Issue(t.Context(), workloadRequest(t))
@@ -97,7 +97,7 @@ func TestShorterIntermediateIsTaken(t *testing.T) {
 		}
 		// One under which nothing could be issued is no help.
 		h.upstream.life = 15 * time.Minute
-		if _, err := h.authority.Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "too soon") {
+		if _, err := h.line.Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "too soon") {
 			t.Errorf("took an intermediate of 15 minutes: %v", err)
 		}
 	})
@@ -148,16 +148,16 @@ func TestWrongIntermediatesAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHouse(t, time.Hour, 72*time.Hour)
-			before := h.authority.current.Load()
+			before := h.line.current.Load()
 			h.upstream.edit = c.edit
 			if c.after != nil {
 				h.upstream.after = func(chain []*x509.Certificate) []*x509.Certificate { return c.after(h, chain) }
 			}
-			_, err := h.authority.Renew(t.Context())
+			_, err := h.line.Renew(t.Context())
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want a word on %q", err, c.says)
 			}
-			if h.authority.current.Load() != before {
+			if h.line.current.Load() != before {
 				t.Error("it is in use")
 			}
 		})
@@ -168,14 +168,19 @@ func TestIntermediateOfAnUntrustedRoot(t *testing.T) {
 	h := newHouse(t, time.Hour, 72*time.Hour)
 	other := newRoot(t, "root", 1000*time.Hour) // of the same name
 	h.authority.c.Upstream = other
-	if _, err := h.authority.Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "root of the trust bundle") {
+	next := h.authority.Prepare(other.named())
+	if _, err := next.Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "not in the trust bundle") {
 		t.Errorf("an intermediate of an untrusted root: %v", err)
+	}
+	// One that is trusted, but not the one that was asked for, is refused as well.
+	if _, err := h.authority.Prepare(Root{ID: RootID(h.upstream.root), Ref: other.named().Ref}).Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "root of the trust bundle") {
+		t.Errorf("an intermediate of another root: %v", err)
 	}
 	// As soon as the root is trusted, it is taken.
 	if err := h.trust.AddRoots(t.Context(), other.root); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.authority.Renew(t.Context()); err != nil {
+	if _, err := next.Renew(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
@@ -200,15 +205,16 @@ func TestChainThroughTheUpstreamsIntermediate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		term, err := a.Renew(t.Context())
+		line := a.Prepare(Root{ID: RootID(root.root), Ref: upstream.named().Ref})
+		term, err := line.Renew(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if term.Life != 10*time.Hour || len(a.Status().Chain) != 2 {
-			t.Errorf("life %s of a chain whose middle ends in 10 h; %d certificates", term.Life, len(a.Status().Chain))
+		if term.Life != 10*time.Hour || len(line.Status().Chain) != 2 {
+			t.Errorf("life %s of a chain whose middle ends in 10 h; %d certificates", term.Life, len(line.Status().Chain))
 		}
 		upstream.after = func(c []*x509.Certificate) []*x509.Certificate { return c }
-		if _, err := a.Renew(t.Context()); err == nil {
+		if _, err := line.Renew(t.Context()); err == nil {
 			t.Error("a chain with a gap was taken")
 		}
 	})
@@ -244,7 +250,7 @@ func TestUpstreamThatHangsEndsWithItsContext(t *testing.T) {
 		h.authority.c.Upstream = hanging{h.upstream}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		_, err := h.authority.Renew(ctx)
+		_, err := h.line.Renew(ctx)
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
@@ -254,7 +260,7 @@ func TestUpstreamThatHangsEndsWithItsContext(t *testing.T) {
 
 type hanging struct{ Upstream }
 
-func (hanging) SignIntermediate(ctx context.Context, _ IntermediateRequest) ([]*x509.Certificate, error) {
+func (hanging) SignIntermediate(ctx context.Context, _ string, _ IntermediateRequest) ([]*x509.Certificate, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }

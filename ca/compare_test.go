@@ -18,7 +18,7 @@ import (
 // that was recorded: the fields alone have to tell.
 func TestCompareCatchesEachField(t *testing.T) {
 	h := newHouse(t, time.Hour, 72*time.Hour)
-	s := h.authority.current.Load()
+	s := h.line.current.Load()
 	r := workloadRequest(t, "cart.shop.svc")
 	p := h.issuer.profiles[ProfileWorkload]
 	want, err := p.template(r, s, time.Now(), time.Hour)

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"math/big"
 	"net/url"
 	"slices"
@@ -78,15 +79,22 @@ func sign(t testing.TB, template, parent *x509.Certificate, pub crypto.PublicKey
 	return c
 }
 
-func (u *rootUpstream) Roots(context.Context) ([]*x509.Certificate, error) {
-	return []*x509.Certificate{u.root}, nil
+func (u *rootUpstream) named() Root {
+	return Root{ID: RootID(u.root), Ref: "issuer of " + RootID(u.root)}
 }
 
-func (u *rootUpstream) SignIntermediate(_ context.Context, r IntermediateRequest) ([]*x509.Certificate, error) {
+func (u *rootUpstream) Issuers(context.Context) ([]UpstreamIssuer, error) {
+	return []UpstreamIssuer{{Ref: u.named().Ref, Root: u.root, NotAfter: u.root.NotAfter, Named: true}}, nil
+}
+
+func (u *rootUpstream) SignIntermediate(_ context.Context, ref string, r IntermediateRequest) ([]*x509.Certificate, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.fail != nil {
 		return nil, u.fail
+	}
+	if ref != u.named().Ref {
+		return nil, errors.New("no such issuer")
 	}
 	life := r.Life
 	if u.life > 0 {
@@ -209,6 +217,7 @@ type house struct {
 	store     *memory
 	trust     *Trust
 	authority *Authority
+	line      *Line
 	issuer    *Issuer
 }
 
@@ -224,9 +233,11 @@ func newHouse(t testing.TB, ttl, life time.Duration) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.authority.Renew(t.Context()); err != nil {
+	h.line = h.authority.Prepare(h.upstream.named())
+	if _, err := h.line.Renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	h.authority.Assign(Assignment{Root: h.line.Root()})
 	linter, err := lint.New(lint.Options{})
 	if err != nil {
 		t.Fatal(err)

@@ -101,7 +101,9 @@ func (i *Issuer) Issue(ctx context.Context, r Request) (SVID, error) {
 		return SVID{}, err
 	}
 	life := profile.life(r.Grant.TTL)
-	signer, err := i.authority.Signer(r.Grant.ID, life)
+	i.authority.begin()
+	defer i.authority.end()
+	signer, err := i.authority.signer(r.Grant.ID, life)
 	if err != nil {
 		return SVID{}, err
 	}
@@ -202,6 +204,7 @@ func entryFor(r Request, p Profile, t *x509.Certificate, s *Signer, now time.Tim
 		IssuedAt:       now,
 		NotAfter:       t.NotAfter,
 		AuthorityKeyID: s.Certificate().SubjectKeyId,
+		Root:           s.rootSum[:],
 		Evidence:       r.Evidence,
 	}
 }

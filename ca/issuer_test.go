@@ -94,7 +94,7 @@ func TestIssueRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	intermediate := h.authority.Status().Chain[0]
+	intermediate := h.line.Status().Chain[0]
 	for name, c := range map[string]struct {
 		edit func(*Request)
 		want refusal.Reason
@@ -152,10 +152,10 @@ func (k *spyKey) Sign(r io.Reader, digest []byte, o crypto.SignerOpts) ([]byte, 
 
 // spy puts a spyKey in the place of the authority's key.
 func (h *house) spy() *spyKey {
-	s := *h.authority.current.Load()
+	s := *h.line.current.Load()
 	k := &spyKey{Signer: s.key}
 	s.key = k
-	h.authority.current.Store(&s)
+	h.line.current.Store(&s)
 	return k
 }
 
@@ -271,7 +271,7 @@ func TestLivesAndBackdating(t *testing.T) {
 func TestNotAfterIsClampedToTheChain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, 6*time.Hour, 72*time.Hour)
-		end := h.authority.Status().NotAfter
+		end := h.line.Status().NotAfter
 		time.Sleep(72*time.Hour - 2*time.Hour)
 		svid, err := h.issuer.Issue(t.Context(), workloadRequest(t))
 		if err != nil {
@@ -293,7 +293,7 @@ func TestNotAfterIsClampedToTheChain(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, 6*time.Hour, 72*time.Hour)
-		end := h.authority.Status().NotAfter
+		end := h.line.Status().NotAfter
 		// Exactly ten minutes are enough, less are not.
 		time.Sleep(time.Until(end) - 10*time.Minute)
 		if _, err := h.issuer.Issue(t.Context(), workloadRequest(t)); err != nil {
@@ -314,7 +314,7 @@ func TestNotAfterIsClampedToTheChain(t *testing.T) {
 		_, err = h.issuer.Issue(t.Context(), short)
 		wantReason(t, err, refusal.IssuerEnding)
 		// A new intermediate mends it.
-		if _, err := h.authority.Renew(t.Context()); err != nil {
+		if _, err := h.line.Renew(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := h.issuer.Issue(t.Context(), workloadRequest(t)); err != nil {
@@ -325,7 +325,7 @@ func TestNotAfterIsClampedToTheChain(t *testing.T) {
 
 func TestIssueWithoutAuthority(t *testing.T) {
 	h := newHouse(t, time.Hour, 72*time.Hour)
-	h.authority.Expired()
+	h.line.Expired()
 	_, err := h.issuer.Issue(t.Context(), workloadRequest(t))
 	wantReason(t, err, refusal.IssuerNotReady)
 	wantReason(t, h.issuer.Ready(), refusal.IssuerNotReady)

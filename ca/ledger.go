@@ -14,6 +14,7 @@ type LedgerEntry struct {
 	IssuedAt       time.Time
 	NotAfter       time.Time
 	AuthorityKeyID []byte // SKI of the intermediate
+	Root           []byte // SHA-256 of the root above it
 	TBSDigest      []byte // SHA-256 of the TBSCertificate
 	Evidence       []byte // JSON
 }

@@ -40,9 +40,12 @@ type BundleStore interface {
 type TrustConfig struct {
 	TrustDomain spiffeid.TrustDomain
 	Store       BundleStore
-	// Roots are the upstream's. At the first start they become the bundle. Later at least one of them must be in it:
-	// a store that knows a root never gets another one because the upstream has it.
+	// Roots are those of the upstream's issuers that the configuration names. At the first start they become the bundle;
+	// later there may be none, where the upstream cannot be asked.
 	Roots []*x509.Certificate
+	// Others are the upstream's further roots. After the first start at least one of the upstream's roots must be in the
+	// bundle: a store that knows a root never gets another one because the upstream has it.
+	Others []*x509.Certificate
 	// Anchors are extra roots that the configuration names. What an operator names is trusted: they are added.
 	Anchors []*x509.Certificate
 }
@@ -69,9 +72,6 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 	if c.TrustDomain.IsZero() || c.Store == nil {
 		return nil, errors.New("ca: a trust bundle needs a trust domain and a store")
 	}
-	if len(c.Roots) == 0 {
-		return nil, errors.New("ca: the upstream has no root")
-	}
 	named := slices.Concat(c.Roots, c.Anchors)
 	for _, r := range named {
 		if err := checkRoot(r, c.TrustDomain, time.Now()); err != nil {
@@ -83,18 +83,22 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 	if err != nil {
 		return nil, err
 	}
-	if stored.Empty() {
+	known := slices.Concat(c.Roots, c.Others)
+	switch {
+	case stored.Empty() && len(c.Roots) == 0:
+		return nil, errors.New("ca: there is no root to begin with: the upstream has none that the configuration names")
+	case stored.Empty():
 		if err := t.AddRoots(ctx, named...); err != nil {
 			return nil, err
 		}
 		return t, nil
 	}
-	for _, r := range c.Roots {
+	for _, r := range known {
 		if !stored.HasX509Authority(r) {
 			t.unlisted = append(t.unlisted, r)
 		}
 	}
-	if len(t.unlisted) == len(c.Roots) {
+	if len(known) > 0 && len(t.unlisted) == len(known) {
 		return nil, fmt.Errorf("%w: the upstream has %q (SHA-256 %x), the bundle of %s (sequence %d) does not hold it. "+
 			"If this is the wrong upstream or the wrong state directory, correct the configuration. To move to a new root, "+
 			"start with the old one and name the new one as an extra trust anchor, let the agents have that bundle, and "+
@@ -125,6 +129,34 @@ func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error 
 			b.AddX509Authority(r)
 		}
 	})
+}
+
+// RemoveRoot takes a root out, and raises the sequence if it was there. It refuses to take out the last one.
+func (t *Trust) RemoveRoot(ctx context.Context, id string) error {
+	var last bool
+	err := t.change(ctx, func(b *spiffebundle.Bundle) {
+		for _, r := range b.X509Authorities() {
+			if RootID(r) == id {
+				if last = len(b.X509Authorities()) == 1; !last {
+					b.RemoveX509Authority(r)
+				}
+			}
+		}
+	})
+	if err == nil && last {
+		return fmt.Errorf("ca: the root %s is the last one of the bundle: without it nobody would trust anybody", id)
+	}
+	return err
+}
+
+// root finds a root of the bundle by its RootID.
+func (t *Trust) root(id string) (*x509.Certificate, error) {
+	for _, r := range *t.roots.Load() {
+		if RootID(r) == id {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("ca: the root %.64s is not in the trust bundle", id)
 }
 
 // maxSwaps bounds the tries against other writers of the same store.

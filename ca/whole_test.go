@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"os"
@@ -49,10 +50,11 @@ func open(t testing.TB, dir string) *house {
 		_, err := disk.Create(files, disk.CreateOptions{TrustDomain: domain})
 		must(err)
 	}
-	upstream, err := disk.Open(files)
+	upstream, err := disk.Open(disk.Options{Root: files})
 	must(err)
-	roots, err := upstream.Roots(t.Context())
+	issuers, err := upstream.Issuers(t.Context())
 	must(err)
+	named := issuers[0]
 	var h house
 	h.store, err = bolt.Open(filepath.Join(dir, "meshca.db"))
 	must(err)
@@ -60,12 +62,14 @@ func open(t testing.TB, dir string) *house {
 	must(err)
 	h.close = sync.OnceFunc(func() { h.ledger.Close(); must(h.store.Close()) })
 	t.Cleanup(h.close)
-	h.trust, err = ca.NewTrust(t.Context(), ca.TrustConfig{TrustDomain: domain, Store: h.store, Roots: roots})
+	h.trust, err = ca.NewTrust(t.Context(), ca.TrustConfig{TrustDomain: domain, Store: h.store, Roots: []*x509.Certificate{named.Root}})
 	must(err)
 	h.auth, err = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: domain, Upstream: upstream, Trust: h.trust})
 	must(err)
-	_, err = h.auth.Renew(t.Context())
+	root := ca.Root{ID: ca.RootID(named.Root), Ref: named.Ref}
+	_, err = h.auth.Prepare(root).Renew(t.Context())
 	must(err)
+	h.auth.Assign(ca.Assignment{Root: root})
 	linter, err := lint.New(lint.Options{})
 	must(err)
 	h.issuer, err = ca.NewIssuer(ca.IssuerConfig{Authority: h.auth, Ledger: h.ledger, Linter: linter, Profiles: ca.Profiles(0)})
@@ -161,11 +165,11 @@ func TestForeignRoot(t *testing.T) {
 	if _, err := disk.Create(files, disk.CreateOptions{TrustDomain: domain}); err != nil {
 		t.Fatal(err)
 	}
-	upstream, err := disk.Open(files)
+	upstream, err := disk.Open(disk.Options{Root: files})
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots, err := upstream.Roots(t.Context())
+	issuers, err := upstream.Issuers(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +178,7 @@ func TestForeignRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	if _, err := ca.NewTrust(t.Context(), ca.TrustConfig{TrustDomain: domain, Store: store, Roots: roots}); !errors.Is(err, ca.ErrRootUnknown) {
+	if _, err := ca.NewTrust(t.Context(), ca.TrustConfig{TrustDomain: domain, Store: store, Roots: []*x509.Certificate{issuers[0].Root}}); !errors.Is(err, ca.ErrRootUnknown) {
 		t.Errorf("got %v", err)
 	}
 }

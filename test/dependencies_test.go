@@ -10,11 +10,14 @@ import (
 // dependencies are the modules that go.mod requires directly, each with what it is here for. A new one is a decision:
 // it is made here, in the same change.
 var dependencies = map[string]string{
+	"github.com/Shopify/toxiproxy/v2":              "tests put a slow network between us and Vault",
 	"github.com/cenkalti/backoff/v5":               "jittered exponential backoff for every retry",
 	"github.com/envoyproxy/go-control-plane/envoy": "Envoy's own SDS and TLS types",
 	"github.com/go-jose/go-jose/v4":                "JWT signatures, with a closed list of algorithms",
+	"github.com/hashicorp/vault/api":               "Vault's client, and its LifetimeWatcher, for the root that stays in Vault",
 	"github.com/prometheus/client_golang":          "/metrics",
 	"github.com/rogpeppe/go-internal":              "testscript: command lines are tested as scripts",
+	"github.com/rs/zerolog":                        "the logger that toxiproxy wants; it gets one that says nothing",
 	"github.com/smallstep/certificates":            "cas/apiv1 and cas/softcas: the signer behind our guard",
 	"github.com/spf13/cobra":                       "command lines, completion",
 	"github.com/spiffe/go-spiffe/v2":               "the field's own vocabulary: IDs, SVIDs, bundles",

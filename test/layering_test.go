@@ -46,7 +46,7 @@ var layers = []rule{
 		"as api/sds"},
 	{"api/*/client", []string{"api/meshca/v1", "rotation", "api/refusal"},
 		"agents and certctl link clients; a client that knew the CA would bring it along"},
-	{"api/*", []string{"api/meshca/v1", "ca/registration", "ca", "ca/policy", "attestor", "rotation", "api/refusal"},
+	{"api/*", []string{"api/meshca/v1", "ca/registration", "ca/rollout", "ca", "ca/policy", "attestor", "rotation", "api/refusal"},
 		"a door translates and calls registration; past it to a store or an upstream there is no way"},
 	{"agent", []string{"api/meshca/v1", "api/issuance/client", "api/sds", "api/workload", "rotation", "api/refusal"},
 		"the agent holds no power of its own, so it holds none of the CA's code either"},
@@ -82,7 +82,7 @@ var links = []struct {
 		"a decision about names needs neither certificates nor the network"},
 	{"api/sds", []string{"k8s.io/client-go", "go.etcd.io/bbolt", "github.com/smallstep/certificates"},
 		"the agent links it"},
-	{"cmd/...", []string{"testing", "testing/synctest", module + "/test", module + "/ca/store/storetest", "github.com/rogpeppe/go-internal/testscript", "pgregory.net/rapid"},
+	{"cmd/...", []string{"testing", "testing/synctest", module + "/test", module + "/ca/store/storetest", "github.com/Shopify/toxiproxy", "github.com/rogpeppe/go-internal/testscript", "pgregory.net/rapid"},
 		"what is shipped holds no test code"},
 }
 
@@ -94,6 +94,7 @@ var importers = []struct {
 }{
 	{"go.etcd.io/bbolt", []string{"ca/store/bolt"}, "one store, one place that knows its transactions"},
 	{"github.com/smallstep/certificates", []string{"ca", "ca/upstream/*"}, "the signer stands behind our guard, nowhere else"},
+	{"github.com/hashicorp/vault", []string{"ca/upstream/vault", "test/..."}, "Vault is spoken to in one place"},
 	{"k8s.io/client-go", []string{"attestor/kubernetes", "test/..."}, "the cluster is asked by its attestor alone"},
 	{module + "/attestor/kubernetes/localissuer", []string{"cmd/meshca", "test/..."}, "it makes tokens: `meshca dev` and tests stand in for a cluster with it, nothing else may"},
 	{"github.com/spf13/cobra", []string{"cmd/..."}, "only cmd reads flags"},

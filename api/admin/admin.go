@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/policy"
@@ -79,6 +80,12 @@ type Config struct {
 	Clusters map[string]Attestor
 	// Connected is how many agents have an open Sync stream.
 	Connected func() int
+	// Authorities is what operators order about roots and intermediates.
+	Authorities Authorities
+	// Roots is what operators order about the roots of the trust bundle.
+	Roots Roots
+	// Agents are all that the CA knows.
+	Agents func() []registration.AgentView
 	// MaxLife is the longest life of any SVID in the ledger: what was issued longer ago has ended.
 	MaxLife time.Duration
 	// Audit writes the line of a verb that changes something, or failed to.
@@ -89,6 +96,7 @@ type Config struct {
 // Server answers AdminService. It is safe for concurrent use.
 type Server struct {
 	meshcav1.UnimplementedAdminServiceServer
+	meshcav1.UnimplementedAuthorityServiceServer
 	c       Config
 	started time.Time
 }
@@ -101,7 +109,7 @@ func New(c Config) (*Server, error) {
 	case c.TrustDomain.IsZero():
 		return nil, errors.New("admin: no trust domain")
 	case c.Status == nil || c.Bundle == nil || c.Ledger == nil || c.Decisions == nil || c.Orders == nil || c.Policy == nil,
-		c.Connected == nil, c.Audit == nil, c.Log == nil, len(c.Clusters) == 0:
+		c.Connected == nil, c.Authorities == nil || c.Roots == nil || c.Agents == nil, c.Audit == nil, c.Log == nil, len(c.Clusters) == 0:
 		return nil, errors.New("admin: incomplete configuration")
 	case c.MaxLife <= 0:
 		return nil, errors.New("admin: the longest life of SVIDs is not set")
@@ -111,7 +119,11 @@ func New(c Config) (*Server, error) {
 
 // GetStatus describes the CA as it is now.
 func (s *Server) GetStatus(ctx context.Context, _ *meshcav1.GetStatusRequest) (*meshcav1.GetStatusResponse, error) {
-	return s.c.Status(ctx)
+	answer, err := s.c.Status(ctx)
+	if err == nil {
+		answer.Rollout = s.rollout()
+	}
+	return answer, err
 }
 
 // GetBundle returns the trust bundle in SPIFFE JSON, with its sequence.
@@ -127,13 +139,21 @@ func (s *Server) GetBundle(context.Context, *meshcav1.GetBundleRequest) (*meshca
 	return &meshcav1.GetBundleResponse{Bundle: encoded}, nil
 }
 
-// Check returns what Findings sees in the status, and what the configuration's own checks found.
+// Check returns what Findings sees in the status, candidates for a new root, and what the configuration's own checks found.
 func (s *Server) Check(ctx context.Context, _ *meshcav1.CheckRequest) (*meshcav1.CheckResponse, error) {
-	status, err := s.c.Status(ctx)
+	status, err := s.GetStatus(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
 	found := Findings(status, time.Now())
+	switch view, err := s.c.Authorities.View(ctx); {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil: // a check tells what is wrong, also where it cannot tell all
+		found = append(found, &meshcav1.Finding{Subject: "ledger", Level: levelError, Detail: err.Error(), Hint: refusal.StoreUnavailable.Do()})
+	default:
+		found = append(found, rootFindings(view)...)
+	}
 	if s.c.Checks != nil {
 		found = append(found, s.c.Checks(ctx)...)
 	}

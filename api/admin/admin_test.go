@@ -119,6 +119,8 @@ type fixture struct {
 	decisions *decisions
 	store     *orderStore
 	config    Config
+	operator  operator
+	agents    []registration.AgentView
 	socket    string
 
 	mu    sync.Mutex
@@ -175,9 +177,13 @@ func start(t *testing.T, doc string) *fixture {
 		Policy:    func() Policy { return rules },
 		Clusters:  map[string]Attestor{"prod": oneToken{attestor.Evidence{Proven: true, Identity: who}}},
 		Connected: func() int { return 3 },
-		MaxLife:   6 * time.Hour,
-		Audit:     f.audit,
-		Log:       slog.New(slog.DiscardHandler),
+
+		Authorities: &f.operator,
+		Roots:       &f.operator,
+		Agents:      func() []registration.AgentView { return f.agents },
+		MaxLife:     6 * time.Hour,
+		Audit:       f.audit,
+		Log:         slog.New(slog.DiscardHandler),
 	}
 	f.serve(t)
 	return f

@@ -17,8 +17,9 @@ const (
 )
 
 const (
-	// rootWarning is how long before its end a root is worth a warning: moving a fleet to another takes planning.
-	rootWarning = 30 * 24 * time.Hour
+	// rootWarning is how long before its end a root is worth a warning: moving a fleet to another takes planning, and
+	// intermediates get shorter lives in a root's last days.
+	rootWarning = 90 * 24 * time.Hour
 	// skewWarning and skewError: tokens and certificates carry about a minute of tolerance.
 	skewWarning = 10 * time.Second
 	skewError   = time.Minute
@@ -42,6 +43,9 @@ func Findings(s *meshcav1.GetStatusResponse, now time.Time) []*meshcav1.Finding 
 	}
 	for _, a := range s.GetAuthorities() {
 		found = append(found, authorityFinding(a, now))
+	}
+	if f := rolloutFinding(s.GetRollout(), now); f != nil {
+		found = append(found, f)
 	}
 	for _, c := range s.GetClusters() {
 		found = append(found, clusterFindings(c)...)
@@ -79,7 +83,7 @@ func authorityFinding(a *meshcav1.AuthorityStatus, now time.Time) *meshcav1.Find
 		f.Hint = "Nothing that chains to it is accepted any more."
 	case a.GetKind() == "root" && left < rootWarning:
 		f.Level, f.Detail = levelWarning, fmt.Sprintf("%s ends in %s", name, spell(left))
-		f.Hint = "Plan its replacement now: name the new root as an extra trust anchor, and let every agent have that bundle before it signs."
+		f.Hint = "`certctl ca rotate root` replaces it; with --dry-run it says what would happen. If it signs for nobody: `certctl ca root remove`."
 	case overdue:
 		f.Level, f.Detail = levelWarning, fmt.Sprintf("%s ends in %s; its successor was due %s ago", name, spell(left), spell(now.Sub(renew.AsTime())))
 		f.Hint = renewalHint(a.GetKind())
@@ -100,7 +104,7 @@ func renewalHint(kind string) string {
 	if kind == "server" {
 		return refusal.IssuerNotReady.Do()
 	}
-	return "Look at the upstream: it signs the CA's intermediate, and does not."
+	return "Look at the upstream: it signs the CA's intermediate, and does not. `certctl ca status` shows each root's, `certctl ca rotate intermediate` tries again."
 }
 
 func clusterFindings(c *meshcav1.ClusterStatus) []*meshcav1.Finding {

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// maxMessage bounds a request: the largest holds one token of 16 KiB, and one that is too large, to be told so.
-	maxMessage     = 64 << 10
+	// maxMessage bounds a request: the largest holds roots, and some that are too large, to be told so.
+	maxMessage     = maxRootsPEM + 64<<10
 	maxConnections = 64
 	maxStreams     = 16
 )
@@ -51,6 +51,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		}),
 	)
 	meshcav1.RegisterAdminServiceServer(server, s)
+	meshcav1.RegisterAuthorityServiceServer(server, s)
 	stop := context.AfterFunc(ctx, func() {
 		late := time.AfterFunc(5*time.Second, server.Stop)
 		defer late.Stop()

@@ -87,7 +87,7 @@ func (s *Server) take(caller registration.Caller, m *meshcav1.SyncRequest, messa
 		return s.accounts.tell(caller, "", err)
 	}
 	if ack := m.GetAck(); ack != nil {
-		s.acknowledge(caller, ack.GetBundleSequence())
+		s.acknowledge(caller, ack.GetBundleSequence(), ack.GetWaitsFor())
 	}
 	return nil
 }
@@ -166,12 +166,22 @@ func (s *Server) state() (*meshcav1.SyncResponse, <-chan struct{}, <-chan struct
 }
 
 // acknowledge takes no acknowledgement of what was never sent.
-func (s *Server) acknowledge(caller registration.Caller, sequence uint64) {
+func (s *Server) acknowledge(caller registration.Caller, sequence uint64, waitsFor []string) {
 	bundle, _ := s.Bundle()
 	if current, ok := bundle.SequenceNumber(); ok && sequence <= current {
-		s.Registration.Agents.Acknowledge(caller.ID, sequence)
+		waitsFor = waitsFor[:min(len(waitsFor), maxWaitsFor)]
+		for i, w := range waitsFor {
+			waitsFor[i] = refusal.Clip(w, maxWaitsForBytes)
+		}
+		s.Registration.Agents.Acknowledge(caller.ID, sequence, waitsFor)
 	}
 }
+
+// Bounds of what is kept of an agent's words about who lacks a bundle.
+const (
+	maxWaitsFor      = 8
+	maxWaitsForBytes = 256
+)
 
 // warnOfRollback says aloud when an agent has seen a newer bundle than the CA holds: its store is an old backup.
 func (s *Server) warnOfRollback(caller registration.Caller, hello *meshcav1.SyncHello) {

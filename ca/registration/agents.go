@@ -2,6 +2,8 @@ package registration
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -40,8 +42,9 @@ type AgentBook struct {
 
 type agentState struct {
 	record ca.AgentRecord
-	open   int  // Sync streams
-	dirty  bool // record has news (seen, acked, holds) that Flush has not stored
+	open   int      // Sync streams
+	lack   []string // who below it lacks the newest bundle, as it said last
+	dirty  bool     // record has news (seen, acked, holds) that Flush has not stored
 }
 
 // instance is one agent SVID that may call, with the evidence to check again.
@@ -55,6 +58,18 @@ type instance struct {
 type AgentView struct {
 	ca.AgentRecord
 	Connected bool
+	// Rejections are who below the agent lacks the newest bundle and why, in the agent's words.
+	Rejections []string
+}
+
+// CountsUntil is when the last SVID ends that was issued to the agent or through it: until then it must trust what others
+// are signed under.
+func (v AgentView) CountsUntil() time.Time {
+	until := v.HoldsUntil
+	for _, i := range v.Instances {
+		until = later(until, i.NotAfter)
+	}
+	return until
 }
 
 // OpenAgentBook reads the store.
@@ -140,11 +155,12 @@ func (b *AgentBook) issuedThrough(id string, notAfter time.Time) {
 	})
 }
 
-// Acknowledge notes that every open stream below the agent has the bundle of this sequence.
-func (b *AgentBook) Acknowledge(id spiffeid.ID, sequence uint64) {
+// Acknowledge notes that every open stream below the agent has the bundle of this sequence, and who lacks a newer one.
+func (b *AgentBook) Acknowledge(id spiffeid.ID, sequence uint64, lack []string) {
 	b.note(id.String(), func(s *agentState) {
 		s.record.LastSeen = time.Now()
 		s.record.AckedSequence = max(s.record.AckedSequence, sequence)
+		s.lack = lack
 	})
 }
 
@@ -175,7 +191,7 @@ func (b *AgentBook) List() []AgentView {
 	defer b.mu.RUnlock()
 	views := make([]AgentView, 0, len(b.byID))
 	for _, s := range b.byID {
-		views = append(views, AgentView{AgentRecord: s.record, Connected: s.open > 0})
+		views = append(views, AgentView{AgentRecord: s.record, Connected: s.open > 0, Rejections: s.lack})
 	}
 	slices.SortFunc(views, func(x, y AgentView) int {
 		if x.ID < y.ID {
@@ -185,6 +201,39 @@ func (b *AgentBook) List() []AgentView {
 	})
 	return views
 }
+
+// Unconfirmed returns the IDs of the agents that count and have not acknowledged a bundle of this sequence or a later one.
+// An agent counts while an SVID lives that was issued to it or through it.
+func (b *AgentBook) Unconfirmed(set uint64) []string {
+	now := time.Now()
+	var names []string
+	for _, a := range b.List() {
+		if now.Before(a.CountsUntil()) && a.AckedSequence < set {
+			names = append(names, a.ID)
+		}
+	}
+	return names
+}
+
+// Recall notes what the ledger knows of SVIDs that were issued through agents, newest entry first, as far back as a
+// crash can have cost news: they count, and nobody would know.
+func (b *AgentBook) Recall(ctx context.Context, scan func(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error) error {
+	var newest time.Time
+	return scan(ctx, func(e ca.LedgerEntry) (bool, error) {
+		if newest.IsZero() {
+			newest = e.IssuedAt
+		}
+		var evidence LedgerEvidence
+		if err := json.Unmarshal(e.Evidence, &evidence); err != nil {
+			return false, fmt.Errorf("the ledger's entry %d: %w", e.Index, err)
+		}
+		b.note(evidence.Agent, func(s *agentState) { s.record.HoldsUntil = later(s.record.HoldsUntil, e.NotAfter) })
+		return newest.Sub(e.IssuedAt) < 2*flushEvery, nil
+	})
+}
+
+// flushEvery is how often news are stored.
+const flushEvery = 30 * time.Second
 
 // Flush stores the news that do not decide about access: last seen, acknowledged, holds until. It is called every half
 // minute and at the end; a crash loses at most that much of them.
@@ -241,7 +290,7 @@ func (b *AgentBook) Forget(ctx context.Context, since time.Time) error {
 
 // Run flushes every half minute until ctx ends. Whoever ends it flushes once more, after the last call.
 func (b *AgentBook) Run(ctx context.Context, failed func(error)) {
-	tick := time.NewTicker(30 * time.Second)
+	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
 	for {
 		select {

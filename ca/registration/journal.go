@@ -11,6 +11,7 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
 )
 
 // What a decision was about; the `event` of its audit line.
@@ -18,6 +19,7 @@ const (
 	eventIssue       = "issue"
 	eventAttestAgent = "attest-agent"
 	eventAdmin       = "admin"
+	eventRollout     = "rollout"
 	// EventCall is a call that a door refused as a whole, before any request in it was looked at.
 	EventCall = "call"
 )
@@ -113,6 +115,14 @@ func (j *Journal) conclude(d *Decision, svid ca.SVID, err error) {
 // Admin writes the audit line of a verb at the admin socket that changes something.
 func (j *Journal) Admin(ctx context.Context, verb, peer string, attrs ...slog.Attr) {
 	j.audit.LogAttrs(ctx, slog.LevelInfo, eventAdmin, append([]slog.Attr{slog.String("verb", verb), slog.String("peer", peer)}, attrs...)...)
+	j.countFailures()
+}
+
+// Rolled writes the audit line of a step in the life of roots.
+func (j *Journal) Rolled(r rotation.Rollout) {
+	j.audit.LogAttrs(context.Background(), slog.LevelInfo, eventRollout, slog.String("step", string(r.Step)), slog.String("old", r.Old.ID),
+		slog.String("new", r.New.ID), slog.String("by", r.By), slog.Int("newShare", r.NewShare), slog.Bool("aborted", r.Aborted),
+		slog.String("abortedBy", r.AbortedBy))
 	j.countFailures()
 }
 

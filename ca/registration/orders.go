@@ -170,6 +170,18 @@ func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
 	return nil
 }
 
+// RenewAll orders the renewal of all that has been issued, spread over a while, unless such an order from since or later
+// stands.
+func (o *Orders) RenewAll(ctx context.Context, since time.Time, spread time.Duration) error {
+	for _, r := range o.standing.Value().Renew {
+		if r.ID == "" && !r.IssuedBefore.Before(since) {
+			return nil
+		}
+	}
+	now := time.Now()
+	return o.Renew(ctx, ca.RenewOrder{IssuedBefore: now, Spread: spread, Until: now.Add(ca.MaxTTL)})
+}
+
 func stillMatter(orders []ca.RenewOrder, now time.Time) []ca.RenewOrder {
 	return slices.DeleteFunc(slices.Clone(orders), func(r ca.RenewOrder) bool { return !now.Before(r.Until) })
 }

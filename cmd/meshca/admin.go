@@ -27,7 +27,7 @@ func (d *daemon) adminServer() (*admin.Server, error) {
 	return admin.New(admin.Config{
 		TrustDomain: d.config.trustDomain, Status: d.status, Checks: d.checks, Bundle: d.trust.Bundle, Ledger: d.store,
 		Decisions: d.journal.Ring(), Orders: d.orders, Policy: func() admin.Policy { return d.policy.current.Value() },
-		Clusters: attestors, Connected: d.connected, MaxLife: ca.MaxTTL, Audit: d.journal.Admin, Log: d.log,
+		Clusters: attestors, Connected: d.connected, Authorities: d.operator, Roots: d.operator, Agents: d.agents.List, MaxLife: ca.MaxTTL, Audit: d.journal.Admin, Log: d.log,
 	})
 }
 
@@ -97,8 +97,11 @@ func (d *daemon) ownAuthorities() []*meshcav1.AuthorityStatus {
 		}
 		all = append(all, a)
 	}
-	signing := d.authority.Status()
-	add("intermediate", "signing", signing.Chain, d.planned("intermediate"), signing.LastError)
+	lines, _ := d.authority.Lines()
+	for _, l := range lines {
+		st := l.Status()
+		add("intermediate", signs(d.authority.Assignment(), st.Root), st.Chain, d.planned("intermediate"), st.LastError)
+	}
 	svid, _, err := d.serving.Status()
 	add("server", "serving", svid.Chain, d.planned("server"), err)
 	return all
@@ -118,7 +121,7 @@ func (d *daemon) clusterStatus(name string) *meshcav1.ClusterStatus {
 		Name: name, Mode: string(c.Mode), Liveness: string(c.Liveness), Healthy: c.Healthy, LastError: c.LastError, KeyIds: c.KeyIDs, Issuer: c.Issuer,
 	}
 	for _, k := range d.config.Clusters {
-		s.SameNamespaces = s.SameNamespaces || k.Name == name && k.SameNamespaces
+		s.SameNamespaces = s.GetSameNamespaces() || k.Name == name && k.SameNamespaces
 	}
 	if !c.SkewMeasured.IsZero() {
 		s.ClockSkew = durationpb.New(c.ClockSkew)
@@ -143,7 +146,9 @@ func (d *daemon) checks(context.Context) []*meshcav1.Finding {
 		found = append(found, f)
 	}
 	private("store", d.storePath())
-	private("root key", d.config.Upstream.Disk.KeyFile)
+	if disk := d.config.Upstream.Disk; disk != nil {
+		private("root key", disk.KeyFile)
+	}
 	private("admin socket", d.config.AdminSocket)
 	if d.config.Audit.File != "" {
 		private("audit log", d.config.Audit.File)

@@ -19,6 +19,7 @@ import (
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/policy"
+	"github.com/meshca/meshca/ca/upstream/vault"
 )
 
 // maxConfigBytes bounds what is read of a configuration or policy file.
@@ -42,6 +43,9 @@ type Config struct {
 	BundleFile string `json:"bundleFile"`
 	// Upstream signs this CA's intermediate. Exactly one kind.
 	Upstream UpstreamConfig `json:"upstream"`
+	// Readers are those who read the trust bundle and cannot acknowledge it, such as whoever copies bundleFile. A root that
+	// is being rolled out is confirmed when their refresh times have passed too. Default: none.
+	Readers []ReaderConfig `json:"readers"`
 	// SVID is what every SVID has in common.
 	SVID SVIDConfig `json:"svid"`
 	// Intermediate is this CA's own signing certificate.
@@ -72,6 +76,8 @@ type Config struct {
 type UpstreamConfig struct {
 	// Disk is a root whose key is a file beside the CA.
 	Disk *DiskConfig `json:"disk"`
+	// Vault is a root that stays in HashiCorp Vault; deploy/vault tells how to set it up.
+	Vault *vault.Config `json:"vault"`
 }
 
 // DiskConfig is a root on disk. `meshca root create` or `meshca root import` puts it there.
@@ -83,9 +89,17 @@ type DiskConfig struct {
 	// PassphraseFile holds the passphrase of an encrypted key, mode 0600. Default: the key is not encrypted.
 	PassphraseFile string `json:"passphraseFile"`
 	// ExtraAnchors are PEM files of further roots that the bundle is to hold, such as one that is being replaced. At the
-	// start they are added to the bundle; what is taken off this list stays in the bundle and trusted, until its end. No
-	// command takes a root out yet.
+	// start they are added to the bundle; what is taken off this list stays in the bundle and trusted, until
+	// `certctl ca root remove` takes it out.
 	ExtraAnchors []string `json:"extraAnchors"`
+}
+
+// ReaderConfig is someone who reads the trust bundle.
+type ReaderConfig struct {
+	// Name is for people.
+	Name string `json:"name"`
+	// Refresh is how old a bundle it may use.
+	Refresh metav1.Duration `json:"refresh"`
 }
 
 // SVIDConfig is what every SVID has in common.
@@ -202,10 +216,11 @@ func (c *Config) check() error {
 	if err := c.checkAddresses(); err != nil {
 		return err
 	}
+	if err := c.Upstream.check(); err != nil {
+		return err
+	}
 	ttl, above := c.SVID.TTL.Duration, c.Intermediate.TTL.Duration
 	switch {
-	case c.Upstream.Disk == nil:
-		return errors.New("upstream: name one, such as `upstream: {disk: {}}`")
 	case ttl < ca.MinTTL || ttl > ca.MaxTTL:
 		return fmt.Errorf("svid.ttl: %s does not lie between %s and %s", ttl, ca.MinTTL, ca.MaxTTL)
 	case above < 2*ttl:

@@ -91,7 +91,8 @@ func serveCommand() *cobra.Command {
 
 func configCommand() *cobra.Command {
 	group := &cobra.Command{Use: "config", Short: "Work with configuration files"}
-	group.AddCommand(&cobra.Command{
+	var live bool
+	check := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Say whether a configuration file, and the policy it names, would be accepted",
 		Args:  cobra.ExactArgs(1),
@@ -104,9 +105,14 @@ func configCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%s: fine (trust domain %s, %d clusters)\n", args[0], config.trustDomain, len(config.Clusters))
+			if live {
+				return checkLive(c.Context(), c.OutOrStdout(), config)
+			}
 			return nil
 		},
-	})
+	}
+	check.Flags().BoolVar(&live, "live", false, "try the upstream too: log in at Vault and look whether it could sign")
+	group.AddCommand(check)
 	return group
 }
 

@@ -47,7 +47,7 @@ func newMetrics(d *daemon) *metrics {
 			return float64(n)
 		}),
 		gauge("meshca_intermediate_remaining_seconds", "Until the earliest end in the intermediate's chain; 0 without one.", func() float64 {
-			return max(0, untilOrZero(d.authority.Status().NotAfter).Seconds())
+			return max(0, untilOrZero(d.authority.NotAfter()).Seconds())
 		}),
 		gauge("meshca_policy_in_force", "1 when the policy file as it is now is in force, 0 when it was refused.", func() float64 {
 			return truth(d.policy.status.Value().err == nil)

@@ -18,21 +18,15 @@ type namedFile struct {
 
 // files are all that the configuration names, itself included.
 func (c *Config) files() []namedFile {
-	disk := c.Upstream.Disk
 	all := []namedFile{
 		{"stateDir (meshca.db)", filepath.Join(c.StateDir, "meshca.db"), true},
-		{"upstream.disk.certFile", disk.CertFile, true},
-		{"upstream.disk.keyFile", disk.KeyFile, true},
 		{"adminSocket", c.AdminSocket, true},
 		{"bundleFile", c.BundleFile, true},
 		{"audit.file", c.Audit.File, true},
-		{"upstream.disk.passphraseFile", disk.PassphraseFile, false},
 		{"policyFile", c.PolicyFile, false},
 		{"the configuration itself", c.file, false},
 	}
-	for i, path := range disk.ExtraAnchors {
-		all = append(all, namedFile{fmt.Sprintf("upstream.disk.extraAnchors[%d]", i), path, false})
-	}
+	all = append(all, c.Upstream.files()...)
 	for i, k := range c.Clusters {
 		all = append(all,
 			namedFile{fmt.Sprintf("clusters[%d].kubeconfig", i), k.Kubeconfig, false},

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,6 +23,9 @@ func createRoot(out io.Writer, c *Config, name string, years int) error {
 	if years < 1 || years > 50 {
 		return usageError{fmt.Errorf("--years: %d does not lie between 1 and 50", years)}
 	}
+	if err := needsDisk(c); err != nil {
+		return err
+	}
 	root, err := disk.Create(c.Upstream.Disk.files(), disk.CreateOptions{
 		TrustDomain: c.trustDomain, CommonName: name, Life: time.Duration(years) * 365 * 24 * time.Hour,
 	})
@@ -34,11 +38,22 @@ func createRoot(out io.Writer, c *Config, name string, years int) error {
 
 // importRoot checks an existing root and copies it to where serve expects it.
 func importRoot(out io.Writer, c *Config, certFile, keyFile string) error {
+	if err := needsDisk(c); err != nil {
+		return err
+	}
 	root, err := disk.Import(disk.Files{Cert: certFile, Key: keyFile}, c.Upstream.Disk.files())
 	if err != nil {
 		return err
 	}
 	describeRoot(out, "imported", root, c)
+	return nil
+}
+
+// needsDisk refuses to put a root where none is looked for.
+func needsDisk(c *Config) error {
+	if c.Upstream.Disk == nil {
+		return errors.New("the root of this configuration is in Vault (upstream.vault): make it there, deploy/vault/README.md tells how")
+	}
 	return nil
 }
 

@@ -42,21 +42,22 @@ func checkRootFiles(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("%s has mode %v, want %v", file, info.Mode(), want)
 		}
 	}
-	upstream, err := disk.Open(files)
+	upstream, err := disk.Open(disk.Options{Root: files})
 	ts.Check(err)
-	roots, err := upstream.Roots(context.Background())
+	issuers, err := upstream.Issuers(context.Background())
 	ts.Check(err)
+	root := issuers[0].Root
 	years, err := strconv.Atoi(args[2])
 	ts.Check(err)
-	life := time.Until(roots[0].NotAfter)
-	if want := time.Duration(years) * 365 * 24 * time.Hour; len(roots) != 1 || roots[0].Subject.CommonName != args[1] || (life-want).Abs() > time.Hour {
-		ts.Fatalf("%d roots, the first %s with %s left", len(roots), roots[0].Subject, life)
+	life := time.Until(root.NotAfter)
+	if want := time.Duration(years) * 365 * 24 * time.Hour; len(issuers) != 1 || root.Subject.CommonName != args[1] || (life-want).Abs() > time.Hour {
+		ts.Fatalf("%d roots, the first %s with %s left", len(issuers), root.Subject, life)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ts.Check(err)
-	chain, err := upstream.SignIntermediate(context.Background(), ca.IntermediateRequest{
+	chain, err := upstream.SignIntermediate(context.Background(), issuers[0].Ref, ca.IntermediateRequest{
 		PublicKey: key.Public(), TrustDomain: spiffeid.RequireTrustDomainFromString("mesh.test"), Life: time.Hour, CommonName: "intermediate",
 	})
 	ts.Check(err)
-	ts.Check(chain[0].CheckSignatureFrom(roots[0]))
+	ts.Check(chain[0].CheckSignatureFrom(root))
 }

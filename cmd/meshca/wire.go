@@ -27,8 +27,8 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/lint"
 	"github.com/meshca/meshca/ca/registration"
+	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/ca/store/bolt"
-	"github.com/meshca/meshca/ca/upstream/disk"
 	"github.com/meshca/meshca/rotation"
 )
 
@@ -41,7 +41,11 @@ type daemon struct {
 	metrics      *metrics
 	store        *bolt.Store
 	trust        *ca.Trust
+	upstream     ca.Upstream
 	authority    *ca.Authority
+	roller       *rotation.Roller
+	operator     *rollout.Operator
+	servingWake  chan struct{}
 	ledger       *ca.Sequencer
 	issuer       *ca.Issuer
 	serving      *ca.Serving
@@ -78,7 +82,7 @@ func serve(ctx context.Context, c *Config, stderr io.Writer) (err error) {
 // open puts the CA together, in a straight line. What it opened is closed again when it fails.
 func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_ *daemon, err error) {
 	d := &daemon{config: c, log: log, started: time.Now(), registry: prometheus.NewRegistry(),
-		attempts: attempts{"intermediate": {}, "server": {}}}
+		servingWake: make(chan struct{}, 1), attempts: attempts{"intermediate": {}, "server": {}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -95,27 +99,9 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 		return nil, err
 	}
 	d.onClose(d.store.Close)
-	upstream, err := disk.Open(c.Upstream.Disk.files())
-	if err != nil {
-		return nil, err
-	}
-	roots, err := upstream.Roots(ctx)
-	if err != nil {
-		return nil, err
-	}
-	anchors, err := readAnchors(c.Upstream.Disk.ExtraAnchors, log)
-	if err != nil {
-		return nil, err
-	}
-	if d.trust, err = ca.NewTrust(ctx, ca.TrustConfig{TrustDomain: c.trustDomain, Store: d.store, Roots: roots, Anchors: anchors}); err != nil {
-		return nil, err
-	}
 
 	// Who signs, and what is recorded before.
-	d.authority, err = ca.NewAuthority(ca.AuthorityConfig{
-		TrustDomain: c.trustDomain, Upstream: upstream, Trust: d.trust, Life: c.Intermediate.TTL.Duration, LeafTTL: c.SVID.TTL.Duration,
-	})
-	if err != nil {
+	if err := d.openRoots(ctx); err != nil {
 		return nil, err
 	}
 	if d.ledger, err = ca.NewSequencer(ca.SequencerConfig{Store: d.store, Observe: d.metrics.commit}); err != nil {
@@ -157,6 +143,12 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 		return nil, err
 	}
 	d.onClose(d.flushAgents)
+	if err := d.agents.Recall(ctx, d.store.ScanLedger); err != nil {
+		return nil, err
+	}
+	if err := d.openRoller(); err != nil {
+		return nil, err
+	}
 
 	// The one procedure, and its door.
 	if c.Audit.File != "" {
@@ -212,21 +204,23 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	// The CA's own SVID needs the intermediate, so its loop begins when that has come for the first time.
-	atOnce, signing := make(chan struct{}), make(chan struct{})
-	close(atOnce)
+	signing := make(chan struct{})
 	first := sync.OnceFunc(func() { close(signing) })
-	keep := func(name string, s rotation.Subject, after <-chan struct{}, renewed func()) {
-		g.Go(func() error {
-			select {
-			case <-after:
-				_ = rotation.Keep(ctx, s, rotation.KeepOptions{Observe: d.observe(name, renewed), Retry: rotation.Retry{Max: 30 * time.Second}})
-			case <-ctx.Done():
-			}
-			return nil
-		})
+	g.Go(func() error { d.keepLines(ctx, first); return nil })
+	g.Go(func() error {
+		select {
+		case <-signing:
+			_ = rotation.Keep(ctx, d.serving, rotation.KeepOptions{
+				Wake: d.servingWake, Observe: d.observe("server", func() {}), Retry: rotation.Retry{Max: 30 * time.Second},
+			})
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	g.Go(func() error { d.roller.Run(ctx); return nil })
+	if u, ok := d.upstream.(interface{ Run(context.Context) error }); ok {
+		g.Go(func() error { return ignoreEnd(ctx, u.Run(ctx), "upstream") })
 	}
-	keep("intermediate", d.authority, atOnce, first)
-	keep("server", d.serving, signing, func() {})
 	for name, cluster := range d.clusters {
 		g.Go(func() error { return ignoreEnd(ctx, cluster.Run(ctx), name) })
 	}

@@ -31,6 +31,8 @@ const maxMessage = 32 << 20
 type Conn struct {
 	CA    meshcav1.AdminServiceClient
 	Agent meshcav1.AgentAdminServiceClient
+	// Authorities is the CA's too.
+	Authorities meshcav1.AuthorityServiceClient
 
 	conn   *grpc.ClientConn
 	first  net.Conn
@@ -85,6 +87,7 @@ func Open(ctx context.Context, socket string) (*Conn, error) {
 		return nil, &Error{Socket: socket, Err: err}
 	}
 	c.CA, c.Agent = meshcav1.NewAdminServiceClient(c.conn), meshcav1.NewAgentAdminServiceClient(c.conn)
+	c.Authorities = meshcav1.NewAuthorityServiceClient(c.conn)
 	return c, nil
 }
 

@@ -121,10 +121,11 @@ func (s *Stream) Receive() (*meshcav1.SyncResponse, error) {
 	return state, nil
 }
 
-// Acknowledge tells the CA that every open stream below has the bundle of this sequence. It must not be called
-// concurrently with itself. Why it failed, Receive tells.
-func (s *Stream) Acknowledge(sequence uint64) error {
-	err := s.stream.Send(&meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Ack{Ack: &meshcav1.BundleAck{BundleSequence: sequence}}})
+// Acknowledge tells the CA that every open stream below has the bundle of this sequence, and who lacks a newer one. It must
+// not be called concurrently with itself. Why it failed, Receive tells.
+func (s *Stream) Acknowledge(sequence uint64, waitsFor ...string) error {
+	ack := &meshcav1.BundleAck{BundleSequence: sequence, WaitsFor: waitsFor}
+	err := s.stream.Send(&meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Ack{Ack: ack}})
 	if err != nil {
 		return fmt.Errorf("bundle %d was not acknowledged: %w", sequence, err)
 	}

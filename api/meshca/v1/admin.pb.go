@@ -134,7 +134,9 @@ type GetStatusResponse struct {
 	// Entries in the ledger.
 	LedgerEntries uint64 `protobuf:"varint,15,opt,name=ledger_entries,json=ledgerEntries,proto3" json:"ledger_entries,omitempty"`
 	// The life of an SVID by default and at most.
-	MaxSvidTtl    *durationpb.Duration `protobuf:"bytes,16,opt,name=max_svid_ttl,json=maxSvidTtl,proto3" json:"max_svid_ttl,omitempty"`
+	MaxSvidTtl *durationpb.Duration `protobuf:"bytes,16,opt,name=max_svid_ttl,json=maxSvidTtl,proto3" json:"max_svid_ttl,omitempty"`
+	// The last rollout of a root; unset before the first.
+	Rollout       *RolloutStatus `protobuf:"bytes,17,opt,name=rollout,proto3" json:"rollout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,6 +279,13 @@ func (x *GetStatusResponse) GetLedgerEntries() uint64 {
 func (x *GetStatusResponse) GetMaxSvidTtl() *durationpb.Duration {
 	if x != nil {
 		return x.MaxSvidTtl
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetRollout() *RolloutStatus {
+	if x != nil {
+		return x.Rollout
 	}
 	return nil
 }
@@ -3132,8 +3141,8 @@ var File_meshca_v1_admin_proto protoreflect.FileDescriptor
 
 const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x15meshca/v1/admin.proto\x12\tmeshca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18meshca/v1/issuance.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xa3\x05\n" +
+	"\x15meshca/v1/admin.proto\x12\tmeshca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19meshca/v1/authority.proto\x1a\x18meshca/v1/issuance.proto\"\x12\n" +
+	"\x10GetStatusRequest\"\xd7\x05\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x129\n" +
@@ -3154,7 +3163,8 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x05store\x18\x0e \x01(\tR\x05store\x12%\n" +
 	"\x0eledger_entries\x18\x0f \x01(\x04R\rledgerEntries\x12;\n" +
 	"\fmax_svid_ttl\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"maxSvidTtl\"\xf0\x02\n" +
+	"maxSvidTtl\x122\n" +
+	"\arollout\x18\x11 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\"\xf0\x02\n" +
 	"\x0fAuthorityStatus\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
@@ -3466,8 +3476,9 @@ var file_meshca_v1_admin_proto_goTypes = []any{
 	(*GetAgentBundleResponse)(nil), // 41: meshca.v1.GetAgentBundleResponse
 	(*timestamppb.Timestamp)(nil),  // 42: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),    // 43: google.protobuf.Duration
-	(*Refusal)(nil),                // 44: meshca.v1.Refusal
-	(*RenewOrder)(nil),             // 45: meshca.v1.RenewOrder
+	(*RolloutStatus)(nil),          // 44: meshca.v1.RolloutStatus
+	(*Refusal)(nil),                // 45: meshca.v1.Refusal
+	(*RenewOrder)(nil),             // 46: meshca.v1.RenewOrder
 }
 var file_meshca_v1_admin_proto_depIdxs = []int32{
 	42, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
@@ -3477,83 +3488,84 @@ var file_meshca_v1_admin_proto_depIdxs = []int32{
 	5,  // 4: meshca.v1.GetStatusResponse.policy:type_name -> meshca.v1.PolicyStatus
 	6,  // 5: meshca.v1.GetStatusResponse.agents:type_name -> meshca.v1.AgentInfo
 	43, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
-	42, // 7: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
-	42, // 8: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	42, // 9: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
-	43, // 10: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
-	42, // 11: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
-	42, // 12: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 13: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
-	0,  // 14: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
-	12, // 15: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
-	42, // 16: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
-	42, // 17: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
-	13, // 18: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
-	19, // 19: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
-	20, // 20: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
-	44, // 21: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
-	18, // 22: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
-	43, // 23: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
-	43, // 24: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	22, // 25: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
-	24, // 26: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
-	27, // 27: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
-	42, // 28: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
-	42, // 29: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
-	13, // 30: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
-	42, // 31: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
-	27, // 32: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
-	42, // 33: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
-	42, // 34: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
-	27, // 35: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
-	43, // 36: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
-	45, // 37: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
-	42, // 38: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	42, // 39: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
-	36, // 40: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
-	42, // 41: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
-	43, // 42: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
-	37, // 43: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
-	42, // 44: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
-	43, // 45: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
-	43, // 46: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
-	42, // 47: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
-	36, // 48: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
-	44, // 49: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
-	42, // 50: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
-	42, // 51: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
-	9,  // 52: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
-	1,  // 53: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
-	7,  // 54: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
-	10, // 55: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
-	14, // 56: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
-	16, // 57: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
-	21, // 58: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
-	25, // 59: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
-	28, // 60: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
-	30, // 61: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
-	32, // 62: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
-	34, // 63: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
-	38, // 64: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
-	40, // 65: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
-	2,  // 66: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
-	8,  // 67: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
-	11, // 68: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
-	15, // 69: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
-	17, // 70: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
-	23, // 71: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
-	26, // 72: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
-	29, // 73: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
-	31, // 74: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
-	33, // 75: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
-	35, // 76: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
-	39, // 77: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
-	41, // 78: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
-	66, // [66:79] is the sub-list for method output_type
-	53, // [53:66] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	44, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	42, // 8: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
+	42, // 9: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	42, // 10: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
+	43, // 11: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
+	42, // 12: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
+	42, // 13: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
+	9,  // 14: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
+	0,  // 15: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
+	12, // 16: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
+	42, // 17: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
+	42, // 18: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
+	13, // 19: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
+	19, // 20: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
+	20, // 21: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
+	45, // 22: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
+	18, // 23: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
+	43, // 24: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
+	43, // 25: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	22, // 26: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
+	24, // 27: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
+	27, // 28: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
+	42, // 29: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
+	42, // 30: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	13, // 31: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
+	42, // 32: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
+	27, // 33: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
+	42, // 34: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
+	42, // 35: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
+	27, // 36: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
+	43, // 37: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
+	46, // 38: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
+	42, // 39: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	42, // 40: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
+	36, // 41: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
+	42, // 42: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
+	43, // 43: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
+	37, // 44: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
+	42, // 45: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
+	43, // 46: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
+	43, // 47: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
+	42, // 48: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
+	36, // 49: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
+	45, // 50: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
+	42, // 51: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
+	42, // 52: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
+	9,  // 53: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
+	1,  // 54: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
+	7,  // 55: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
+	10, // 56: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
+	14, // 57: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
+	16, // 58: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
+	21, // 59: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
+	25, // 60: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
+	28, // 61: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
+	30, // 62: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
+	32, // 63: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
+	34, // 64: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
+	38, // 65: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
+	40, // 66: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
+	2,  // 67: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
+	8,  // 68: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
+	11, // 69: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
+	15, // 70: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
+	17, // 71: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
+	23, // 72: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
+	26, // 73: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
+	29, // 74: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
+	31, // 75: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
+	33, // 76: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
+	35, // 77: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
+	39, // 78: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
+	41, // 79: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
+	67, // [67:80] is the sub-list for method output_type
+	54, // [54:67] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_admin_proto_init() }
@@ -3561,6 +3573,7 @@ func file_meshca_v1_admin_proto_init() {
 	if File_meshca_v1_admin_proto != nil {
 		return
 	}
+	file_meshca_v1_authority_proto_init()
 	file_meshca_v1_issuance_proto_init()
 	file_meshca_v1_admin_proto_msgTypes[20].OneofWrappers = []any{
 		(*ExplainRequest_SpiffeId)(nil),

@@ -723,12 +723,15 @@ func (x *SyncHello) GetHighestBundleSequence() uint64 {
 	return 0
 }
 
-// BundleAck says that every open stream below the agent has acknowledged the bundle.
+// BundleAck says what bundle every open stream below the agent has acknowledged, and who of them lacks a newer one.
 type BundleAck struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	BundleSequence uint64                 `protobuf:"varint,1,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What below the agent has not taken the newest bundle, and why: sockets with what their peers said, at most 8 of 256
+	// bytes. Empty: nothing is waited for.
+	WaitsFor      []string `protobuf:"bytes,2,rep,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BundleAck) Reset() {
@@ -766,6 +769,13 @@ func (x *BundleAck) GetBundleSequence() uint64 {
 		return x.BundleSequence
 	}
 	return 0
+}
+
+func (x *BundleAck) GetWaitsFor() []string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return nil
 }
 
 // SyncResponse is the whole state: nothing is lost when a stream breaks between two of them.
@@ -953,9 +963,10 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\tSyncHello\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x126\n" +
-	"\x17highest_bundle_sequence\x18\x03 \x01(\x04R\x15highestBundleSequence\"4\n" +
+	"\x17highest_bundle_sequence\x18\x03 \x01(\x04R\x15highestBundleSequence\"Q\n" +
 	"\tBundleAck\x12'\n" +
-	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\"\xaf\x01\n" +
+	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\x12\x1b\n" +
+	"\twaits_for\x18\x02 \x03(\tR\bwaitsFor\"\xaf\x01\n" +
 	"\fSyncResponse\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\fR\x06bundle\x12\x1d\n" +
 	"\n" +

@@ -11,12 +11,12 @@ import (
 
 // A group is one value of the ledger's bucket; its key is the index of its first entry, big-endian. Layout:
 //
-//	byte     format version, 1
+//	byte     format version, 2
 //	uint64   the latest NotAfter of its entries, Unix seconds, big-endian: what pruning reads
 //	uvarint  number of entries, then each:
-//	         serial, id, profile, authority key id, TBS digest, evidence: uvarint length and bytes
+//	         serial, id, profile, authority key id, root, TBS digest, evidence: uvarint length and bytes
 //	         varint IssuedAt, Unix nanoseconds; varint NotAfter, Unix seconds
-const groupVersion = 1
+const groupVersion = 2
 
 // groupHeader is the size of the version and the latest NotAfter.
 const groupHeader = 1 + 8
@@ -30,8 +30,8 @@ func encodeGroup(group []ca.LedgerEntry) []byte {
 	for i := range group {
 		e := &group[i]
 		last = max(last, e.NotAfter.Unix())
-		size += len(e.Serial) + len(e.ID) + len(e.Profile) + len(e.AuthorityKeyID) + len(e.TBSDigest) + len(e.Evidence) +
-			8*binary.MaxVarintLen32
+		size += len(e.Serial) + len(e.ID) + len(e.Profile) + len(e.AuthorityKeyID) + len(e.Root) + len(e.TBSDigest) + len(e.Evidence) +
+			9*binary.MaxVarintLen32
 	}
 	b := append(make([]byte, 0, size), groupVersion)
 	b = binary.BigEndian.AppendUint64(b, uint64(last))
@@ -42,6 +42,7 @@ func encodeGroup(group []ca.LedgerEntry) []byte {
 		b = appendBytes(b, e.ID)
 		b = appendBytes(b, e.Profile)
 		b = appendBytes(b, e.AuthorityKeyID)
+		b = appendBytes(b, e.Root)
 		b = appendBytes(b, e.TBSDigest)
 		b = appendBytes(b, e.Evidence)
 		b = binary.AppendVarint(b, e.IssuedAt.UnixNano())
@@ -81,6 +82,7 @@ func readGroup(first uint64, value []byte) ([]ca.LedgerEntry, error) {
 		e.ID = string(r.bytes())
 		e.Profile = string(r.bytes())
 		e.AuthorityKeyID = r.bytes()
+		e.Root = r.bytes()
 		e.TBSDigest = r.bytes()
 		e.Evidence = r.bytes()
 		e.IssuedAt = time.Unix(0, r.varint()).UTC()

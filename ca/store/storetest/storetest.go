@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
 )
 
 // Store is what a store does, by who asks it.
 type Store interface {
 	ca.BundleStore
+	rotation.Journal
 	Ledger
 	Denials
 	RenewOrders
@@ -64,6 +66,7 @@ func Run(t *testing.T, open Opener) {
 	for name, test := range map[string]func(*testing.T, Opener){
 		"Bundle":                testBundle,
 		"BundleRace":            testBundleRace,
+		"Rollout":               testRollout,
 		"LedgerOrder":           testLedgerOrder,
 		"LedgerPages":           testLedgerPages,
 		"LedgerPruning":         testLedgerPruning,

@@ -72,7 +72,7 @@ func Import(from, to Files) (*x509.Certificate, error) {
 	if err := absent(to); err != nil {
 		return nil, err
 	}
-	u, err := Open(from)
+	i, err := open(from)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func Import(from, to Files) (*x509.Certificate, error) {
 	if err := makeDirs(to); err != nil {
 		return nil, err
 	}
-	return u.chain[len(u.chain)-1], writeBoth(to, u.chain, key)
+	return i.chain[len(i.chain)-1], writeBoth(to, i.chain, key)
 }
 
 // selfSigned makes the root's certificate.

@@ -1,7 +1,7 @@
-// Package disk is an upstream whose root lies in two files: a certificate, and its key with mode 0600.
+// Package disk is an upstream whose roots lie in files, two for each: a certificate, and its key with mode 0600.
 //
-// A root is made once, by an explicit step (Create), or brought along (Import); neither ever overwrites a file. Open
-// only reads.
+// A root is made once, by an explicit step (Create), or brought along (Import); neither ever overwrites a file. Its
+// successors, made by NewIssuer when a root is replaced, lie in a directory of their own.
 package disk
 
 import (
@@ -12,15 +12,20 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
+	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	casapi "github.com/smallstep/certificates/cas/apiv1"
 	"github.com/smallstep/certificates/cas/softcas"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/ca"
 )
@@ -39,17 +44,65 @@ type Files struct {
 // backdate is how far the NotBefore of what is signed here lies back, for clocks that are behind.
 const backdate = 5 * time.Minute
 
-// Upstream signs intermediates with the key in a file. It is safe for concurrent use.
+// Options say where roots lie.
+type Options struct {
+	// Root is the one that the configuration names.
+	Root Files
+	// Successors is the directory of those that replace it, in two files each, NAME.crt and NAME.key; it may be missing.
+	// Empty: there are none, and none can be made.
+	Successors string
+	// TrustDomain is whose successors are made.
+	TrustDomain spiffeid.TrustDomain
+}
+
+// Upstream signs intermediates with keys in files. It is safe for concurrent use.
 type Upstream struct {
+	o Options
+
+	mu      sync.Mutex
+	issuers []*issuer // the named one first
+}
+
+// issuer is one root, or an intermediate below it that signs in its place.
+type issuer struct {
+	ref   string
+	named bool
 	chain []*x509.Certificate // the signing certificate first, the root last
 	key   crypto.Signer
 }
 
 var _ ca.Upstream = (*Upstream)(nil)
 
-// Open reads the root and checks it: modes, that key and certificate belong together, that it is a CA that can have an
-// intermediate below it, and that it is valid now.
-func Open(f Files) (*Upstream, error) {
+// Open reads the roots and checks them: modes, that key and certificate belong together, that it is a CA that can have
+// an intermediate below it, and that it is valid now. Of successors, one that has ended is passed over.
+func Open(o Options) (*Upstream, error) {
+	named, err := open(o.Root)
+	if err != nil {
+		return nil, err
+	}
+	named.named = true
+	u := &Upstream{o: o, issuers: []*issuer{named}}
+	if o.Successors == "" {
+		return u, nil
+	}
+	certs, err := filepath.Glob(filepath.Join(globEscape(o.Successors), "*.crt"))
+	if err != nil {
+		return nil, fmt.Errorf("looking for successors of the root: %w", err)
+	}
+	for _, cert := range certs {
+		i, err := open(Files{Cert: cert, Key: strings.TrimSuffix(cert, ".crt") + ".key"})
+		if errors.Is(err, errEnded) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		u.issuers = append(u.issuers, i)
+	}
+	return u, nil
+}
+
+func open(f Files) (*issuer, error) {
 	chain, err := readChain(f.Cert)
 	if err != nil {
 		return nil, err
@@ -61,17 +114,86 @@ func Open(f Files) (*Upstream, error) {
 	if err := check(f, chain, key, time.Now()); err != nil {
 		return nil, err
 	}
-	return &Upstream{chain: chain, key: key}, nil
+	return &issuer{ref: refOf(chain[len(chain)-1]), chain: chain, key: key}, nil
 }
 
-// Roots returns the root of the chain.
-func (u *Upstream) Roots(context.Context) ([]*x509.Certificate, error) {
-	return []*x509.Certificate{u.chain[len(u.chain)-1]}, nil
+// refOf is a root's SHA-256, in hex.
+func refOf(root *x509.Certificate) string {
+	sum := sha256.Sum256(root.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// globEscape makes a directory's name mean itself in a pattern.
+func globEscape(dir string) string {
+	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(dir)
+}
+
+// Issuers returns the root that the configuration names, and its successors.
+func (u *Upstream) Issuers(context.Context) ([]ca.UpstreamIssuer, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	all := make([]ca.UpstreamIssuer, len(u.issuers))
+	for i, x := range u.issuers {
+		all[i] = x.shown()
+	}
+	return all, nil
+}
+
+func (i *issuer) shown() ca.UpstreamIssuer {
+	root := i.chain[len(i.chain)-1]
+	return ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, NotAfter: i.end(), Named: i.named}
+}
+
+// end is the earliest end in its chain.
+func (i *issuer) end() time.Time {
+	end := i.chain[0].NotAfter
+	for _, c := range i.chain {
+		if c.NotAfter.Before(end) {
+			end = c.NotAfter
+		}
+	}
+	return end
+}
+
+// NewIssuer makes a root that can replace the one in use, of the same life. It is trusted by nobody yet.
+func (u *Upstream) NewIssuer(context.Context) (ca.UpstreamIssuer, error) {
+	if u.o.Successors == "" {
+		return ca.UpstreamIssuer{}, errors.New("disk upstream: no directory for successors of the root")
+	}
+	name := "root-" + time.Now().UTC().Format("20060102T150405.000Z")
+	f := Files{Cert: filepath.Join(u.o.Successors, name+".crt"), Key: filepath.Join(u.o.Successors, name+".key")}
+	like := u.issuers[0].chain[len(u.issuers[0].chain)-1]
+	if _, err := Create(f, CreateOptions{TrustDomain: u.o.TrustDomain, Life: like.NotAfter.Sub(like.NotBefore)}); err != nil {
+		return ca.UpstreamIssuer{}, err
+	}
+	i, err := open(f)
+	if err != nil {
+		return ca.UpstreamIssuer{}, err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.issuers = append(u.issuers, i)
+	return i.shown(), nil
+}
+
+func (u *Upstream) issuer(ref string) (*issuer, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, i := range u.issuers {
+		if i.ref == ref {
+			return i, nil
+		}
+	}
+	return nil, fmt.Errorf("disk upstream: no root with the SHA-256 %.64q, neither at %s nor in %s", ref, u.o.Root.Cert, u.o.Successors)
 }
 
 // SignIntermediate signs an intermediate of path length 0, never beyond the end of anything above it.
-func (u *Upstream) SignIntermediate(ctx context.Context, r ca.IntermediateRequest) ([]*x509.Certificate, error) {
+func (u *Upstream) SignIntermediate(ctx context.Context, ref string, r ca.IntermediateRequest) ([]*x509.Certificate, error) {
 	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	by, err := u.issuer(ref)
+	if err != nil {
 		return nil, err
 	}
 	if r.Life <= 0 {
@@ -88,15 +210,13 @@ func (u *Upstream) SignIntermediate(ctx context.Context, r ca.IntermediateReques
 	keyID := sha256.Sum256(spki) // RFC 7093 §2 method 4
 	now := time.Now()
 	end := now.Add(r.Life)
-	for _, c := range u.chain {
-		if c.NotAfter.Before(end) {
-			end = c.NotAfter
-		}
+	if last := by.end(); last.Before(end) {
+		end = last
 	}
 	if !end.After(now) {
 		return nil, fmt.Errorf("disk upstream: the root ended at %s: bring a new one", end.UTC().Format(time.RFC3339))
 	}
-	made, err := (&softcas.SoftCAS{CertificateChain: u.chain, Signer: u.key}).CreateCertificate(&casapi.CreateCertificateRequest{
+	made, err := (&softcas.SoftCAS{CertificateChain: by.chain, Signer: by.key}).CreateCertificate(&casapi.CreateCertificateRequest{
 		Lifetime: end.Sub(now),
 		Template: &x509.Certificate{
 			PublicKey:             r.PublicKey,
@@ -116,8 +236,10 @@ func (u *Upstream) SignIntermediate(ctx context.Context, r ca.IntermediateReques
 	if err != nil {
 		return nil, fmt.Errorf("disk upstream: signing the intermediate: %w", err)
 	}
-	return append([]*x509.Certificate{made.Certificate}, u.chain[:len(u.chain)-1]...), nil
+	return append([]*x509.Certificate{made.Certificate}, by.chain[:len(by.chain)-1]...), nil
 }
+
+var errEnded = errors.New("ended")
 
 // check says what is wrong with a root as it was read.
 func check(f Files, chain []*x509.Certificate, key crypto.Signer, now time.Time) error {
@@ -137,7 +259,7 @@ func check(f Files, chain []*x509.Certificate, key crypto.Signer, now time.Time)
 		case now.Before(c.NotBefore):
 			return fmt.Errorf("%s: certificate %d (%s) is valid from %s only: look at the clock", f.Cert, i+1, c.Subject, c.NotBefore.UTC().Format(time.RFC3339))
 		case now.After(c.NotAfter):
-			return fmt.Errorf("%s: certificate %d (%s) ended at %s", f.Cert, i+1, c.Subject, c.NotAfter.UTC().Format(time.RFC3339))
+			return fmt.Errorf("%s: certificate %d (%s) %w at %s", f.Cert, i+1, c.Subject, errEnded, c.NotAfter.UTC().Format(time.RFC3339))
 		}
 	}
 	return checkOrder(f, chain)

@@ -69,16 +69,16 @@ func TestCreateThenOpen(t *testing.T) {
 	if root.MaxPathLen != 1 || len(root.URIs) != 1 || root.URIs[0].String() != "spiffe://example.org" || time.Until(root.NotAfter) < 9*365*24*time.Hour {
 		t.Errorf("root: path length %d, URIs %v, end %s", root.MaxPathLen, root.URIs, root.NotAfter)
 	}
-	u, err := Open(f)
+	u, err := Open(Options{Root: f})
 	if err != nil {
 		t.Fatal(err)
 	}
-	roots, err := u.Roots(t.Context())
-	if err != nil || len(roots) != 1 || !roots[0].Equal(root) {
-		t.Errorf("roots %v, %v", roots, err)
+	issuers, err := u.Issuers(t.Context())
+	if err != nil || len(issuers) != 1 || !issuers[0].Root.Equal(root) || !issuers[0].Named || issuers[0].Ref != refOf(root) {
+		t.Errorf("issuers %+v, %v", issuers, err)
 	}
 	r := request(t, 72*time.Hour)
-	chain, err := u.SignIntermediate(t.Context(), r)
+	chain, err := u.SignIntermediate(t.Context(), refOf(root), r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestOpenChecksModes(t *testing.T) {
 		if err := os.Chmod(f.Key, mode); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(f); err == nil || !strings.Contains(err.Error(), "chmod 600 "+f.Key) {
+		if _, err := Open(Options{Root: f}); err == nil || !strings.Contains(err.Error(), "chmod 600 "+f.Key) {
 			t.Errorf("mode %o: %v", mode, err)
 		}
 	}
@@ -159,7 +159,7 @@ func TestOpenChecksModes(t *testing.T) {
 	if err := os.Chmod(f.Key, 0o400); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(f); err != nil {
+	if _, err := Open(Options{Root: f}); err != nil {
 		t.Errorf("mode 0400: %v", err)
 	}
 }
@@ -233,7 +233,7 @@ func TestOpenRefuses(t *testing.T) {
 			certificate(t, "root", key, nil, nil, func(c *x509.Certificate) { c.MaxPathLen = 1; c.SubjectKeyId = []byte("root") })), "no room"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Open(c.files)
+			_, err := Open(Options{Root: c.files})
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want a word on %q", err, c.says)
 			}
@@ -248,7 +248,7 @@ func TestEncryptedKey(t *testing.T) {
 	key := newKey(t)
 	root := certificate(t, "root", key, nil, nil, nil)
 	f := put(t, keyPEM(t, key, pemutil.WithPassword([]byte("opensesame"))), root)
-	if _, err := Open(f); err == nil || !strings.Contains(err.Error(), "is encrypted") {
+	if _, err := Open(Options{Root: f}); err == nil || !strings.Contains(err.Error(), "is encrypted") {
 		t.Errorf("without a passphrase: %v", err)
 	}
 	f.Passphrase = filepath.Join(t.TempDir(), "pass")
@@ -256,7 +256,7 @@ func TestEncryptedKey(t *testing.T) {
 		if err := os.WriteFile(f.Passphrase, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Open(f)
+		_, err := Open(Options{Root: f})
 		if (err == nil) != ok {
 			t.Errorf("passphrase %q: %v", content, err)
 		}
@@ -270,7 +270,7 @@ func TestEncryptedKey(t *testing.T) {
 	if err := os.Chmod(f.Passphrase, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(f); err == nil || !strings.Contains(err.Error(), "chmod 600 "+f.Passphrase) {
+	if _, err := Open(Options{Root: f}); err == nil || !strings.Contains(err.Error(), "chmod 600 "+f.Passphrase) {
 		t.Errorf("a passphrase that all can read: %v", err)
 	}
 }
@@ -297,11 +297,11 @@ func TestImport(t *testing.T) {
 			if err != nil || !got.Equal(root) {
 				t.Fatalf("%v, %v", got, err)
 			}
-			u, err := Open(to)
+			u, err := Open(Options{Root: to})
 			if err != nil {
 				t.Fatal(err)
 			}
-			chain, err := u.SignIntermediate(t.Context(), request(t, 72*time.Hour))
+			chain, err := u.SignIntermediate(t.Context(), refOf(root), request(t, 72*time.Hour))
 			if err != nil || len(chain) != c.chain {
 				t.Fatalf("%d certificates, %v", len(chain), err)
 			}
@@ -327,21 +327,91 @@ func TestImport(t *testing.T) {
 func TestIntermediateEndsWithItsRoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := created(t, CreateOptions{Life: 100 * time.Hour})
-		u, err := Open(f)
+		u, err := Open(Options{Root: f})
 		if err != nil {
 			t.Fatal(err)
 		}
+		root := u.issuers[0].chain[0]
 		time.Sleep(90 * time.Hour)
-		chain, err := u.SignIntermediate(t.Context(), request(t, 72*time.Hour))
-		if err != nil || !chain[0].NotAfter.Equal(u.chain[0].NotAfter) {
-			t.Fatalf("ends at %v, its root at %v: %v", chain[0].NotAfter, u.chain[0].NotAfter, err)
+		chain, err := u.SignIntermediate(t.Context(), refOf(root), request(t, 72*time.Hour))
+		if err != nil || !chain[0].NotAfter.Equal(root.NotAfter) {
+			t.Fatalf("ends at %v, its root at %v: %v", chain[0].NotAfter, root.NotAfter, err)
 		}
 		time.Sleep(11 * time.Hour)
-		if _, err := u.SignIntermediate(t.Context(), request(t, 72*time.Hour)); err == nil || !strings.Contains(err.Error(), "ended at") {
+		if _, err := u.SignIntermediate(t.Context(), refOf(root), request(t, 72*time.Hour)); err == nil || !strings.Contains(err.Error(), "ended at") {
 			t.Errorf("an ended root signs: %v", err)
 		}
-		if _, err := Open(f); err == nil {
+		if _, err := Open(Options{Root: f}); err == nil {
 			t.Error("an ended root is opened")
+		}
+	})
+}
+
+func TestSuccessors(t *testing.T) {
+	f := created(t, CreateOptions{Life: 1000 * time.Hour})
+	o := Options{Root: f, Successors: filepath.Join(t.TempDir(), "roots [old]"), TrustDomain: domain}
+	u, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := u.NewIssuer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if life := made.Root.NotAfter.Sub(made.Root.NotBefore); made.Named || made.Ref != refOf(made.Root) || life < 999*time.Hour || life > 1001*time.Hour {
+		t.Errorf("made %+v, life %s", made, life)
+	}
+	again, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range []*Upstream{u, again} {
+		all, err := u.Issuers(t.Context())
+		if err != nil || len(all) != 2 || !all[0].Named || all[1].Named || !all[1].Root.Equal(made.Root) {
+			t.Fatalf("issuers %+v, %v", all, err)
+		}
+		for _, i := range all {
+			chain, err := u.SignIntermediate(t.Context(), i.Ref, request(t, time.Hour))
+			if err != nil || chain[0].CheckSignatureFrom(i.Root) != nil {
+				t.Errorf("%s: %v", i.Name, err)
+			}
+		}
+		if _, err := u.SignIntermediate(t.Context(), "another", request(t, time.Hour)); err == nil {
+			t.Error("a root that is not there signs")
+		}
+	}
+	for _, e := range []string{f.Key, f.Cert} {
+		if filepath.Dir(e) == o.Successors {
+			t.Errorf("%s lies among the successors", e)
+		}
+	}
+	if _, err := (&Upstream{o: Options{Root: f}}).NewIssuer(t.Context()); err == nil {
+		t.Error("made a successor without a place for it")
+	}
+}
+
+// An old successor that has ended must not keep the CA from starting.
+func TestEndedSuccessorsArePassedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := created(t, CreateOptions{Life: 1000 * time.Hour})
+		o := Options{Root: f, Successors: filepath.Join(t.TempDir(), "roots"), TrustDomain: domain}
+		ended := Files{Cert: filepath.Join(o.Successors, "a.crt"), Key: filepath.Join(o.Successors, "a.key")}
+		if _, err := Create(ended, CreateOptions{TrustDomain: domain, Life: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour)
+		u, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all, err := u.Issuers(t.Context()); err != nil || len(all) != 1 {
+			t.Errorf("issuers %+v, %v", all, err)
+		}
+		if err := os.Chmod(ended.Key, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(o); err == nil {
+			t.Error("a key that others can read was passed over")
 		}
 	})
 }

@@ -1,0 +1,252 @@
+package admin
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/rollout"
+	"github.com/meshca/meshca/rotation"
+)
+
+// Authorities is what operators order about the CA's authorities.
+type Authorities interface {
+	View(ctx context.Context) (rollout.View, error)
+	Rotate(ctx context.Context, o rollout.RotateOptions) (rotation.Rollout, error)
+	Continue(ctx context.Context, despite []string) (rotation.Rollout, error)
+	Abort(ctx context.Context, by string) (rotation.Rollout, error)
+	// RotateIntermediate returns until when what the old one signed, or its key would sign, is trusted.
+	RotateIntermediate(ctx context.Context, tainted time.Duration) (time.Time, error)
+}
+
+// Roots is what operators order about the trust bundle's roots, and how the rollout of one stands.
+type Roots interface {
+	// Standing is cheap: it asks nobody.
+	Standing() rotation.Standing
+	// TrustRoots takes roots in, all or none, and returns the IDs of those that are new.
+	TrustRoots(ctx context.Context, roots []*x509.Certificate) (added []string, err error)
+	// RemoveRoot takes one out that nothing needs.
+	RemoveRoot(ctx context.Context, id string) error
+}
+
+var (
+	_ Authorities = (*rollout.Operator)(nil)
+	_ Roots       = (*rollout.Operator)(nil)
+)
+
+// maxDespite bounds how many confirmations one call gives up.
+const maxDespite = 10_000
+
+// GetAuthorities describes roots, candidates, the rollout and who has confirmed what.
+func (s *Server) GetAuthorities(ctx context.Context, _ *meshcav1.GetAuthoritiesRequest) (*meshcav1.GetAuthoritiesResponse, error) {
+	v, err := s.c.Authorities.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	answer := &meshcav1.GetAuthoritiesResponse{BundleSequence: s.sequence(), Agents: s.confirmations()}
+	for _, r := range v.Readers {
+		answer.Readers = append(answer.Readers, &meshcav1.ReaderConfirmation{Name: r.Name, Refresh: durationpb.New(r.Refresh), Until: stamp(r.Until)})
+	}
+	if v.UpstreamErr != nil {
+		answer.UpstreamError = v.UpstreamErr.Error()
+	}
+	for _, r := range v.Roots {
+		answer.Roots = append(answer.Roots, encodeRoot(r))
+	}
+	for _, c := range v.Candidates {
+		out := &meshcav1.IssuerCandidate{Ref: c.Ref, Name: c.Name, NotAfter: stamp(c.NotAfter)}
+		if c.Root != nil {
+			out.Root = ca.RootID(c.Root)
+		}
+		if c.Fault != nil {
+			out.Fault = c.Fault.Error()
+		}
+		answer.Candidates = append(answer.Candidates, out)
+	}
+	if v.Standing.Rollout.Old.ID != "" { // the first start leaves an entry that replaced nothing
+		answer.Rollout = encodeStanding(v.Standing)
+	}
+	return answer, nil
+}
+
+// sequence is the trust bundle's.
+func (s *Server) sequence() uint64 {
+	bundle, _ := s.c.Bundle()
+	if bundle == nil {
+		return 0
+	}
+	n, _ := bundle.SequenceNumber()
+	return n
+}
+
+// confirmations are the agents that count.
+func (s *Server) confirmations() []*meshcav1.AgentConfirmation {
+	now := time.Now()
+	var all []*meshcav1.AgentConfirmation
+	for _, a := range s.c.Agents() {
+		until := a.CountsUntil()
+		if !now.Before(until) {
+			continue
+		}
+		all = append(all, &meshcav1.AgentConfirmation{
+			SpiffeId: a.ID, AckedBundleSequence: a.AckedSequence, Connected: a.Connected, LastSeen: stamp(a.LastSeen), CountsUntil: stamp(until),
+			Rejections: a.Rejections,
+		})
+	}
+	return all
+}
+
+func encodeRoot(r rollout.RootView) *meshcav1.RootStatus {
+	out := &meshcav1.RootStatus{
+		Id: r.ID, Subject: r.Certificate.Subject.String(), NotBefore: stamp(r.Certificate.NotBefore), NotAfter: stamp(r.Certificate.NotAfter),
+		State: r.State, Issuer: r.Issuer, LiveSvids: uint64(r.Live), LastEnd: stamp(r.LastEnd), Certificate: r.Certificate.Raw,
+	}
+	if r.Line != nil {
+		out.Intermediate = &meshcav1.AuthorityIntermediate{NotAfter: stamp(r.Line.NotAfter), LastTry: stamp(r.Line.LastTry)}
+		if len(r.Line.Chain) > 0 {
+			out.Intermediate.Subject = r.Line.Chain[0].Subject.String()
+			out.Intermediate.Serial = ca.SerialString(r.Line.Chain[0].SerialNumber)
+		}
+		if r.Line.LastError != nil {
+			out.Intermediate.LastError = r.Line.LastError.Error()
+		}
+	}
+	return out
+}
+
+func encodeRollout(r rotation.Rollout) *meshcav1.RolloutStatus {
+	out := &meshcav1.RolloutStatus{
+		OldRoot: r.Old.ID, NewRoot: r.New.ID, Step: string(r.Step), Entered: stamp(r.Entered), Begun: stamp(r.Begun), By: r.By,
+		NewShare: uint32(r.NewShare), Canary: uint32(r.Canary), BundleSequence: r.Set, Despite: r.Despite, Aborted: r.Aborted,
+		AbortedBy: r.AbortedBy, LastEnd: stamp(r.LastEnd), Active: r.Active(),
+	}
+	if r.Within > 0 {
+		out.Within = durationpb.New(r.Within)
+	}
+	return out
+}
+
+func encodeStanding(s rotation.Standing) *meshcav1.RolloutStatus {
+	out := encodeRollout(s.Rollout)
+	out.Waits, out.Until = s.Waits, stamp(s.Until)
+	if s.Err != nil {
+		out.Error = s.Err.Error()
+	}
+	return out
+}
+
+// RotateRoot begins to replace the root that signs.
+func (s *Server) RotateRoot(ctx context.Context, r *meshcav1.RotateRootRequest) (*meshcav1.RotateRootResponse, error) {
+	within, err := positive(r.GetTaintedWithin(), "tainted_within")
+	if err != nil {
+		return nil, err
+	}
+	if r.GetShare() > 99 {
+		return nil, refusal.New(refusal.RequestMalformed, "a share of %d %%: it must lie between 1 and 99", r.GetShare()).On("share")
+	}
+	if len(r.GetIssuer()) > maxWhy {
+		return nil, refusal.New(refusal.RequestMalformed, "an issuer's name of %d bytes", len(r.GetIssuer())).On("issuer")
+	}
+	by := peerName(ctx)
+	begun, err := s.c.Authorities.Rotate(ctx, rollout.RotateOptions{
+		By: by, Issuer: r.GetIssuer(), Canary: int(r.GetShare()), Within: within, DryRun: r.GetDryRun(),
+	})
+	if !r.GetDryRun() {
+		s.audit(ctx, "ca rotate root", by, err, slog.String("old", begun.Old.ID), slog.String("new", begun.New.ID), slog.String("issuer", begun.New.Ref),
+			slog.Int("share", begun.Canary), slog.String("within", within.String()))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &meshcav1.RotateRootResponse{Rollout: encodeRollout(begun), Plan: plan(begun)}, nil
+}
+
+// plan says what is going to happen.
+func plan(r rotation.Rollout) []string {
+	steps := []string{
+		"published: the new root comes into the trust bundle, and agents bring it to their proxies",
+		"confirmed: every agent through which a live SVID was issued has acknowledged it",
+	}
+	if r.Within > 0 {
+		steps[1] += fmt.Sprintf("; after %s those that have not are left behind", r.Within/2)
+	}
+	if r.Canary > 0 {
+		steps = append(steps, fmt.Sprintf("canary: it signs for %d %% of the identities, until `certctl ca continue`", r.Canary))
+	}
+	steps = append(steps, "signing: it signs for all; the old root's intermediate and its key are gone")
+	if r.Within > 0 {
+		steps = append(steps, fmt.Sprintf("retired: all SVIDs are renewed, spread over %s", r.Within*3/8),
+			fmt.Sprintf("out: %s after that began the old root leaves the bundle, whatever still lives under it", r.Within/2))
+	} else {
+		steps = append(steps, "retired: SVIDs move over as they renew, until the last one under the old root has ended",
+			"out: the old root leaves the bundle")
+	}
+	return append(steps, "until it leaves, `certctl ca abort` goes back")
+}
+
+// ContinueRollout ends the canary, or gives confirmations up.
+func (s *Server) ContinueRollout(ctx context.Context, r *meshcav1.ContinueRolloutRequest) (*meshcav1.ContinueRolloutResponse, error) {
+	if len(r.GetDespite()) > maxDespite {
+		return nil, refusal.New(refusal.RequestMalformed, "%d names, at most %d are taken", len(r.GetDespite()), maxDespite).On("despite")
+	}
+	now, err := s.c.Authorities.Continue(ctx, r.GetDespite())
+	s.audit(ctx, "ca continue", peerName(ctx), err, slog.String("new", now.New.ID), slog.Any("despite", r.GetDespite()))
+	if err != nil {
+		return nil, err
+	}
+	return &meshcav1.ContinueRolloutResponse{Rollout: encodeRollout(now)}, nil
+}
+
+// AbortRollout goes back.
+func (s *Server) AbortRollout(ctx context.Context, _ *meshcav1.AbortRolloutRequest) (*meshcav1.AbortRolloutResponse, error) {
+	by := peerName(ctx)
+	now, err := s.c.Authorities.Abort(ctx, by)
+	s.audit(ctx, "ca abort", by, err, slog.String("old", now.Old.ID), slog.String("new", now.New.ID))
+	if err != nil {
+		return nil, err
+	}
+	return &meshcav1.AbortRolloutResponse{Rollout: encodeRollout(now)}, nil
+}
+
+// RotateIntermediate replaces the intermediates.
+func (s *Server) RotateIntermediate(ctx context.Context, r *meshcav1.RotateIntermediateRequest) (*meshcav1.RotateIntermediateResponse, error) {
+	within, err := positive(r.GetTaintedWithin(), "tainted_within")
+	if err != nil {
+		return nil, err
+	}
+	until, err := s.c.Authorities.RotateIntermediate(ctx, within)
+	s.audit(ctx, "ca rotate intermediate", peerName(ctx), err, slog.String("taintedWithin", within.String()))
+	if err != nil {
+		return nil, err
+	}
+	answer := &meshcav1.RotateIntermediateResponse{TrustedUntil: stamp(until)}
+	v, err := s.c.Authorities.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, root := range v.Roots {
+		if root.Line != nil && len(root.Line.Chain) > 0 {
+			answer.NewSerials = append(answer.NewSerials, ca.SerialString(root.Line.Chain[0].SerialNumber))
+		}
+	}
+	return answer, nil
+}
+
+// positive reads a bound that may be unset: 0.
+func positive(d *durationpb.Duration, field string) (time.Duration, error) {
+	if d == nil {
+		return 0, nil
+	}
+	if d.CheckValid() != nil || d.AsDuration() <= 0 || d.AsDuration() > MaxSpread || d.GetSeconds() > math.MaxInt32 {
+		return 0, refusal.New(refusal.RequestMalformed, "a bound must lie between 0 and %s", MaxSpread).On(field)
+	}
+	return d.AsDuration(), nil
+}

@@ -1,0 +1,166 @@
+package admin
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/registration"
+	"github.com/meshca/meshca/ca/rollout"
+	"github.com/meshca/meshca/rotation"
+)
+
+// operator is what stands behind the door: what it is told is kept.
+type operator struct {
+	view   rollout.View
+	told   []string
+	broken error
+}
+
+func (o *operator) View(context.Context) (rollout.View, error) { return o.view, o.broken }
+
+func (o *operator) Standing() rotation.Standing { return o.view.Standing }
+
+func (o *operator) TrustRoots(_ context.Context, roots []*x509.Certificate) ([]string, error) {
+	o.told = append(o.told, fmt.Sprintf("trust %d roots", len(roots)))
+	return []string{ca.RootID(roots[0])}, o.broken
+}
+
+func (o *operator) RemoveRoot(_ context.Context, id string) error {
+	o.told = append(o.told, "remove "+id)
+	return o.broken
+}
+
+func (o *operator) Rotate(_ context.Context, r rollout.RotateOptions) (rotation.Rollout, error) {
+	o.told = append(o.told, fmt.Sprintf("rotate %+v", r))
+	return rotation.Rollout{Old: rotation.Party{ID: "old"}, New: rotation.Party{ID: "new", Ref: "r2"}, Step: rotation.StepChosen, Canary: r.Canary, Within: r.Within}, o.broken
+}
+
+func (o *operator) Continue(_ context.Context, despite []string) (rotation.Rollout, error) {
+	o.told = append(o.told, fmt.Sprintf("continue %q", despite))
+	return rotation.Rollout{Step: rotation.StepSigning}, o.broken
+}
+
+func (o *operator) Abort(_ context.Context, by string) (rotation.Rollout, error) {
+	o.told = append(o.told, "abort "+by)
+	return rotation.Rollout{Step: rotation.StepRetired, Aborted: true}, o.broken
+}
+
+func (o *operator) RotateIntermediate(_ context.Context, tainted time.Duration) (time.Time, error) {
+	o.told = append(o.told, fmt.Sprint("intermediate ", tainted))
+	return time.Unix(1000, 0), o.broken
+}
+
+func TestAuthoritiesAreShown(t *testing.T) {
+	f := start(t, "rules: []")
+	soon := time.Now().Add(time.Hour)
+	f.agents = []registration.AgentView{
+		{AgentRecord: ca.AgentRecord{ID: "spiffe://mesh.example/a", AckedSequence: 3, HoldsUntil: soon}, Connected: true, Rejections: []string{"/run/x: bad"}},
+		{AgentRecord: ca.AgentRecord{ID: "spiffe://mesh.example/own", Instances: []ca.AgentInstance{{NotAfter: soon}}}},
+		{AgentRecord: ca.AgentRecord{ID: "spiffe://mesh.example/gone", HoldsUntil: time.Now()}},
+	}
+	f.operator.view = rollout.View{
+		Candidates:  []ca.UpstreamIssuer{{Ref: "r3", Name: "third", Fault: errors.New("no key")}},
+		UpstreamErr: errors.New("sealed"),
+		Readers:     []rollout.ReaderView{{Reader: rollout.Reader{Name: "configmap", Refresh: time.Minute}, Until: soon}},
+		Standing: rotation.Standing{
+			Rollout: rotation.Rollout{Old: rotation.Party{ID: "a"}, Step: rotation.StepPublished, Set: 4, Within: time.Minute}, Waits: []string{"spiffe://mesh.example/own"}, Until: soon, Err: errors.New("away"),
+		},
+	}
+	got, err := f.Authorities.GetAuthorities(t.Context(), &meshcav1.GetAuthoritiesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := got.GetAgents(); len(a) != 2 || a[0].GetAckedBundleSequence() != 3 || !a[0].GetConnected() || len(a[0].GetRejections()) != 1 || a[1].GetCountsUntil() == nil {
+		t.Errorf("agents %v", a)
+	}
+	r := got.GetRollout()
+	if !r.GetActive() || r.GetStep() != "published" || r.GetBundleSequence() != 4 || len(r.GetWaits()) != 1 || r.GetError() != "away" || r.GetUntil() == nil || r.GetWithin().AsDuration() != time.Minute {
+		t.Errorf("rollout %v", r)
+	}
+	if x := got.GetReaders(); len(x) != 1 || x[0].GetName() != "configmap" || x[0].GetRefresh().AsDuration() != time.Minute || !x[0].GetUntil().AsTime().Equal(soon) {
+		t.Errorf("readers %v", x)
+	}
+	if st, err := f.CA.GetStatus(t.Context(), &meshcav1.GetStatusRequest{}); err != nil || st.GetRollout().GetStep() != "published" || st.GetRollout().GetError() != "away" {
+		t.Errorf("status %v, %v", st, err)
+	}
+	if c := got.GetCandidates(); len(c) != 1 || c[0].GetRef() != "r3" || c[0].GetFault() != "no key" || c[0].GetRoot() != "" || got.GetUpstreamError() != "sealed" {
+		t.Errorf("candidates %v, %q", c, got.GetUpstreamError())
+	}
+}
+
+func TestAuthorityVerbsAreTaken(t *testing.T) {
+	f := start(t, "rules: []")
+	by := fmt.Sprintf("uid %d", os.Getuid())
+	a, ctx := f.Authorities, t.Context()
+	rotated, err := a.RotateRoot(ctx, &meshcav1.RotateRootRequest{Issuer: "r2", Share: 5})
+	if err != nil || rotated.GetRollout().GetNewRoot() != "new" || !strings.Contains(strings.Join(rotated.GetPlan(), "\n"), "5 % of the identities") {
+		t.Errorf("%v, %v", rotated, err)
+	}
+	tainted, err := a.RotateRoot(ctx, &meshcav1.RotateRootRequest{TaintedWithin: durationpb.New(4 * time.Minute)})
+	if err != nil || !strings.Contains(strings.Join(tainted.GetPlan(), "\n"), "after 2m0s those that have not are left behind") {
+		t.Errorf("%v, %v", tainted, err)
+	}
+	if _, err := a.RotateRoot(ctx, &meshcav1.RotateRootRequest{DryRun: true}); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.ContinueRollout(ctx, &meshcav1.ContinueRolloutRequest{Despite: []string{"x"}}); err != nil {
+		t.Error(err)
+	}
+	if r, err := a.AbortRollout(ctx, &meshcav1.AbortRolloutRequest{}); err != nil || !r.GetRollout().GetAborted() {
+		t.Errorf("%v, %v", r, err)
+	}
+	if r, err := a.RotateIntermediate(ctx, &meshcav1.RotateIntermediateRequest{TaintedWithin: durationpb.New(time.Minute)}); err != nil || r.GetTrustedUntil().AsTime().Unix() != 1000 {
+		t.Errorf("%v, %v", r, err)
+	}
+	want := []string{
+		"rotate {By:" + by + " Issuer:r2 Canary:5 Within:0s DryRun:false}", "rotate {By:" + by + " Issuer: Canary:0 Within:4m0s DryRun:false}",
+		"rotate {By:" + by + " Issuer: Canary:0 Within:0s DryRun:true}", `continue ["x"]`, "abort " + by, "intermediate 1m0s",
+	}
+	if got := strings.Join(f.operator.told, "\n"); got != strings.Join(want, "\n") {
+		t.Errorf("it was told\n%s", got)
+	}
+	lines := f.audited()
+	for _, verb := range []string{"ca rotate root " + by, "ca continue " + by, "ca abort " + by, "ca rotate intermediate " + by} {
+		if !strings.Contains(lines, verb) {
+			t.Errorf("the audit log lacks %q:\n%s", verb, lines)
+		}
+	}
+	if n := strings.Count(lines, "ca rotate root"); n != 2 {
+		t.Errorf("%d lines for two rotations and a dry run", n)
+	}
+	f.operator.broken = rotation.ErrRolling
+	if _, err := a.AbortRollout(ctx, &meshcav1.AbortRolloutRequest{}); err == nil || !strings.Contains(err.Error(), "under way") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAuthorityVerbsRefuse(t *testing.T) {
+	f := start(t, "rules: []")
+	a, ctx := f.Authorities, t.Context()
+	for name, err := range map[string]error{
+		"share of all":   second(a.RotateRoot(ctx, &meshcav1.RotateRootRequest{Share: 100})),
+		"negative bound": second(a.RotateRoot(ctx, &meshcav1.RotateRootRequest{TaintedWithin: durationpb.New(-1)})),
+		"endless bound":  second(a.RotateIntermediate(ctx, &meshcav1.RotateIntermediateRequest{TaintedWithin: durationpb.New(25 * time.Hour)})),
+		"long name":      second(a.RotateRoot(ctx, &meshcav1.RotateRootRequest{Issuer: strings.Repeat("x", 1000)})),
+	} {
+		if refusal.Of(err) != refusal.RequestMalformed {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if len(f.operator.told) > 0 {
+		t.Errorf("it was told %q", f.operator.told)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }

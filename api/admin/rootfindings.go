@@ -1,0 +1,72 @@
+package admin
+
+import (
+	"fmt"
+	"time"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/rollout"
+	"github.com/meshca/meshca/rotation"
+)
+
+// rolloutPatience is how long a step of a rollout may take before a check says who keeps it: agents have a bundle within
+// seconds.
+const rolloutPatience = time.Hour
+
+// rolloutFinding judges the rollout of a root; nil when none is under way.
+func rolloutFinding(r *meshcav1.RolloutStatus, now time.Time) *meshcav1.Finding {
+	if !r.GetActive() {
+		return nil
+	}
+	since := now.Sub(r.GetEntered().AsTime())
+	f := &meshcav1.Finding{Subject: "rollout", Level: levelOK, Detail: fmt.Sprintf("%s since %s", r.GetStep(), spell(since))}
+	if len(r.GetWaits()) > 0 {
+		f.Detail += "; it waits for " + some(r.GetWaits())
+	}
+	// What has its end will come to it: a wait for the last certificate takes hours by design.
+	overdue := since > rolloutPatience
+	if r.GetUntil() != nil {
+		overdue = now.Sub(r.GetUntil().AsTime()) > time.Minute
+	}
+	switch {
+	case r.GetError() != "":
+		f.Level, f.Detail = levelWarning, f.GetDetail()+"; its last try failed: "+r.GetError()
+		f.Hint = "It is tried again by itself. `certctl ca status` shows it; `certctl ca abort` goes back."
+	case overdue && r.GetStep() == string(rotation.StepCanary):
+		f.Level, f.Hint = levelWarning, "`certctl ca continue` has the new root sign for all, `certctl ca abort` goes back."
+	case overdue && r.GetStep() == string(rotation.StepPublished):
+		f.Level, f.Hint = levelWarning, "`certctl ca status` shows what those have; `certctl ca continue --despite AGENT` goes on without one, `certctl ca abort` goes back."
+	case overdue:
+		f.Level, f.Hint = levelWarning, "`certctl ca status` shows the step; the CA's log says why it does not end."
+	}
+	return f
+}
+
+// rootFindings are what only the upstream knows.
+func rootFindings(v rollout.View) []*meshcav1.Finding {
+	var found []*meshcav1.Finding
+	if v.UpstreamErr != nil {
+		found = append(found, &meshcav1.Finding{
+			Subject: "upstream", Level: levelWarning, Detail: "it could not be asked for its issuers: " + v.UpstreamErr.Error(),
+			Hint: "The CA signs for as long as its intermediate lives: `certctl ca status` says until when. Mend the upstream before.",
+		})
+	}
+	var usable []string
+	for _, c := range v.Candidates {
+		if c.Fault != nil || c.Root == nil || tainted(v.Standing.Rollout, ca.RootID(c.Root)) {
+			continue
+		}
+		usable = append(usable, fmt.Sprintf("%s (%s, root %.12s)", c.Ref, c.Name, ca.RootID(c.Root)))
+	}
+	if len(usable) > 0 {
+		found = append(found, &meshcav1.Finding{
+			Subject: "candidates", Level: levelOK,
+			Detail: "the upstream has issuers below roots that are not trusted, `certctl ca rotate root --issuer` goes to one: " + some(usable),
+		})
+	}
+	return found
+}
+
+// tainted reports whether the last rollout took a root out because it was not to be trusted.
+func tainted(r rotation.Rollout, id string) bool { return r.Within > 0 && !r.Aborted && r.Old.ID == id }

@@ -1,0 +1,96 @@
+package rollout
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+// maxRoots bounds the trust bundle: it travels to every agent and proxy, and each of its roots can vouch for everybody.
+const maxRoots = 64
+
+// Standing is how the last rollout stands, and what it waits for.
+func (o *Operator) Standing() rotation.Standing {
+	s, _ := o.roller.Standing()
+	return s
+}
+
+// TrustRoots takes roots into the trust bundle that sign for nobody here, all of them or none. It returns the IDs of those
+// that are new. Each must be a self-signed CA certificate.
+func (o *Operator) TrustRoots(ctx context.Context, roots []*x509.Certificate) (added []string, err error) {
+	if len(roots) == 0 {
+		return nil, errors.New("there is no certificate in it")
+	}
+	bundle, _ := o.roots.c.Trust.Bundle()
+	count := len(bundle.X509Authorities())
+	seen := map[string]bool{}
+	for _, r := range roots {
+		// What is asked of every root of the bundle (ca.Trust) stands there; that a stranger's is signed by its own key,
+		// and so was not made up around a key of somebody else's, is asked here.
+		if err := r.CheckSignatureFrom(r); err != nil {
+			return nil, fmt.Errorf("%q (SHA-256 %s) is no self-signed CA certificate: %w", r.Subject, ca.RootID(r), err)
+		}
+		if id := ca.RootID(r); !bundle.HasX509Authority(r) && !seen[id] {
+			seen[id] = true
+			added = append(added, id)
+		}
+	}
+	if count+len(added) > maxRoots {
+		return nil, fmt.Errorf("the trust bundle would have %d roots, at most %d are kept: `certctl ca root remove` takes out those that nobody needs", count+len(added), maxRoots)
+	}
+	return added, o.roots.c.Trust.AddRoots(ctx, roots...)
+}
+
+// RemoveRoot takes a root out of the trust bundle that signs for nobody, that no rollout needs, and under which no SVID
+// lives.
+func (o *Operator) RemoveRoot(ctx context.Context, id string) error {
+	o.changing.Lock()
+	defer o.changing.Unlock()
+	r := o.Standing().Rollout
+	a := o.roots.c.Authority.Assignment()
+	bundle, _ := o.roots.c.Trust.Bundle()
+	found := map[string]*RootView{}
+	for _, c := range bundle.X509Authorities() {
+		if ca.RootID(c) == id {
+			found[id] = &RootView{Certificate: c, ID: id}
+		}
+	}
+	switch {
+	case found[id] == nil:
+		return fmt.Errorf("the trust bundle has no root %.64q: `certctl ca status` shows those it has", id)
+	case r.Active() && (id == r.Old.ID || id == r.New.ID):
+		return fmt.Errorf("the rollout that is under way (%s) needs the root %s: `certctl ca abort` ends it, or it ends by itself", r.Step, id)
+	case id == a.Root.ID || a.Share > 0 && id == a.Successor.ID:
+		return fmt.Errorf("the root %s signs: `certctl ca rotate root` replaces it, and takes it out when nothing under it lives", id)
+	}
+	if err := o.countLive(ctx, found); err != nil {
+		return fmt.Errorf("reading the ledger for what lives under the root: %w", err)
+	}
+	if v := found[id]; v.Live > 0 {
+		return fmt.Errorf("%d SVIDs under the root %s are alive, the last one until %s: nobody would accept them any more. Try again then", v.Live, id, v.LastEnd.UTC().Format(time.RFC3339))
+	}
+	return o.roots.c.Trust.RemoveRoot(ctx, id)
+}
+
+// ReaderView is a Reader, and when it has the root that is published for certain.
+type ReaderView struct {
+	Reader
+	Until time.Time
+}
+
+// readers are those that are given their time, while a root is published.
+func (o *Operator) readers(r rotation.Rollout) []ReaderView {
+	if r.Step != rotation.StepPublished {
+		return nil
+	}
+	var all []ReaderView
+	for _, x := range o.roots.c.Readers {
+		all = append(all, ReaderView{Reader: x, Until: r.Entered.Add(x.Refresh)})
+	}
+	return all
+}

@@ -1,0 +1,173 @@
+package rollout_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/rollout"
+	"github.com/meshca/meshca/rotation"
+)
+
+// anchor makes a certificate of somebody else's: a root, but for what change makes of it. by signs; nil: its own key.
+func anchor(t *testing.T, by *ecdsa.PrivateKey, change func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "Another Root"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	if change != nil {
+		change(c)
+	}
+	if by == nil {
+		by = key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), by)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestAnAnchorComesAndGoes(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	root, second := anchor(t, nil, nil), anchor(t, nil, nil)
+	ids := []string{ca.RootID(root), ca.RootID(second)}
+	added, err := h.operator.TrustRoots(t.Context(), []*x509.Certificate{root, root, second})
+	h.must(err)
+	bundle, _ := h.trust.Bundle()
+	sequence, _ := bundle.SequenceNumber()
+	if !slices.Equal(added, ids) || len(h.trusted()) != 3 || sequence != 2 {
+		t.Errorf("added %v, trusted %v, sequence %d", added, h.trusted(), sequence)
+	}
+	if added, err := h.operator.TrustRoots(t.Context(), []*x509.Certificate{root}); err != nil || len(added) != 0 || len(h.trusted()) != 3 {
+		t.Errorf("again: %v, %v", added, err)
+	}
+	v, err := h.operator.View(t.Context())
+	h.must(err)
+	if i := slices.IndexFunc(v.Roots, func(r rollout.RootView) bool { return r.ID == ids[0] }); i < 0 || v.Roots[i].State != "trusted" || v.Roots[i].Line != nil {
+		t.Errorf("view %+v", v.Roots)
+	}
+	h.must(h.operator.RemoveRoot(t.Context(), ids[0]))
+	if slices.Contains(h.trusted(), ids[0]) || len(h.trusted()) != 2 {
+		t.Errorf("trusted are %v", h.trusted())
+	}
+	if err := h.operator.RemoveRoot(t.Context(), ids[0]); err == nil || !strings.Contains(err.Error(), "certctl ca status") {
+		t.Errorf("a root that is not there: %v", err)
+	}
+}
+
+func TestWhatIsNoAnchor(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	h.must(err)
+	lines, _ := h.auth.Lines()
+	before := h.trusted()
+	good := anchor(t, nil, nil)
+	var many []*x509.Certificate
+	for range 64 {
+		many = append(many, anchor(t, nil, nil))
+	}
+	for name, roots := range map[string][]*x509.Certificate{
+		"nothing":              nil,
+		"signed by another":    {good, anchor(t, other, nil)},
+		"a leaf":               {good, anchor(t, nil, func(c *x509.Certificate) { c.IsCA = false })},
+		"an intermediate":      {good, lines[0].Status().Chain[0]},
+		"ended":                {good, anchor(t, nil, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })},
+		"may not sign":         {good, anchor(t, nil, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature })},
+		"more than are of use": many,
+	} {
+		if added, err := h.operator.TrustRoots(t.Context(), roots); err == nil {
+			t.Errorf("%s was taken: %v", name, added)
+		}
+		if got := h.trusted(); !slices.Equal(got, before) {
+			t.Fatalf("%s: trusted are %v", name, got)
+		}
+	}
+}
+
+func TestARootThatIsNeededStays(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.agents.unconfirmed = []string{"agent-1"}
+	defer h.run()()
+	first := h.issue("web")
+	refused := func(id, why string) {
+		t.Helper()
+		before := h.trusted()
+		if err := h.operator.RemoveRoot(t.Context(), id); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("%s: %v", why, err)
+		}
+		if got := h.trusted(); !slices.Equal(got, before) {
+			t.Errorf("trusted are %v", got)
+		}
+	}
+	refused(first, "signs")
+	// Nothing signs under it, but what was signed is alive.
+	held := anchor(t, nil, nil)
+	_, err := h.operator.TrustRoots(t.Context(), []*x509.Certificate{held})
+	h.must(err)
+	id := ca.RootID(held)
+	sum, err := hex.DecodeString(id)
+	h.must(err)
+	h.must(h.ledger.Append(t.Context(), ca.LedgerEntry{
+		Serial: []byte{0x7f, 1}, ID: "spiffe://mesh.test/ns/a/sa/old", Profile: "workload", Root: sum, AuthorityKeyID: []byte{1}, TBSDigest: make([]byte, 32),
+		IssuedAt: time.Now(), NotAfter: time.Now().Add(time.Second), Evidence: []byte(`{}`),
+	}))
+	refused(id, "1 SVIDs under the root")
+	// A rollout needs both of its roots, whoever signs.
+	r, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{})
+	h.must(err)
+	h.at(rotation.StepPublished)
+	refused(r.New.ID, "certctl ca abort")
+	refused(r.Old.ID, "certctl ca abort")
+	h.agents.confirm()
+	h.at(rotation.StepOut)
+	refused(r.New.ID, "signs")
+	h.eventually("the end of what lived under it", func() bool { return h.operator.RemoveRoot(t.Context(), id) == nil })
+}
+
+// A rollout finds its root in the trust bundle, or puts it there, and nobody takes it away behind that.
+func TestARootIsNotRemovedUnderARollout(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.agents.unconfirmed = []string{"agent-1"}
+	made, err := h.upstream.NewIssuer(t.Context())
+	h.must(err)
+	id := ca.RootID(made.Root)
+	for range 100 {
+		_, err := h.operator.TrustRoots(t.Context(), []*x509.Certificate{made.Root})
+		h.must(err)
+		removed := make(chan error, 1)
+		go func() { removed <- h.operator.RemoveRoot(t.Context(), id) }()
+		_, err = h.operator.Rotate(t.Context(), rollout.RotateOptions{Issuer: made.Ref})
+		h.must(err)
+		h.roller.Move(t.Context())
+		<-removed
+		if step := h.step(); step != rotation.StepPublished || !slices.Contains(h.trusted(), id) {
+			t.Fatalf("%s, and trusted are %v", step, h.trusted())
+		}
+		_, err = h.operator.Abort(t.Context(), "test")
+		h.must(err)
+		for h.roller.Move(t.Context()) {
+		}
+	}
+}

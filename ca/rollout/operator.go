@@ -1,0 +1,288 @@
+package rollout
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+// Maker is an upstream that can make a root to rotate to.
+type Maker interface {
+	NewIssuer(ctx context.Context) (ca.UpstreamIssuer, error)
+}
+
+// Operator does what people order about authorities. It is safe for concurrent use.
+type Operator struct {
+	roots  *Roots
+	roller *rotation.Roller
+	// changing is held while a rollout begins, and while a root is taken out of the trust bundle: else the one could
+	// begin with what the other takes away.
+	changing sync.Mutex
+}
+
+// NewOperator returns an Operator of these roots, which this roller moves.
+func NewOperator(r *Roots, roller *rotation.Roller) *Operator {
+	return &Operator{roots: r, roller: roller}
+}
+
+// RotateOptions tell how the root is to be replaced.
+type RotateOptions struct {
+	// By is who ordered it, for the audit log.
+	By string
+	// Issuer is the upstream's reference or name of the issuer to go to; empty: one that the upstream makes, or the only
+	// candidate there is.
+	Issuer string
+	// Canary is the share of identities, in percent, that the new root signs for at first.
+	Canary int
+	// Within is the bound of an emergency; zero: none.
+	Within time.Duration
+	// DryRun only says what would happen.
+	DryRun bool
+}
+
+// minWithin is the shortest bound of an emergency: agents renew in its second half, and need time for a second try.
+const minWithin = 20 * time.Second
+
+// Rotate begins to replace the root that signs. It returns the Rollout as it was begun, or would be.
+func (o *Operator) Rotate(ctx context.Context, x RotateOptions) (rotation.Rollout, error) {
+	if x.Within != 0 && (x.Within < minWithin || x.Within > ca.MaxTTL) {
+		return rotation.Rollout{}, fmt.Errorf("a bound of %s: it must lie between %s and %s", x.Within, minWithin, ca.MaxTTL)
+	}
+	if x.Within != 0 && x.Canary != 0 {
+		return rotation.Rollout{}, errors.New("an emergency has no canary: what is not to be trusted must not go on signing")
+	}
+	old := o.roots.c.Authority.Assignment().Root
+	next, err := o.choose(ctx, old, x)
+	if err != nil {
+		return rotation.Rollout{}, err
+	}
+	begin := func(before rotation.Rollout) (rotation.Rollout, error) {
+		return rotation.Begin(before, rotation.Party{ID: old.ID, Ref: old.Ref}, next, rotation.BeginOptions{By: x.By, Canary: x.Canary, Within: x.Within}, time.Now())
+	}
+	if x.DryRun {
+		standing, _ := o.roller.Standing()
+		return begin(standing.Rollout)
+	}
+	o.changing.Lock()
+	defer o.changing.Unlock()
+	return o.roller.Change(ctx, begin)
+}
+
+// choose finds the issuer to go to.
+func (o *Operator) choose(ctx context.Context, old ca.Root, x RotateOptions) (rotation.Party, error) {
+	if s, _ := o.roller.Standing(); s.Rollout.Active() {
+		return rotation.Party{}, rotation.ErrRolling // before a root is made in vain
+	}
+	maker, makes := o.roots.c.Upstream.(Maker)
+	if x.Issuer == "" && makes {
+		if x.DryRun {
+			return rotation.Party{ID: "a new root that the upstream makes"}, nil
+		}
+		made, err := maker.NewIssuer(ctx)
+		if err != nil {
+			return rotation.Party{}, fmt.Errorf("making a root: %w", err)
+		}
+		return party(made), nil
+	}
+	issuers, err := o.roots.c.Upstream.Issuers(ctx)
+	if err != nil {
+		return rotation.Party{}, fmt.Errorf("asking the upstream for its issuers: %w", err)
+	}
+	var found []ca.UpstreamIssuer
+	for _, i := range issuers {
+		switch {
+		case x.Issuer != "" && (i.Ref == x.Issuer || i.Name == x.Issuer):
+			found = append(found, i)
+		case x.Issuer == "" && i.Root != nil && i.Fault == nil && ca.RootID(i.Root) != old.ID && !o.trusted(i.Root):
+			found = append(found, i)
+		}
+	}
+	if len(found) != 1 {
+		return rotation.Party{}, fmt.Errorf("%d of the upstream's issuers fit; name one of them by its reference: %s", len(found), listed(issuers))
+	}
+	return usable(found[0], o.roots.c.Authority.Life())
+}
+
+// trusted reports whether the bundle holds a root.
+func (o *Operator) trusted(root *x509.Certificate) bool {
+	bundle, _ := o.roots.c.Trust.Bundle()
+	return bundle.HasX509Authority(root)
+}
+
+func usable(i ca.UpstreamIssuer, life time.Duration) (rotation.Party, error) {
+	switch {
+	case i.Fault != nil:
+		return rotation.Party{}, fmt.Errorf("issuer %s (%s) cannot be used: %w", i.Name, i.Ref, i.Fault)
+	case i.Root == nil:
+		return rotation.Party{}, fmt.Errorf("the root of issuer %s (%s) is not known", i.Name, i.Ref)
+	case time.Until(i.NotAfter) < life:
+		return rotation.Party{}, fmt.Errorf("issuer %s (%s) ends at %s, before an intermediate of %s would", i.Name, i.Ref, i.NotAfter.UTC().Format(time.RFC3339), life)
+	}
+	return party(i), nil
+}
+
+func party(i ca.UpstreamIssuer) rotation.Party {
+	return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref}
+}
+
+func listed(issuers []ca.UpstreamIssuer) string {
+	var all []string
+	for _, i := range issuers {
+		all = append(all, fmt.Sprintf("%s (%s)", i.Ref, i.Name))
+	}
+	if len(all) == 0 {
+		return "it has none"
+	}
+	return strings.Join(all, ", ")
+}
+
+// Continue ends the canary, or goes on without the confirmations named.
+func (o *Operator) Continue(ctx context.Context, despite []string) (rotation.Rollout, error) {
+	return o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) {
+		if !r.Active() {
+			return r, rotation.ErrNotRolling
+		}
+		if len(despite) == 0 {
+			return r.Continue(time.Now())
+		}
+		waits, err := o.roots.Unconfirmed(ctx, r.Set, r.Entered)
+		if err != nil {
+			return r, err
+		}
+		for _, name := range despite {
+			if !slices.Contains(waits, name) {
+				return r, fmt.Errorf("%q is not waited for; these are: %s", name, strings.Join(waits, ", "))
+			}
+		}
+		return r.GiveUp(despite...)
+	})
+}
+
+// Abort goes back to the root that signed before.
+func (o *Operator) Abort(ctx context.Context, by string) (rotation.Rollout, error) {
+	return o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) { return r.Abort(by, time.Now()) })
+}
+
+// RotateIntermediate replaces the intermediates at once. With tainted, all that was issued is renewed, spread over it. It
+// returns until when certificates of the old ones would still be trusted, had their keys been stolen.
+func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration) (until time.Time, err error) {
+	since := time.Now()
+	lines, _ := o.roots.c.Authority.Lines()
+	for _, l := range lines {
+		if end := l.Status().NotAfter; end.After(until) {
+			until = end
+		}
+		if err := l.RenewNow(ctx); err != nil {
+			return until, err
+		}
+	}
+	if tainted > 0 {
+		o.roots.c.Serving()
+		return until, o.roots.c.Renewals.RenewAll(ctx, since, tainted)
+	}
+	return until, nil
+}
+
+// View is all that is known of authorities.
+type View struct {
+	Roots []RootView
+	// Candidates are the upstream's issuers below roots that are not in the bundle.
+	Candidates []ca.UpstreamIssuer
+	// UpstreamErr is why the upstream could not be asked.
+	UpstreamErr error
+	Standing    rotation.Standing
+	// Readers are those that a published root waits for, or waited for, by the clock.
+	Readers []ReaderView
+}
+
+// RootView is one root of the bundle.
+type RootView struct {
+	Certificate *x509.Certificate
+	ID          string
+	// State is what it does now, in a word or two.
+	State string
+	// Issuer is the upstream's reference; empty when it has none.
+	Issuer string
+	// Line is the intermediate below it, nil when there is none.
+	Line *ca.LineStatus
+	// Live are SVIDs under it that have not ended; LastEnd is the end of the last one.
+	Live    int
+	LastEnd time.Time
+}
+
+// viewPatience bounds how long a view waits for the upstream: who asks how things are wants to know that it does not
+// answer.
+const viewPatience = 5 * time.Second
+
+// View describes everything as it is now.
+func (o *Operator) View(ctx context.Context) (View, error) {
+	standing, _ := o.roller.Standing()
+	v := View{Standing: standing, Readers: o.readers(standing.Rollout)}
+	bundle, _ := o.roots.c.Trust.Bundle()
+	index := map[string]*RootView{}
+	for _, c := range bundle.X509Authorities() {
+		id := ca.RootID(c)
+		v.Roots = append(v.Roots, RootView{Certificate: c, ID: id, State: o.state(standing.Rollout, id)})
+	}
+	for i := range v.Roots {
+		index[v.Roots[i].ID] = &v.Roots[i]
+	}
+	ask, cancel := context.WithTimeout(ctx, viewPatience)
+	defer cancel()
+	issuers, err := o.roots.c.Upstream.Issuers(ask)
+	v.UpstreamErr = err
+	for _, i := range issuers {
+		if i.Root == nil || index[ca.RootID(i.Root)] == nil {
+			v.Candidates = append(v.Candidates, i)
+			continue
+		}
+		index[ca.RootID(i.Root)].Issuer = i.Ref
+	}
+	lines, _ := o.roots.c.Authority.Lines()
+	for _, l := range lines {
+		if r := index[l.Root().ID]; r != nil {
+			st := l.Status()
+			r.Line = &st
+		}
+	}
+	return v, o.countLive(ctx, index)
+}
+
+func (o *Operator) countLive(ctx context.Context, index map[string]*RootView) error {
+	now := time.Now()
+	oldest := now.Add(-ca.MaxTTL - slack)
+	return o.roots.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
+		if r := index[hex.EncodeToString(e.Root)]; r != nil && now.Before(e.NotAfter) {
+			r.Live++
+			if e.NotAfter.After(r.LastEnd) {
+				r.LastEnd = e.NotAfter
+			}
+		}
+		return e.IssuedAt.After(oldest), nil
+	})
+}
+
+// state says in a word or two what a root does now.
+func (o *Operator) state(r rotation.Rollout, id string) string {
+	a := o.roots.c.Authority.Assignment()
+	switch {
+	case a.Share == 0 && a.Root.ID == id:
+		return "signing"
+	case a.Root.ID == id:
+		return fmt.Sprintf("signing %d %%", 100-a.Share)
+	case a.Share > 0 && a.Successor.ID == id:
+		return fmt.Sprintf("signing %d %%", a.Share)
+	case r.Active() && (id == r.Goes().ID || id == r.Stays().ID):
+		return string(r.Step)
+	}
+	return "trusted"
+}

@@ -1,0 +1,182 @@
+// Package rollout replaces the CA's roots: it is what a rotation.Roller moves. A root comes into the trust bundle, is
+// confirmed by those who count, signs, and its predecessor leaves the bundle when the last certificate under it has ended.
+package rollout
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+// Agents knows who has which trust bundle. Unconfirmed returns the SPIFFE IDs of agents that count (an SVID that was
+// issued to them or through them lives) and have not acknowledged a bundle of this sequence or a later one.
+type Agents interface {
+	Unconfirmed(set uint64) []string
+}
+
+// Ledger is what has been signed, newest first.
+type Ledger interface {
+	ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error
+}
+
+// Renewals orders the renewal of all that has been issued, spread over a while, unless such an order from since or later
+// stands.
+type Renewals interface {
+	RenewAll(ctx context.Context, since time.Time, spread time.Duration) error
+}
+
+// Reader is someone who reads the trust bundle and cannot acknowledge it: it is given its refresh time.
+type Reader struct {
+	// Name is for people.
+	Name string
+	// Refresh is how old a bundle it may use.
+	Refresh time.Duration
+}
+
+// Config is what Roots are made of; every field but Readers is needed.
+type Config struct {
+	Authority *ca.Authority
+	Trust     *ca.Trust
+	Upstream  ca.Upstream
+	Ledger    Ledger
+	Agents    Agents
+	Renewals  Renewals
+	// Serving renews the CA's own certificate when another root signs.
+	Serving func()
+	Readers []Reader
+}
+
+// Roots moves the CA's roots. It is safe for concurrent use.
+type Roots struct {
+	c Config
+}
+
+var _ rotation.Authorities = (*Roots)(nil)
+
+// New checks the configuration and returns Roots.
+func New(c Config) (*Roots, error) {
+	if c.Authority == nil || c.Trust == nil || c.Upstream == nil || c.Ledger == nil || c.Agents == nil || c.Renewals == nil || c.Serving == nil {
+		return nil, errors.New("rollout: incomplete configuration")
+	}
+	return &Roots{c: c}, nil
+}
+
+// Assignment is who signs as a Rollout stands. Before the first one it is the root that start names.
+func Assignment(r rotation.Rollout, start ca.Root) ca.Assignment {
+	root := func(p rotation.Party) ca.Root { return ca.Root{ID: p.ID, Ref: p.Ref} }
+	switch {
+	case r.Step == "":
+		return ca.Assignment{Root: start}
+	case r.NewShare == 0:
+		return ca.Assignment{Root: root(r.Old)}
+	case r.NewShare == 100:
+		return ca.Assignment{Root: root(r.New)}
+	default:
+		return ca.Assignment{Root: root(r.Old), Successor: root(r.New), Share: r.NewShare}
+	}
+}
+
+// Publish takes a root into the trust bundle.
+func (x *Roots) Publish(ctx context.Context, p rotation.Party) (uint64, error) {
+	root, err := x.find(ctx, p)
+	if err != nil {
+		return 0, err
+	}
+	if err := x.c.Trust.AddRoots(ctx, root); err != nil {
+		return 0, err
+	}
+	bundle, _ := x.c.Trust.Bundle()
+	set, _ := bundle.SequenceNumber()
+	return set, nil
+}
+
+// find asks the upstream for the root; it must be the very one that was chosen.
+func (x *Roots) find(ctx context.Context, p rotation.Party) (*x509.Certificate, error) {
+	issuers, err := x.c.Upstream.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range issuers {
+		if i.Ref != p.Ref {
+			continue
+		}
+		switch {
+		case i.Fault != nil:
+			return nil, fmt.Errorf("the upstream's issuer %s (%s) cannot be used: %w", i.Name, i.Ref, i.Fault)
+		case i.Root == nil || ca.RootID(i.Root) != p.ID:
+			return nil, fmt.Errorf("the upstream's issuer %s (%s) leads to another root than %.16s…, which was chosen", i.Name, i.Ref, p.ID)
+		}
+		return i.Root, nil
+	}
+	return nil, fmt.Errorf("the upstream has no issuer %s any more", p.Ref)
+}
+
+// Unconfirmed names agents by their SPIFFE IDs, and readers whose refresh time has not passed.
+func (x *Roots) Unconfirmed(_ context.Context, set uint64, since time.Time) ([]string, error) {
+	names := x.c.Agents.Unconfirmed(set)
+	for _, r := range x.c.Readers {
+		if time.Since(since) < r.Refresh {
+			names = append(names, "reader "+r.Name)
+		}
+	}
+	return names, nil
+}
+
+// Prepare has a line of the root ready to sign.
+func (x *Roots) Prepare(_ context.Context, p rotation.Party) error {
+	return x.c.Authority.Prepare(ca.Root{ID: p.ID, Ref: p.Ref}).Ready()
+}
+
+// renewalShare is the part of an emergency's bound in which renewals are spread: what is left of its half is for those
+// that fail at first.
+func renewalShare(within time.Duration) time.Duration { return within * 3 / 8 }
+
+// Assign has the roots sign for their shares.
+func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, error) {
+	next := Assignment(r, ca.Root{})
+	changed := x.c.Authority.Assignment() != next
+	x.c.Authority.Assign(next)
+	if changed {
+		x.c.Serving()
+	}
+	if r.Step != rotation.StepSigning {
+		return time.Time{}, nil
+	}
+	if r.Within > 0 {
+		if err := x.c.Renewals.RenewAll(ctx, r.Entered, renewalShare(r.Within)); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return x.lastEnd(ctx, r.Goes().ID)
+}
+
+// slack is how far the ledger's clock may have gone back between two entries.
+const slack = time.Hour
+
+// lastEnd is the end of the last certificate under a root. Nothing is signed under it any more.
+func (x *Roots) lastEnd(ctx context.Context, id string) (time.Time, error) {
+	sum, err := hex.DecodeString(id)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("rollout: %q names no root", id)
+	}
+	oldest := time.Now().Add(-ca.MaxTTL - slack) // what was issued before it has ended
+	var end time.Time
+	err = x.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
+		if string(e.Root) == string(sum) && e.NotAfter.After(end) {
+			end = e.NotAfter
+		}
+		return e.IssuedAt.After(oldest), nil
+	})
+	return end, err
+}
+
+// Withdraw takes a root out of the trust bundle.
+func (x *Roots) Withdraw(ctx context.Context, p rotation.Party) error {
+	return x.c.Trust.RemoveRoot(ctx, p.ID)
+}

@@ -1,0 +1,59 @@
+package bolt
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/meshca/meshca/rotation"
+)
+
+// keyRollout holds, in the bucket meta, the version of the Rollout (uint64, big-endian) and the Rollout in JSON.
+var keyRollout = []byte("rollout")
+
+// Rollout returns the journal of roots, and its version; the zero Rollout and 0 when there is none.
+func (s *Store) Rollout(ctx context.Context) (rotation.Rollout, uint64, error) {
+	var (
+		r       rotation.Rollout
+		version uint64
+	)
+	err := s.view(ctx, func(tx *bbolt.Tx) error {
+		v := tx.Bucket(bucketMeta).Get(keyRollout)
+		if v == nil {
+			return nil
+		}
+		if len(v) < 8 {
+			return passed{fmt.Errorf("the rollout in the store is damaged: %d bytes", len(v))}
+		}
+		version = binary.BigEndian.Uint64(v)
+		if err := json.Unmarshal(v[8:], &r); err != nil {
+			return passed{fmt.Errorf("the rollout in the store is damaged: %w", err)}
+		}
+		return nil
+	})
+	return r, version, err
+}
+
+// SwapRollout replaces the journal if it has this version, else it returns rotation.ErrConflict.
+func (s *Store) SwapRollout(ctx context.Context, version uint64, next rotation.Rollout) error {
+	data, err := json.Marshal(next)
+	if err != nil {
+		return fmt.Errorf("encoding the rollout: %w", err)
+	}
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		var have uint64
+		if v := meta.Get(keyRollout); len(v) >= 8 {
+			have = binary.BigEndian.Uint64(v)
+		}
+		if have != version {
+			return passed{rotation.ErrConflict}
+		}
+		return meta.Put(keyRollout, append(binary.BigEndian.AppendUint64(nil, version+1), data...))
+	})
+}
+
+var _ rotation.Journal = (*Store)(nil)

@@ -1,0 +1,261 @@
+package vault
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+)
+
+// maxIssuers bounds how many issuers of a mount are read: each is a call.
+const maxIssuers = 32
+
+// listing is what Vault says of a mount's issuers at once.
+type listing struct {
+	Keys    []string `json:"keys"`
+	KeyInfo map[string]struct {
+		Name    string `json:"issuer_name"`
+		Default bool   `json:"is_default"`
+		KeyID   string `json:"key_id"`
+	} `json:"key_info"`
+}
+
+// entry is what Vault says of one issuer.
+type entry struct {
+	ID          string   `json:"issuer_id"`
+	Name        string   `json:"issuer_name"`
+	KeyID       string   `json:"key_id"`
+	Certificate string   `json:"certificate"`
+	Chain       []string `json:"ca_chain"`
+	Usage       string   `json:"usage"`
+	Revoked     bool     `json:"revoked"`
+}
+
+// issuer is an entry whose certificates were read.
+type issuer struct {
+	entry
+	cert  *x509.Certificate
+	chain []*x509.Certificate
+}
+
+func parseIssuer(e entry) (*issuer, error) {
+	if !refForm.MatchString(e.ID) {
+		return nil, fmt.Errorf("%w: an issuer's id is no id", errNonsense)
+	}
+	certs, err := parseCertificates([]byte(e.Certificate))
+	if err != nil {
+		return nil, fmt.Errorf("the issuer's certificate: %w", err)
+	}
+	if len(certs) != 1 {
+		return nil, fmt.Errorf("%w: an issuer has %d certificates", errNonsense, len(certs))
+	}
+	i := &issuer{entry: e, cert: certs[0]}
+	if len(e.Chain) > 0 {
+		if i.chain, err = parseCertificates([]byte(strings.Join(e.Chain, "\n"))); err != nil {
+			return nil, fmt.Errorf("the issuer's chain: %w", err)
+		}
+	}
+	return i, nil
+}
+
+// Issuers lists the mount's issuers, the one that the configuration names first. One that could not be used carries the
+// reason and what to do about it. At most 32 are read; Status tells how many were left out.
+func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
+	var list listing
+	r := request{operation: OpList, what: "listing the issuers of " + u.c.Mount, path: u.c.Mount + "/issuers", capability: "list",
+		query: map[string][]string{"list": {"true"}}}
+	if _, err := u.call(ctx, r, &list); err != nil {
+		return nil, err
+	}
+	named, err := u.resolve(list)
+	if err != nil {
+		return nil, err
+	}
+	order := u.order(list, named)
+	read := make([]*issuer, len(order))
+	faults := make([]error, len(order))
+	for i, id := range order {
+		if !slices.Contains(list.Keys, id) { // Vault answers a question for it with 500
+			faults[i] = fmt.Errorf("the mount %s does not have it any more: bring it back, or rotate to another one", u.c.Mount)
+			continue
+		}
+		read[i], faults[i] = u.readIssuer(ctx, id)
+		switch KindOf(faults[i]) {
+		case KindNone, KindMissing, KindMalformed, KindOther: // the issuer's own
+		case KindDenied: // a policy may be for some issuers alone
+			if id == named {
+				return nil, faults[i]
+			}
+		default: // what hits one hits all, and says nothing of this issuer
+			return nil, faults[i]
+		}
+	}
+	anchors, err := u.anchors()
+	if err != nil {
+		return nil, err
+	}
+	all := newPool(anchors)
+	for _, x := range read {
+		if x != nil {
+			all.add(x.cert)
+			all.add(x.chain...)
+		}
+	}
+	shown := make([]ca.UpstreamIssuer, len(order))
+	for i, id := range order {
+		s := u.show(id, list.KeyInfo[id].Name, read[i], faults[i], all)
+		s.Named = id == named
+		if needed := time.Now().Add(u.o.Life); s.Fault == nil && !s.Named && s.NotAfter.Before(needed) {
+			s.Fault = fmt.Errorf("its chain ends at %s, before an intermediate of %s would: make one that lasts, and rotate to that", stamp(s.NotAfter), u.o.Life)
+		}
+		shown[i] = s
+	}
+	u.state.saw(shown, len(list.Keys)-len(order), u.moved(list, named))
+	return shown, nil
+}
+
+// resolve finds the issuer_id of the issuer that the configuration names, once: a name may be given to another key.
+func (u *Upstream) resolve(list listing) (string, error) {
+	if id := u.named.Load(); id != nil {
+		return *id, nil
+	}
+	for _, id := range list.Keys {
+		if refForm.MatchString(id) && (id == u.c.Issuer || list.KeyInfo[id].Name == u.c.Issuer) {
+			u.named.CompareAndSwap(nil, &id)
+			return *u.named.Load(), nil
+		}
+	}
+	return "", &Fault{Kind: KindMissing, What: "looking for the issuer " + u.c.Issuer,
+		Why: fmt.Sprintf("the mount %s has none of this id or name", u.c.Mount), Do: "It has " + names(list)}
+}
+
+// moved says that the configuration's name belongs to another issuer by now; empty when it does not.
+func (u *Upstream) moved(list listing, named string) string {
+	for id, info := range list.KeyInfo {
+		if info.Name == u.c.Issuer && id != named {
+			return fmt.Sprintf("the name %s belongs to the issuer %.64q by now; meshca goes on with %s, and would take the other one after "+
+				"a restart: set upstream.vault.issuer to %s", u.c.Issuer, id, named, named)
+		}
+	}
+	return ""
+}
+
+// names tells people what issuers there are.
+func names(list listing) string {
+	var all []string
+	for _, id := range list.Keys[:min(len(list.Keys), maxIssuers)] {
+		name := list.KeyInfo[id].Name
+		if name == "" {
+			name = "no name"
+		}
+		all = append(all, fmt.Sprintf("%.64q (%.64q)", id, name))
+	}
+	if len(all) == 0 {
+		return "none: make one with `vault write MOUNT/root/generate/internal`"
+	}
+	return strings.Join(all, ", ")
+}
+
+// order is whom to read: the named one first, then in the order of their ids.
+func (u *Upstream) order(list listing, named string) []string {
+	var rest []string
+	for _, id := range list.Keys {
+		if id != named && refForm.MatchString(id) {
+			rest = append(rest, id)
+		}
+	}
+	slices.Sort(rest)
+	rest = slices.Compact(rest)
+	return append([]string{named}, rest[:min(len(rest), maxIssuers-1)]...)
+}
+
+func (u *Upstream) readIssuer(ctx context.Context, id string) (*issuer, error) {
+	var e entry
+	r := request{operation: OpRead, what: "reading the issuer " + id, path: u.issuerPath(id), capability: "read"}
+	if _, err := u.call(ctx, r, &e); err != nil {
+		return nil, err
+	}
+	if e.ID != id {
+		return nil, fmt.Errorf("%w: it is about another issuer", errNonsense)
+	}
+	return parseIssuer(e)
+}
+
+func (u *Upstream) issuerPath(id string) string { return u.c.Mount + "/issuer/" + id }
+
+func (u *Upstream) anchors() ([]*x509.Certificate, error) {
+	if u.c.RootFile == "" {
+		return nil, nil
+	}
+	certs, err := readCertificates(u.c.RootFile)
+	if err != nil {
+		return nil, &Fault{Kind: KindFile, What: "reading upstream.vault.rootFile", Why: err.Error(), cause: err}
+	}
+	for _, c := range certs {
+		if !selfSigned(c) {
+			return nil, &Fault{Kind: KindFile, What: "reading upstream.vault.rootFile",
+				Why: fmt.Sprintf("%s holds %q, which is not signed by its own key", u.c.RootFile, c.Subject), Do: "Put the root there"}
+		}
+	}
+	return certs, nil
+}
+
+// show makes of an issuer what the CA sees.
+func (u *Upstream) show(id, name string, x *issuer, failed error, all *pool) ca.UpstreamIssuer {
+	s := ca.UpstreamIssuer{Ref: id, Name: scrub(name), Fault: failed}
+	if failed != nil {
+		return s
+	}
+	path, err := all.path(x.cert)
+	switch {
+	case errors.Is(err, errNoAnchor):
+		s.Fault = fmt.Errorf("%w: %q signed the last certificate of it, and the mount %s does not hold that. Put the root into a file and name it in upstream.vault.rootFile",
+			err, path[len(path)-1].Issuer, u.c.Mount)
+	case err != nil:
+		s.Fault = fmt.Errorf("%w: name the one that is to be trusted in upstream.vault.rootFile", err)
+	default:
+		s.Root = path[len(path)-1]
+	}
+	s.NotAfter = earliestEnd(append(path, x.cert))
+	if s.Fault == nil {
+		s.Fault = u.unfit(x, path, time.Now())
+	}
+	return s
+}
+
+func earliestEnd(certs []*x509.Certificate) time.Time {
+	return slices.MinFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
+}
+
+// unfit says why an issuer cannot sign intermediates, and what to do.
+func (u *Upstream) unfit(x *issuer, path []*x509.Certificate, now time.Time) error {
+	set := "vault write " + u.issuerPath(x.ID)
+	switch {
+	case x.KeyID == "":
+		return fmt.Errorf("the mount has no key for it, so it can sign nothing: name another issuer, or import the key with `vault write %s/issuers/import/bundle pem_bundle=@FILE`", u.c.Mount)
+	case x.Revoked:
+		return errors.New("it was revoked: name another issuer")
+	case !slices.Contains(strings.Split(x.Usage, ","), "issuing-certificates"):
+		return fmt.Errorf("its usage (%.100q) does not have issuing-certificates: `%s usage=read-only,issuing-certificates,crl-signing`", x.Usage, set)
+	}
+	for i, c := range path {
+		switch {
+		case !c.BasicConstraintsValid || !c.IsCA:
+			return fmt.Errorf("%q of its chain is no CA: name another issuer", c.Subject)
+		case c.MaxPathLen >= 0 && c.MaxPathLen < i+1: // parsed: -1 is none
+			return fmt.Errorf("%q of its chain has path length %d, which leaves no room for an intermediate below: name another issuer", c.Subject, c.MaxPathLen)
+		case now.Before(c.NotBefore):
+			return fmt.Errorf("%q of its chain is valid from %s only: look at the clocks (Vault's is %s ahead of ours)", c.Subject, stamp(c.NotBefore), u.skew.ahead())
+		case now.After(c.NotAfter):
+			return fmt.Errorf("%q of its chain ended at %s: make a new one with `vault write %s/root/rotate/internal` and rotate to it", c.Subject, stamp(c.NotAfter), u.c.Mount)
+		}
+	}
+	return nil
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/rollout"
+	"github.com/meshca/meshca/rotation"
+)
+
+// openRoots puts together who signs: the trust bundle, the authority below the root that the journal of roots says, and
+// the one who moves that journal. A CA that has signed before starts also while its upstream is away.
+func (d *daemon) openRoots(ctx context.Context) error {
+	c := d.config
+	var err error
+	if d.upstream, err = openUpstream(c, d.log, nil); err != nil {
+		return err
+	}
+	if u, ok := d.upstream.(interface{ Close() error }); ok {
+		d.onClose(u.Close)
+	}
+	journal, version, err := d.store.Rollout(ctx)
+	if err != nil {
+		return err
+	}
+	issuers, err := d.upstream.Issuers(ctx)
+	if err != nil && journal.Step == "" {
+		return fmt.Errorf("the first start needs the upstream: %w", err)
+	}
+	if err != nil {
+		d.log.Warn("the upstream is away; the CA goes on with the root that it knows", "err", err)
+	}
+	if err := d.openTrust(ctx, issuers); err != nil {
+		return err
+	}
+	d.authority, err = ca.NewAuthority(ca.AuthorityConfig{
+		TrustDomain: c.trustDomain, Upstream: d.upstream, Trust: d.trust, Life: c.Intermediate.TTL.Duration, LeafTTL: c.SVID.TTL.Duration,
+	})
+	if err != nil {
+		return err
+	}
+	if journal.Step == "" {
+		if journal, err = d.found(ctx, issuers, version); err != nil {
+			return err
+		}
+	}
+	d.authority.Assign(rollout.Assignment(journal, ca.Root{}))
+	return nil
+}
+
+func (d *daemon) openTrust(ctx context.Context, issuers []ca.UpstreamIssuer) error {
+	trust := ca.TrustConfig{TrustDomain: d.config.trustDomain, Store: d.store}
+	if disk := d.config.Upstream.Disk; disk != nil {
+		anchors, err := readAnchors(disk.ExtraAnchors, d.log)
+		if err != nil {
+			return err
+		}
+		trust.Anchors = anchors
+	}
+	for _, i := range issuers {
+		switch {
+		case i.Root == nil:
+		case i.Named:
+			trust.Roots = append(trust.Roots, i.Root)
+		default:
+			trust.Others = append(trust.Others, i.Root)
+		}
+	}
+	var err error
+	d.trust, err = ca.NewTrust(ctx, trust)
+	return err
+}
+
+// found enters the root that signs first into the journal, as the end of a rollout that nobody had to see: whatever the
+// configuration names later, who signs is the journal's to say.
+func (d *daemon) found(ctx context.Context, issuers []ca.UpstreamIssuer, version uint64) (rotation.Rollout, error) {
+	start, err := d.startingRoot(issuers)
+	if err != nil {
+		return rotation.Rollout{}, err
+	}
+	now := time.Now()
+	first := rotation.Rollout{
+		New: rotation.Party{ID: start.ID, Ref: start.Ref}, Step: rotation.StepOut, NewShare: 100, Entered: now, Begun: now, By: "the first start",
+	}
+	return first, d.store.SwapRollout(ctx, version, first)
+}
+
+// startingRoot is the root that signs before any other was ever rolled out: the first of the upstream's that is trusted.
+func (d *daemon) startingRoot(issuers []ca.UpstreamIssuer) (ca.Root, error) {
+	bundle, _ := d.trust.Bundle()
+	var faults []error
+	for _, i := range issuers {
+		switch {
+		case i.Fault != nil:
+			faults = append(faults, fmt.Errorf("issuer %s: %w", i.Name, i.Fault))
+		case bundle.HasX509Authority(i.Root):
+			return ca.Root{ID: ca.RootID(i.Root), Ref: i.Ref}, nil
+		}
+	}
+	return ca.Root{}, fmt.Errorf("the upstream has no issuer that can be used below a root of the trust bundle: %w", errors.Join(faults...))
+}
+
+// openRoller makes the one who moves the journal of roots; what it asks of the rest of the CA must be there.
+func (d *daemon) openRoller() error {
+	var readers []rollout.Reader
+	for _, r := range d.config.Readers {
+		readers = append(readers, rollout.Reader{Name: r.Name, Refresh: r.Refresh.Duration})
+	}
+	roots, err := rollout.New(rollout.Config{
+		Authority: d.authority, Trust: d.trust, Upstream: d.upstream, Ledger: d.store, Agents: d.agents, Renewals: d.orders,
+		Serving: d.wakeServing, Readers: readers,
+	})
+	if err != nil {
+		return err
+	}
+	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: roots, Observe: d.rolled})
+	d.operator = rollout.NewOperator(roots, d.roller)
+	return nil
+}
+
+// rolled tells the log and the audit log of each step.
+func (d *daemon) rolled(r rotation.Rollout) {
+	d.log.Info("the rollout of a root has a new step", "step", string(r.Step), "old", r.Old.ID, "new", r.New.ID, "aborted", r.Aborted)
+	d.journal.Rolled(r)
+}
+
+func (d *daemon) wakeServing() {
+	select {
+	case d.servingWake <- struct{}{}:
+	default:
+	}
+}
+
+// keepLines keeps each line of the authority for as long as it is one, until ctx ends. signing is called when the first
+// of them can sign.
+func (d *daemon) keepLines(ctx context.Context, signing func()) {
+	kept := map[*ca.Line]context.CancelFunc{}
+	var running sync.WaitGroup
+	defer running.Wait()
+	for {
+		lines, stale := d.authority.Lines()
+		now := map[*ca.Line]bool{}
+		for _, l := range lines {
+			now[l] = true
+			if kept[l] != nil {
+				continue
+			}
+			lineCtx, cancel := context.WithCancel(ctx)
+			kept[l] = cancel
+			running.Go(func() {
+				_ = rotation.Keep(lineCtx, l, rotation.KeepOptions{
+					Observe: d.observe("intermediate", func() {
+						d.roller.Wake()
+						if d.authority.Ready() == nil {
+							signing()
+						}
+					}),
+					Wake:  l.Wake(),
+					Retry: rotation.Retry{Max: 30 * time.Second},
+				})
+			})
+		}
+		for l, cancel := range kept {
+			if !now[l] {
+				cancel()
+				delete(kept, l)
+			}
+		}
+		select {
+		case <-stale:
+		case <-ctx.Done():
+			for _, cancel := range kept {
+				cancel()
+			}
+			return
+		}
+	}
+}
+
+// signs says, for people, what a root signs for now.
+func signs(a ca.Assignment, root ca.Root) string {
+	switch {
+	case a.Share == 0 && a.Root == root:
+		return "signing"
+	case a.Root == root:
+		return fmt.Sprintf("signing %d %%", 100-a.Share)
+	case a.Share > 0 && a.Successor == root:
+		return fmt.Sprintf("signing %d %%", a.Share)
+	}
+	return "prepared"
+}
