@@ -42,7 +42,7 @@ test-unit: need-go ## the tests that need no server: beside the code, and the ru
 	go test -timeout 30m $$(go list ./... | grep -v /meshca/test/) ./test
 
 .PHONY: test-real
-test-real: parts ## the tests against a real etcd, kube-apiserver and Envoy
+test-real: parts ## the tests against a real etcd, kube-apiserver, Envoy and Vault
 	go test -p 1 -timeout 30m $$(go list ./test/... | grep -v /meshca/test$$)
 
 .PHONY: test-race
@@ -55,7 +55,7 @@ bench: need-go ## the figures, as ratios to a floor of the same run; a table, an
 
 .PHONY: parts
 parts: need-go ## the real servers into .parts/bin (minutes the first time, nothing after)
-	@test/parts/build $(PARTS) envoy etcd apiserver
+	@test/parts/build $(PARTS) envoy etcd apiserver vault
 
 .PHONY: lint
 lint: need-go proto-check $(TOOLS)/golangci-lint ## golangci-lint, buf lint, gofmt, shell syntax
