@@ -23,7 +23,7 @@ const (
 )
 
 const manual = `certctl asks the CA and the agents of meshca how they are, what they issued and why they refused, and gives
-orders: deny an identity, renew SVIDs. It speaks to their admin sockets, which only root and their own
+orders: deny an identity, renew SVIDs, replace a root. It speaks to their admin sockets, which only root and their own
 user may open.
 
 Without --socket and --agent, "status" and "check" ask whichever socket is on this machine; all else
@@ -38,6 +38,12 @@ type cli struct {
 	out, err io.Writer
 	now      func() time.Time
 	colour   bool
+	// size is the terminal's that out is; nil where it is none.
+	size func() (columns, rows int, err error)
+	// asking is whether a person can be asked at in.
+	asking bool
+	// every is how often a watch asks; 0: watchEvery.
+	every time.Duration
 
 	format, socket, agent string
 	// socketSet, agentSet and timeoutSet are whether the flag was given.
@@ -95,7 +101,7 @@ func (c *cli) command() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	root.SetVersionTemplate("certctl {{.Version}}\n")
 	root.RunE = c.group(root)
-	root.AddCommand(c.statusCommand(), c.checkCommand(), c.svidCommand(), c.bundleCommand(), c.policyCommand(),
+	root.AddCommand(c.statusCommand(), c.checkCommand(), c.caCommand(), c.svidCommand(), c.bundleCommand(), c.policyCommand(),
 		c.explainCommand(), c.denialsCommand(), c.versionCommand())
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root
@@ -150,6 +156,17 @@ func args(least, most int, what string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// screen reports whether the output is a page that can be drawn again.
+func (c *cli) screen() bool { return c.size != nil }
+
+// rows is how many lines the terminal shows.
+func (c *cli) rows() int {
+	if _, rows, err := c.size(); err == nil && rows > 0 {
+		return rows
+	}
+	return 24
 }
 
 func firstLine(s string) string {

@@ -83,3 +83,54 @@ func distinct(offers []string, prefix string, always ...string) []string {
 		return !strings.HasPrefix(o, prefix) && !slices.Contains(always, word)
 	})
 }
+
+// completeRoots offers the trust bundle's roots.
+func (c *cli) completeRoots(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return c.offer(cmd, typed, func(a *meshcav1.GetAuthoritiesResponse) (offers []string) {
+		for _, r := range a.GetRoots() {
+			offers = append(offers, shortID(r.GetId())+"\t"+plain(r.GetSubject()+", "+r.GetState()))
+		}
+		return offers
+	})
+}
+
+// completeRootArgument offers roots for an only argument.
+func (c *cli) completeRootArgument(cmd *cobra.Command, given []string, typed string) ([]string, cobra.ShellCompDirective) {
+	if len(given) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.completeRoots(cmd, given, typed)
+}
+
+// completeIssuers offers the upstream's issuers that a root can be rotated to.
+func (c *cli) completeIssuers(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return c.offer(cmd, typed, func(a *meshcav1.GetAuthoritiesResponse) (offers []string) {
+		for _, x := range a.GetCandidates() {
+			if x.GetFault() == "" {
+				offers = append(offers, x.GetRef()+"\t"+plain(x.GetName()))
+			}
+		}
+		return offers
+	})
+}
+
+// completeWaits offers whom the rollout waits for.
+func (c *cli) completeWaits(cmd *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	return c.offer(cmd, typed, func(a *meshcav1.GetAuthoritiesResponse) []string {
+		if a.GetRollout().GetStep() != "published" {
+			return nil
+		}
+		return slices.Clone(a.GetRollout().GetWaits())
+	})
+}
+
+// offer completes with what is known of the CA's authorities.
+func (c *cli) offer(cmd *cobra.Command, typed string, offers func(*meshcav1.GetAuthoritiesResponse) []string) ([]string, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionWait)
+	defer cancel()
+	a, err := c.authorities(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return distinct(offers(a), typed), cobra.ShellCompDirectiveNoFileComp
+}

@@ -161,8 +161,8 @@ func (f *facts) audited() string {
 	return strings.Join(f.lines, "\n")
 }
 
-// caServer is the real admin server, on stand-ins that are f's methods.
-func (f *facts) caServer() (*admin.Server, error) {
+// caServer is the real admin server, on stand-ins that are f's methods, and the authorities given.
+func (f *facts) caServer(x *roots) (*admin.Server, error) {
 	orders, err := registration.OpenOrders(context.Background(), f)
 	if err != nil {
 		return nil, err
@@ -173,7 +173,7 @@ func (f *facts) caServer() (*admin.Server, error) {
 		return nil, err
 	}
 	return admin.New(admin.Config{
-		TrustDomain: td, Status: f.status, Bundle: func() (*spiffebundle.Bundle, <-chan struct{}) { return f.bundle, nil },
+		TrustDomain: td, Status: f.status, Bundle: x.Bundle, Authorities: x, Roots: x, Agents: x.Agents,
 		Ledger: f, Decisions: f, Orders: orders, Policy: func() admin.Policy { return rules }, Clusters: map[string]admin.Attestor{"prod": f},
 		Connected: func() int { return 1 }, MaxLife: 6 * time.Hour, Audit: f.audit, Log: quiet(),
 	})

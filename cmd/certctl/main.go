@@ -20,6 +20,9 @@ func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process wherever it stands
-	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, colour: term.IsTerminal(int(os.Stdout.Fd()))}
+	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, asking: term.IsTerminal(int(os.Stdin.Fd()))}
+	if out := int(os.Stdout.Fd()); term.IsTerminal(out) {
+		c.colour, c.size = true, func() (int, int, error) { return term.GetSize(out) }
+	}
 	return c.run(ctx, os.Args[1:])
 }

@@ -6,15 +6,18 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,11 +35,15 @@ var update = flag.Bool("update", false, "write the scripts' expected outputs ane
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"certctl": func() {
-			if os.Getenv("COLOUR") == "" {
+			if os.Getenv("COLOUR")+os.Getenv("ASKING")+os.Getenv("WATCH_EVERY") == "" {
 				main()
 			}
-			c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, colour: true}
-			os.Exit(c.run(context.Background(), os.Args[1:]))
+			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+			c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, now: time.Now, colour: os.Getenv("COLOUR") != "", asking: os.Getenv("ASKING") != ""}
+			c.every, _ = time.ParseDuration(os.Getenv("WATCH_EVERY"))
+			code := c.run(ctx, os.Args[1:])
+			stop()
+			os.Exit(code)
 		},
 	})
 }
@@ -57,7 +64,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// setup gives each script its own CA ($CA), agents ($AGENT, and $TROUBLED with a denied workload), SDS sockets ($SDS,
+// setup gives each script its own CA ($CA), three more ($ROLLING with a rollout that waits, $LAGGING with an agent that
+// is away, $SEALED with an upstream that does not answer), agents ($AGENT, and $TROUBLED with a denied workload), SDS sockets ($SDS,
 // $SDS_ENDED, $SDS_EMPTY, $SDS_DENIED) and TLS server ($TLS), and files of certificates.
 func setup(env *testscript.Env) error {
 	f, err := newFacts()
@@ -68,15 +76,25 @@ func setup(env *testscript.Env) error {
 	env.Defer(stop)
 	path := func(name string) string { return filepath.Join(env.WorkDir, name) }
 
-	ca, err := f.caServer()
+	rolling, err := f.rolling()
 	if err != nil {
 		return err
 	}
-	l, err := admin.Listen(ctx, path("ca.sock"))
-	if err != nil {
-		return err
+	sealed := f.roots(0, f.agent("n1", 0, true))
+	sealed.upstreamErr = errors.New("vault is sealed")
+	for name, x := range map[string]*roots{
+		"ca.sock": f.roots(0, f.agent("n1", 0, true)), "rolling.sock": rolling, "lagging.sock": f.roots(2, f.agent("n1", 0, true), f.agent("n2", 3, false)), "sealed.sock": sealed,
+	} {
+		ca, err := f.caServer(x)
+		if err != nil {
+			return err
+		}
+		l, err := admin.Listen(ctx, path(name))
+		if err != nil {
+			return err
+		}
+		go func() { _ = ca.Serve(ctx, l) }()
 	}
-	go func() { _ = ca.Serve(ctx, l) }()
 
 	agent := grpc.NewServer()
 	meshcav1.RegisterAgentAdminServiceServer(agent, &agentServer{facts: f})
@@ -93,6 +111,11 @@ func setup(env *testscript.Env) error {
 			return err
 		}
 	}
+	hung, err := net.ListenUnix("unix", &net.UnixAddr{Name: path("hung.sock"), Net: "unix"}) // who connects is never answered
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { _ = hung.Close() })
 	for name, s := range map[string]*sds.Secrets{"sds.sock": f.secrets, "ended.sock": f.ended, "empty.sock": nil, "denied.sock": f.rootsAlone} {
 		engine, err := sds.New(sds.Config{Source: func(context.Context) (sds.Source, error) {
 			return sds.SourceFunc(func() (*sds.Secrets, <-chan struct{}) { return s, nil }), nil
@@ -117,6 +140,11 @@ func setup(env *testscript.Env) error {
 	}
 	env.Values[auditKey{}] = f
 	env.Setenv("CA", "--socket="+path("ca.sock"))
+	env.Setenv("ROLLING", "--socket="+path("rolling.sock"))
+	env.Setenv("LAGGING", "--socket="+path("lagging.sock"))
+	env.Setenv("SEALED", "--socket="+path("sealed.sock"))
+	env.Setenv("ROOT", fingerprint(f.authority.cert.Raw))
+	env.Setenv("NEXT", fingerprint(f.stranger.cert.Raw))
 	env.Setenv("AGENT", "--agent="+path("agent.sock"))
 	env.Setenv("TROUBLED", "--agent="+path("troubled.sock"))
 	env.Setenv("SDS_DENIED", path("denied.sock"))
@@ -174,7 +202,7 @@ func (f *facts) files() map[string][]byte {
 		"leaf.der":     f.svid.Certificates[0].Raw, "root.pem": encodePEM([]*x509.Certificate{f.authority.cert}),
 		"reversed.pem": encodePEM([]*x509.Certificate{f.svid.Certificates[1], f.svid.Certificates[0]}),
 		"bundle.json":  bundle, "otherroot.pem": encodePEM([]*x509.Certificate{f.stranger.cert}), "website.pem": encodePEM([]*x509.Certificate{f.website}),
-		"expired.pem": encodePEM(f.expired), "key.pem": keyPEM,
+		"expired.pem": encodePEM(f.expired), "key.pem": keyPEM, "root.id": []byte(shortID(fingerprint(f.authority.cert.Raw)) + "\n"),
 	}
 }
 
@@ -192,6 +220,10 @@ func tidy(ts *testscript.TestScript, neg bool, args []string) {
 	for _, r := range tidying {
 		s = r.what.ReplaceAllString(s, r.as)
 	}
+	if f, ok := ts.Value(auditKey{}).(*facts); ok { // as wide as they are
+		s = strings.ReplaceAll(s, shortID(fingerprint(f.authority.cert.Raw)), "MESH-ROOT-ID")
+		s = strings.ReplaceAll(s, shortID(fingerprint(f.stranger.cert.Raw)), "NEXT-ROOT-ID")
+	}
 	s = regexp.MustCompile(regexp.QuoteMeta(ts.Getenv("WORK"))).ReplaceAllString(s, "$$WORK")
 	s = regexp.MustCompile(regexp.QuoteMeta(ts.Getenv("TLS"))).ReplaceAllString(s, "$$TLS")
 	ts.Check(os.WriteFile(ts.MkAbs("out"), []byte(s), 0o600))
@@ -207,6 +239,7 @@ var tidying = []struct {
 	{regexp.MustCompile(`\b[0-9a-f]{40}\b`), "KEYID"},
 	{regexp.MustCompile(`\b[0-9a-f]{30,32}\b`), "SERIAL"},
 	{regexp.MustCompile(`\bnow\b \(|\b\d+s ago \(`), "just now ("},
+	{regexp.MustCompile(`since \d+s \(`), "since 0s ("},
 	{regexp.MustCompile(`uid \d+`), "uid N"},
 	{regexp.MustCompile(`"[A-Za-z0-9+/=_-]{100,}"`), `"BASE64"`},
 	{regexp.MustCompile(`(?s)-----BEGIN CERTIFICATE-----.*-----END CERTIFICATE-----(\\n|\n)`), "PEM$1"},

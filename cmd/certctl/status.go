@@ -105,6 +105,9 @@ func drawCA(p *page, s *meshcav1.GetStatusResponse) {
 	if e := s.GetPolicy().GetLastError(); e != "" {
 		list = append(list, pair{"policy file", text("not in force: " + e).as(bad)})
 	}
+	if r := rolloutSays(p, s.GetRollout()); r.text != "" {
+		list = append(list, pair{"rollout", r}, pair{"", text("`certctl ca status` shows all of it")})
+	}
 	p.pairs(list...)
 	drawAuthorities(p, s)
 	drawClusters(p, s)
