@@ -1,0 +1,154 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/meshca/meshca/api/admin/client"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/test/mesh"
+	"github.com/meshca/meshca/test/parts"
+)
+
+// killCA ends the CA as a power cut would.
+func (s *site) killCA() {
+	s.t.Helper()
+	check(s.t, s.ca.Signal(syscall.SIGKILL))
+	<-s.ca.Done()
+	s.ca = nil
+}
+
+// authorities asks the CA's admin socket.
+func (s *site) authorities(ask func(context.Context, meshcav1.AuthorityServiceClient) error) error {
+	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	defer cancel()
+	conn, err := client.Open(ctx, s.file("admin.sock"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return ask(ctx, conn.Authorities)
+}
+
+// rollout is how the rollout stands, nil while the CA cannot say so.
+func (s *site) rollout() (r *meshcav1.RolloutStatus, roots int) {
+	_ = s.authorities(func(ctx context.Context, c meshcav1.AuthorityServiceClient) error {
+		all, err := c.GetAuthorities(ctx, &meshcav1.GetAuthoritiesRequest{})
+		r, roots = all.GetRollout(), len(all.GetRoots())
+		return err
+	})
+	return r, roots
+}
+
+// Two Envoys under steady traffic, a handshake for every request, while the intermediate is replaced, the root is
+// replaced behind a canary by a CA that is killed on the way, and the root is tainted. An agent sleeps through all of it.
+func TestRootsUnderTraffic(t *testing.T) {
+	s := newSite(t, "jwks", ttl)
+	s.startCA()
+	n := s.node("node1")
+	n.workload("web")
+	n.workload("db")
+	n.start()
+	sleeper := s.node("node2")
+	sleeper.workload("web")
+	sleeper.start()
+	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
+	defer cancel()
+	m, err := mesh.Start(ctx, mesh.Config{
+		Envoy: parts.Path(t, "envoy"), Dir: t.TempDir(),
+		Client: mesh.Workload{ID: "spiffe://mesh.test/ns/shop/sa/web", Socket: n.socket("web")},
+		Server: mesh.Workload{ID: "spiffe://mesh.test/ns/shop/sa/db", Socket: n.socket("db")},
+	})
+	check(t, err)
+	t.Cleanup(m.Stop)
+	sleeper.await("web", "fresh", "")
+	sleeper.stop()
+
+	traffic := m.NewTraffic()
+	running, end := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	done.Go(func() { traffic.Run(running, rate) })
+	defer func() { end(); done.Wait() }()
+	noFaults := func(after string) {
+		t.Helper()
+		if traffic.Failed() > 0 {
+			t.Fatalf("after %s: %d of %d requests failed, the last so: %s", after, traffic.Failed(), traffic.OK()+traffic.Failed(), traffic.Fault())
+		}
+	}
+	step := func(want string) {
+		t.Helper()
+		var last *meshcav1.RolloutStatus
+		limit := time.Now().Add(4 * ttl)
+		for last, _ = s.rollout(); last.GetStep() != want; last, _ = s.rollout() {
+			if time.Now().After(limit) {
+				t.Fatalf("the rollout did not come to %s: %v", want, last)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		noFaults(want)
+	}
+	order := func(ask func(context.Context, meshcav1.AuthorityServiceClient) error) {
+		t.Helper()
+		check(t, s.authorities(ask))
+	}
+
+	order(func(ctx context.Context, c meshcav1.AuthorityServiceClient) error {
+		_, err := c.RotateIntermediate(ctx, &meshcav1.RotateIntermediateRequest{})
+		return err
+	})
+	order(func(ctx context.Context, c meshcav1.AuthorityServiceClient) error {
+		_, err := c.RotateRoot(ctx, &meshcav1.RotateRootRequest{Share: 50})
+		return err
+	})
+	step("canary")
+	s.killCA()
+	s.startCA()
+	step("canary")
+	time.Sleep(ttl)
+	order(func(ctx context.Context, c meshcav1.AuthorityServiceClient) error {
+		_, err := c.ContinueRollout(ctx, &meshcav1.ContinueRolloutRequest{})
+		return err
+	})
+	step("retired")
+	s.killCA()
+	s.startCA()
+	step("out")
+	first, roots := s.rollout()
+	if roots != 1 || first.GetAborted() {
+		t.Errorf("%d roots are trusted: %v", roots, first)
+	}
+
+	// The new root's key is stolen: it goes within 40 seconds, whatever lives under it.
+	tainted := time.Now()
+	order(func(ctx context.Context, c meshcav1.AuthorityServiceClient) error {
+		_, err := c.RotateRoot(ctx, &meshcav1.RotateRootRequest{TaintedWithin: durationpb.New(2 * ttl)})
+		return err
+	})
+	step("out")
+	if took := time.Since(tainted); took > 2*ttl+5*time.Second {
+		t.Errorf("the tainted root was out after %s", took)
+	}
+	second, roots := s.rollout()
+	if roots != 1 || second.GetOldRoot() != first.GetNewRoot() {
+		t.Errorf("%d roots are trusted: %v", roots, second)
+	}
+	time.Sleep(ttl)
+	noFaults("everything")
+
+	// Who slept through it finds its way back by the bundle file.
+	if _, err := os.Stat(s.file("bundle.json")); err != nil {
+		t.Fatal(err)
+	}
+	sleeper.start()
+	sleeper.await("web", "fresh", "")
+	end()
+	done.Wait()
+	noFaults("the end")
+	t.Logf("%d requests, %d failed", traffic.OK(), traffic.Failed())
+}
