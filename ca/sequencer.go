@@ -14,7 +14,7 @@ import (
 // SequencerConfig tells how a Sequencer groups. Only Store is needed.
 type SequencerConfig struct {
 	Store LedgerStore
-	// Gather is how long a group waits for more entries under load at most; 8 ms by default. It waits for ten times as
+	// Gather is how long a group waits for more entries under load at most; 4 ms by default. It waits for ten times as
 	// long as the last commit took, at least 2 ms, so that few commits share what a core can do with many issuances. An
 	// entry that comes alone does not wait.
 	Gather time.Duration
@@ -56,7 +56,7 @@ func NewSequencer(c SequencerConfig) (*Sequencer, error) {
 		return nil, errors.New("ca: a sequencer needs a store")
 	}
 	if c.Gather == 0 {
-		c.Gather = 8 * time.Millisecond
+		c.Gather = 4 * time.Millisecond
 	}
 	if c.MaxGroup <= 0 {
 		c.MaxGroup = 512

@@ -48,7 +48,7 @@ func TestAloneDoesNotWait(t *testing.T) {
 // long as a commit takes, within bounds.
 func TestGatheringUnderLoad(t *testing.T) {
 	for commit, gather := range map[time.Duration]time.Duration{
-		time.Second: 8 * time.Millisecond, 500 * time.Microsecond: 5 * time.Millisecond, 100 * time.Microsecond: 2 * time.Millisecond,
+		time.Second: 4 * time.Millisecond, 300 * time.Microsecond: 3 * time.Millisecond, 100 * time.Microsecond: 2 * time.Millisecond,
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			store := &memory{delay: commit}
