@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -379,27 +378,4 @@ func (a *Agent) taken(ctx context.Context, after uint64, patience time.Duration)
 			return 0, nil, ctx.Err()
 		}
 	}
-}
-
-// Bounds of what the CA is told about streams that lack a bundle.
-const (
-	maxLacking      = 8
-	maxLackingBytes = 256
-)
-
-// lacking names the streams that have not taken a bundle, and what they said.
-func (a *Agent) lacking(sequence uint64) []string {
-	var names []string
-	for _, s := range a.sds.Streams() {
-		if s.Waiting || s.Sequence >= sequence {
-			continue
-		}
-		why := "has not answered"
-		if s.LastNack != "" {
-			why = "rejects it: " + s.LastNack
-		}
-		names = append(names, refusal.Clip(s.Peer+": "+why, maxLackingBytes))
-	}
-	slices.Sort(names)
-	return names[:min(len(names), maxLacking)]
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -135,4 +136,27 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
+}
+
+// Bounds of what the CA is told about streams that lack a bundle.
+const (
+	maxLacking      = 8
+	maxLackingBytes = 256
+)
+
+// lacking names the streams that have not taken a bundle, and what they said.
+func (a *Agent) lacking(sequence uint64) []string {
+	var names []string
+	for _, s := range a.sds.Streams() {
+		if s.Waiting || s.Sequence >= sequence {
+			continue
+		}
+		why := "has not answered"
+		if s.LastNack != "" {
+			why = "rejects it: " + s.LastNack
+		}
+		names = append(names, refusal.Clip(s.Peer+": "+why, maxLackingBytes))
+	}
+	slices.Sort(names)
+	return names[:min(len(names), maxLacking)]
 }

@@ -105,7 +105,7 @@ func (d *daemon) startingRoot(issuers []ca.UpstreamIssuer) (ca.Root, error) {
 }
 
 // openRoller makes the one who moves the journal of roots; what it asks of the rest of the CA must be there.
-func (d *daemon) openRoller() error {
+func (d *daemon) openRoller(ctx context.Context) error {
 	var readers []rollout.Reader
 	for _, r := range d.config.Readers {
 		readers = append(readers, rollout.Reader{Name: r.Name, Refresh: r.Refresh.Duration})
@@ -119,6 +119,9 @@ func (d *daemon) openRoller() error {
 	}
 	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: roots, Observe: d.rolled})
 	d.operator = rollout.NewOperator(roots, d.roller)
+	if _, err := d.roller.Resume(ctx); err != nil { // so that orders find the rollout that is under way, from the first one on
+		return err
+	}
 	return nil
 }
 

@@ -146,7 +146,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 	if err := d.agents.Recall(ctx, d.store.ScanLedger); err != nil {
 		return nil, err
 	}
-	if err := d.openRoller(); err != nil {
+	if err := d.openRoller(ctx); err != nil {
 		return nil, err
 	}
 

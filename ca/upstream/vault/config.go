@@ -34,9 +34,6 @@ type Config struct {
 	// elsewhere. Several certificates may stand in it. What is trusted is never guessed: without it such an issuer is
 	// refused.
 	RootFile string `json:"rootFile,omitempty"`
-	// AutoTrust takes in every issuer that appears in the mount, as `certctl ca rotate root --issuer` would. Default
-	// false: others than Issuer are listed, and wait for that command.
-	AutoTrust bool `json:"autoTrust,omitempty"`
 	// Timeout bounds each call to Vault. Default 30s, at most 2m.
 	Timeout metav1.Duration `json:"timeout,omitzero"`
 	// Poll is how often the issuers are looked at. Default 1m, at least 5s.
