@@ -42,14 +42,21 @@ func logLevel(s string) (slog.Level, error) {
 
 // auditFile appends audit lines to a file, and opens it anew on SIGHUP, after logrotate moved it away.
 type auditFile struct {
-	path string
-	mu   sync.Mutex
-	file *os.File
+	path   string
+	hangup chan os.Signal
+	mu     sync.Mutex
+	file   *os.File
 }
 
+// openAuditFile takes SIGHUP from here until close: logrotate may send it while the CA still starts, or drains, and nobody's
+// listening would end the process.
 func openAuditFile(path string) (*auditFile, error) {
-	a := &auditFile{path: path}
-	return a, a.reopen()
+	a := &auditFile{path: path, hangup: make(chan os.Signal, 1)}
+	if err := a.reopen(); err != nil {
+		return nil, err
+	}
+	signal.Notify(a.hangup, syscall.SIGHUP)
+	return a, nil
 }
 
 func (a *auditFile) reopen() error {
@@ -102,20 +109,18 @@ func (a *auditFile) Write(p []byte) (int, error) {
 }
 
 func (a *auditFile) close() error {
+	signal.Stop(a.hangup)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.file.Close()
 }
 
 func (a *auditFile) reopenOnHangup(ctx context.Context, log *slog.Logger) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-hangup:
+		case <-a.hangup:
 			if err := a.reopen(); err != nil {
 				log.Error("the audit log could not be opened anew; it goes on in the old file", "err", err)
 			}

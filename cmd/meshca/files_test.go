@@ -1,11 +1,17 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 func TestAnAuditFileIsTheCAsAlone(t *testing.T) {
@@ -57,4 +63,36 @@ func TestAnAuditFileIsTheCAsAlone(t *testing.T) {
 	}
 	refused(dir, "no regular file")
 	refused(filepath.Join(dir, "absent", "audit.log"), "no such file")
+}
+
+// TestAHangupWhileTheCAStarts is not lost: logrotate does not know how far the start has come.
+func TestAHangupWhileTheCAStarts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	a, err := openAuditFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrived := make(chan os.Signal, 1)
+	signal.Notify(arrived, syscall.SIGHUP)
+	defer signal.Stop(arrived)
+	if err := errors.Join(os.Rename(path, path+".1"), syscall.Kill(os.Getpid(), syscall.SIGHUP)); err != nil {
+		t.Fatal(err)
+	}
+	<-arrived
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); a.reopenOnHangup(ctx, slog.New(slog.DiscardHandler)) }()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(path); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Errorf("the file was not opened anew: %v", err)
+			break
+		}
+	}
+	stop()
+	<-ended
+	if err := a.close(); err != nil {
+		t.Error(err)
+	}
 }

@@ -223,13 +223,14 @@ func TestHangupOpensTheAuditLogAnew(t *testing.T) {
 	if n := lines(moved); n != 2 {
 		t.Fatalf("before the signal %d lines are in the old file, want 2", n)
 	}
-	alive := make(chan os.Signal, 1) // before the CA listens, the signal would end this process
+	alive := make(chan os.Signal, 1)
 	signal.Notify(alive, syscall.SIGHUP)
 	defer signal.Stop(alive)
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	<-alive // a signal that was still on its way when the CA has closed would end this process
 	r.until("lines go to a new file", func() error {
-		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
-			return err
-		}
 		if decide(); lines(path) == 0 {
 			return errors.New("they do not")
 		}
