@@ -3,6 +3,7 @@ package policy
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -28,6 +29,9 @@ const (
 func Parse(data []byte, c PolicyContext) (*Policy, error) {
 	if len(data) > MaxBytes {
 		return nil, fmt.Errorf("policy: the document has %d bytes; the most is %d", len(data), MaxBytes)
+	}
+	if bytes.Contains(data, []byte("\n---")) || bytes.Contains(data, []byte("\n...")) {
+		return nil, errors.New("policy: --- and ... are for several YAML documents, of which only the first would be read: take these lines out")
 	}
 	js, err := yaml.YAMLToJSONStrict(data)
 	if err != nil {

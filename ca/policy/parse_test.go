@@ -20,6 +20,7 @@ func TestParseRefuses(t *testing.T) {
 		"not YAML":          {"rules: [", "not YAML"},
 		"duplicate key":     {"rules: []\nrules: []", `key "rules" already set`},
 		"duplicate in rule": {"rules: [{ttl: 1h, ttl: 2h}]", `key "ttl" already set`},
+		"two documents":     {"rules: []\n---\nrules: [{name: r, deny: true}]\n", "several YAML documents"},
 		"unknown top key":   {"rules: []\nrule: []", `unknown key "rule" at the top`},
 		"unknown key":       {rule("labels: {}"), `rule 1 "r": unknown key "labels"`},
 		"case of a key":     {rule("TTL: 1h"), `unknown key "TTL"`},

@@ -13,11 +13,10 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"github.com/meshca/meshca/agent"
 	"github.com/meshca/meshca/api/sds"
+	"github.com/meshca/meshca/cmd/internal/strictyaml"
 )
 
 // maxConfigBytes bounds what is read of a configuration file.
@@ -138,7 +137,7 @@ func loadConfig(file string) (*Config, error) {
 
 func parseConfig(data []byte) (*Config, error) {
 	var c Config
-	if err := decodeStrict(data, &c); err != nil {
+	if err := strictyaml.Decode(data, &c); err != nil {
 		return nil, err
 	}
 	c.complete()
@@ -149,17 +148,6 @@ func parseConfig(data []byte) (*Config, error) {
 		return nil, err
 	}
 	return &c, nil
-}
-
-// decodeStrict reads YAML by its keys to the letter, each of them once and known. yaml.UnmarshalStrict alone would take
-// SERVER for server, and of both in one mapping the later one without a word.
-func decodeStrict(data []byte, into any) error {
-	js, err := yaml.YAMLToJSONStrict(data)
-	if err != nil {
-		return err
-	}
-	strict, err := json.UnmarshalStrict(js, into)
-	return errors.Join(append(strict, err)...)
 }
 
 // complete fills in defaults.

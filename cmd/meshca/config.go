@@ -11,8 +11,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"github.com/meshca/meshca/api/issuance"
 	"github.com/meshca/meshca/attestor"
@@ -20,6 +18,7 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/policy"
 	"github.com/meshca/meshca/ca/upstream/vault"
+	"github.com/meshca/meshca/cmd/internal/strictyaml"
 )
 
 // maxConfigBytes bounds what is read of a configuration or policy file.
@@ -145,24 +144,13 @@ func loadConfig(file string) (*Config, error) {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	c := Config{file: file}
-	if err := decodeStrict(data, &c); err != nil {
+	if err := strictyaml.Decode(data, &c); err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
 	if err := c.complete(); err != nil {
 		return nil, fmt.Errorf("configuration %s: %w", file, err)
 	}
 	return &c, nil
-}
-
-// decodeStrict reads YAML by its keys to the letter, each of them once and known. yaml.UnmarshalStrict alone would take
-// AGENTS for agents, and of both in one mapping the later one without a word.
-func decodeStrict(data []byte, into any) error {
-	js, err := yaml.YAMLToJSONStrict(data)
-	if err != nil {
-		return err
-	}
-	strict, err := json.UnmarshalStrict(js, into)
-	return errors.Join(append(strict, err)...)
 }
 
 // complete fills in defaults and checks what can be checked without opening anything.
