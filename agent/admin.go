@@ -57,7 +57,6 @@ func (s *admin) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRequest)
 		Version: a.config.Version, TrustDomain: a.config.TrustDomain.Name(), Cluster: a.config.Cluster, Server: a.config.Server,
 		StartedAt: timestamppb.New(a.started), AgentTime: timestamppb.Now(), Ready: len(why) == 0, NotReady: why,
 		Self: a.self.view(), Connected: connected, BundleSequence: a.trust.sequence(),
-		Workloads: make([]*meshcav1.WorkloadStatus, len(a.workloads)),
 	}
 	if last != nil {
 		status.LastError, status.LastErrorAt = last.Error(), timestamppb.New(lastAt)
@@ -66,10 +65,10 @@ func (s *admin) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRequest)
 		status.ClockSkew = durationpb.New(skew)
 	}
 	traffic := a.traffic()
-	for i, w := range a.workloads {
+	for _, w := range a.roster.list() {
 		shown := w.shown()
 		traffic[w.Socket].show(shown)
-		status.Workloads[i] = shown
+		status.Workloads = append(status.Workloads, shown)
 	}
 	return status, nil
 }
@@ -129,7 +128,7 @@ type traffic struct {
 
 // traffic sums the open streams up, by socket.
 func (a *Agent) traffic() map[string]*traffic {
-	all := make(map[string]*traffic, len(a.workloads))
+	all := make(map[string]*traffic)
 	for _, st := range a.sds.Streams() {
 		t := all[st.Peer]
 		if t == nil {

@@ -34,9 +34,10 @@ type Agent struct {
 	sds      *sds.Server
 	metrics  *metrics
 
-	workloads []*workload
-	bySocket  map[string]*workload
-	denials   *denials
+	roster  roster
+	denials *denials
+	stage   stage
+	readers readers
 	// distributed is the bundle sequence that every socket serves and that is on disk.
 	distributed rotation.Current[uint64]
 	started     time.Time
@@ -50,7 +51,7 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	c = c.withDefaults()
-	a := &Agent{config: c, log: c.Log, started: time.Now(), bySocket: make(map[string]*workload, len(c.Workloads))}
+	a := &Agent{config: c, log: c.Log, started: time.Now()}
 	a.denials = newDenials(filepath.Join(c.StateDir, "denied.json"), c.Log)
 	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys"), c.now}
@@ -74,9 +75,9 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	for _, w := range c.Workloads {
-		made := newWorkload(w, a, a.trust, c.now, c.Log)
-		a.workloads = append(a.workloads, made)
-		a.bySocket[w.Socket] = made
+		if err := a.roster.add(newWorkload(w, a, a.trust, c.now, c.Log)); err != nil {
+			return nil, err
+		}
 	}
 	a.metrics = newMetrics(a)
 	a.batcher = newBatcher(c.Cluster, a.client, a.called)
@@ -109,10 +110,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.trust.load()
 	a.denials.load()
-	own := a.restore()
+	own, err := a.restore()
+	if err != nil {
+		_, _ = admin.Close(), ops.Close()
+		return err
+	}
 
 	g, ctx := errgroup.WithContext(ctx)
 	transport := a.newSDSTransport()
+	a.stage = stage{ctx, transport}
 	g.Go(func() error { return a.serveAdmin(ctx, admin) })
 	g.Go(func() error { return a.serveOps(ctx, ops) })
 	g.Go(func() error { a.batcher.run(ctx); return nil })
@@ -122,20 +128,28 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error {
 		return stopped(rotation.Keep(ctx, a.self, rotation.KeepOptions{Have: own, Wake: a.self.wake, Observe: a.observeSelf}))
 	})
-	for _, w := range a.workloads {
-		g.Go(func() error { w.serve(ctx, transport, a.config.ConnectionsPerSocket); return nil })
-		g.Go(func() error { return stopped(a.keepWorkload(ctx, w)) })
+	for _, w := range a.roster.list() {
+		a.start(w)
 	}
+	var sources errgroup.Group
+	for _, s := range a.config.Sources {
+		sources.Go(func() error { return s.Run(ctx, a) })
+	}
+	g.Go(sources.Wait)
 	g.Go(func() error {
 		<-ctx.Done()
 		a.self.orders.stop()
-		for _, w := range a.workloads {
+		_ = sources.Wait() // no workload comes any more
+		for _, w := range a.roster.list() {
 			w.stop()
 		}
 		stopGracefully(transport)
+		for _, w := range a.roster.list() {
+			w.running.Wait()
+		}
 		return nil
 	})
-	a.log.Info("agent started", "version", a.config.Version, "cluster", a.config.Cluster, "server", a.config.Server, "workloads", len(a.workloads))
+	a.log.Info("agent started", "version", a.config.Version, "cluster", a.config.Cluster, "server", a.config.Server, "workloads", len(a.roster.list()))
 	err = g.Wait()
 	a.log.Info("agent stopped")
 	return err
@@ -172,33 +186,64 @@ func (a *Agent) prepare() (unlock func(), err error) {
 
 // restore takes up what an earlier run kept, so that it is served also while the CA is gone. It returns the term of the
 // agent's own SVID.
-func (a *Agent) restore() (own *rotation.Term) {
-	names := make(map[string]bool, len(a.workloads))
-	for _, w := range a.workloads {
+func (a *Agent) restore() (own *rotation.Term, err error) {
+	if err := a.addKnown(); err != nil {
+		return nil, err
+	}
+	names := make(map[string]bool)
+	for _, w := range a.roster.list() {
 		names[w.name] = true
-		if h := a.restored(w.name, w.Workload, w.TokenFile); h != nil {
-			w.restore(h)
-			if a.denials.fault() == nil {
-				w.denials()
-			} else {
-				w.renewNow() // the CA's word on this one may come before the whole list
-			}
-		}
+		a.restoreWorkload(w)
 	}
 	if err := a.store.prune(names); err != nil {
 		a.log.Warn("keys of workloads that are gone cannot be removed", "dir", a.store.dir, "error", err)
 	}
 	h := a.restored(selfName, Workload{}, a.config.TokenFile)
 	if h == nil {
-		return nil
+		return nil, nil
 	}
 	if !a.self.mayBe(h.svid.ID) {
 		a.log.Warn("the kept SVID is no agent's of this cluster; attesting anew", "spiffe_id", h.svid.ID.String(), "cluster", a.config.Cluster)
 		a.forget(selfName)
-		return nil
+		return nil, nil
 	}
 	a.self.restore(h)
-	return &h.term
+	return &h.term, nil
+}
+
+// addKnown takes in the workloads that sources had in an earlier run.
+func (a *Agent) addKnown() error {
+	for _, s := range a.config.Sources {
+		known, err := s.Known()
+		if err != nil {
+			return err
+		}
+		for _, c := range known {
+			c = c.withDefaults()
+			err := c.check("a workload of an earlier run")
+			if err == nil {
+				err = a.roster.add(newWorkload(c, a, a.trust, a.config.now, a.log))
+			}
+			if err != nil {
+				a.log.Error("a workload of an earlier run is not taken up", "socket", c.Socket, "error", err)
+			}
+		}
+	}
+	return nil
+}
+
+// restoreWorkload takes up what was kept of one workload.
+func (a *Agent) restoreWorkload(w *workload) {
+	h := a.restored(w.name, w.Workload, w.TokenFile)
+	if h == nil {
+		return
+	}
+	w.restore(h)
+	if a.denials.fault() == nil {
+		w.denials()
+	} else {
+		w.renewNow() // the CA's word on this one may come before the whole list
+	}
 }
 
 // restored is what was kept under the name, unless the token file names somebody else by now. A file that cannot be read
@@ -227,7 +272,7 @@ func (a *Agent) forget(name string) {
 	}
 }
 
-func (a *Agent) keepWorkload(ctx context.Context, w *workload) error {
+func (a *Agent) keepWorkload(ctx context.Context, w *workload) {
 	options := rotation.KeepOptions{Wake: w.wake, Observe: func(attempt rotation.Attempt) {
 		w.observed(attempt)
 		a.metrics.renewed("workload", attempt)
@@ -235,7 +280,7 @@ func (a *Agent) keepWorkload(ctx context.Context, w *workload) error {
 	if h := w.holds(); h != nil {
 		options.Have = &h.term
 	}
-	return rotation.Keep(ctx, w, options)
+	_ = rotation.Keep(ctx, w, options) // it ends with ctx
 }
 
 func (a *Agent) observeSelf(attempt rotation.Attempt) {
@@ -281,7 +326,7 @@ func (a *Agent) agentID() string { return a.self.id() }
 // gained is told of each new SVID of the agent's own. Workloads that were refused for the one before need not wait: that
 // is this agent's trouble, after an outage it is the fleet's.
 func (a *Agent) gained(anew bool) {
-	for _, w := range a.workloads {
+	for _, w := range a.roster.list() {
 		if anew {
 			w.retryNow()
 		} else {
@@ -296,12 +341,12 @@ func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 		a.log.Error("a bundle from the CA cannot be used; the one before stays", "error", err)
 	}
 	a.applyDenials(state.GetDeniedIds())
-	for _, w := range a.workloads {
+	for _, w := range a.roster.list() {
 		w.orders.apply(state.GetRenew(), w.holds(), w.phase())
 	}
 	a.self.orders.apply(state.GetRenew(), a.self.identity.Value(), a.self.id())
 	if first { // the CA is there again
-		for _, w := range a.workloads {
+		for _, w := range a.roster.list() {
 			w.retrySoon()
 		}
 	}
@@ -310,7 +355,7 @@ func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 // applyDenials drops what is denied before it writes the denials down: the write may wait on the disk.
 func (a *Agent) applyDenials(list []string) {
 	if a.denials.set(list) {
-		for _, w := range a.workloads {
+		for _, w := range a.roster.list() {
 			w.denials()
 		}
 	}
@@ -321,7 +366,7 @@ func (a *Agent) applyDenials(list []string) {
 func (a *Agent) distribute(ctx context.Context) {
 	for first := true; ; first = false {
 		bundle, stale := a.trust.current.Get()
-		for _, w := range a.workloads {
+		for _, w := range a.roster.list() {
 			w.refresh()
 		}
 		if !first {
@@ -353,24 +398,27 @@ func fresher(stale <-chan struct{}) bool {
 	}
 }
 
-// taken waits until every open stream has a bundle newer than after, and returns its sequence. Where streams make it wait
-// for longer than patience, it returns after, and who they are.
+// taken waits until every open stream and every reader has a bundle newer than after, and returns its sequence. Where they
+// make it wait for longer than patience, it returns after, and who they are.
 func (a *Agent) taken(ctx context.Context, after uint64, patience time.Duration) (sequence uint64, waitsFor []string, err error) {
 	late := time.NewTimer(patience)
 	defer late.Stop()
 	for {
 		sequence, stale := a.distributed.Get()
-		var changed <-chan struct{}
+		var changed, took <-chan struct{}
 		var over <-chan time.Time
 		if sequence > after {
-			lacking := 0
-			if lacking, changed = a.sds.Acknowledged(sequence); lacking == 0 {
+			streams, readers := 0, 0
+			streams, changed = a.sds.Acknowledged(sequence)
+			readers, took = a.readers.lacking(sequence)
+			if streams+readers == 0 {
 				return sequence, nil, nil
 			}
 			over = late.C
 		}
 		select {
 		case <-changed:
+		case <-took:
 		case <-stale:
 		case <-over:
 			return after, a.lacking(sequence), nil

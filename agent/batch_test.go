@@ -26,7 +26,7 @@ func TestCallsFitTheCAsLimits(t *testing.T) {
 	}
 	a := n.start()
 	eventually(t, "all fresh", func() bool {
-		for _, w := range a.workloads {
+		for _, w := range a.roster.list() {
 			if w.condition() != conditionFresh {
 				return false
 			}

@@ -69,15 +69,17 @@ func (t token) bearer() bearer {
 func (a *Agent) watchTokens(ctx context.Context) {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	looked := make(map[*workload]fs.FileInfo, len(a.workloads))
+	looked := make(map[*workload]fs.FileInfo)
 	for {
 		select {
 		case <-look.C:
 		case <-ctx.Done():
 			return
 		}
-		for _, w := range a.workloads {
-			looked[w] = w.lookAtToken(looked[w])
+		before := looked
+		looked = make(map[*workload]fs.FileInfo, len(before))
+		for _, w := range a.roster.list() {
+			looked[w] = w.lookAtToken(before[w])
 		}
 	}
 }

@@ -220,7 +220,7 @@ const workloadFindings = 200
 func (a *Agent) checkWorkloads(f *findings) {
 	const subject = "workloads"
 	well, ill := 0, 0
-	for _, w := range a.workloads {
+	for _, w := range a.roster.list() {
 		one := &findings{}
 		w.check(one)
 		if len(one.list) == 0 {
@@ -234,7 +234,7 @@ func (a *Agent) checkWorkloads(f *findings) {
 	if ill > workloadFindings {
 		f.fail(subject, "`certctl svid list --agent` shows them all.", "%d workloads have troubles, %d are listed", ill, workloadFindings)
 	}
-	f.ok(subject, "%d of %d are fresh and served", well, len(a.workloads))
+	f.ok(subject, "%d of %d are fresh and served", well, len(a.roster.list()))
 }
 
 // check adds what is wrong with the workload; nothing when all is well.

@@ -41,6 +41,8 @@ type Config struct {
 	OpsAddress string
 	// Workloads to keep and to serve.
 	Workloads []Workload
+	// Sources tell of workloads that come and go.
+	Sources []Source
 	// PlainValidation, SystemBundle and SDS go to the SDS server: see sds.Config.
 	PlainValidation bool
 	SystemBundle    string
@@ -91,16 +93,20 @@ func (c Config) withDefaults() Config {
 	c.AdminSocket = filepath.Clean(c.AdminSocket)
 	workloads := make([]Workload, len(c.Workloads))
 	for i, w := range c.Workloads {
-		if w.Mode == 0 {
-			w.Mode = 0o600
-		}
-		if w.Socket != "" {
-			w.Socket = filepath.Clean(w.Socket)
-		}
-		workloads[i] = w
+		workloads[i] = w.withDefaults()
 	}
 	c.Workloads = workloads
 	return c
+}
+
+func (w Workload) withDefaults() Workload {
+	if w.Mode == 0 {
+		w.Mode = 0o600
+	}
+	if w.Socket != "" {
+		w.Socket = filepath.Clean(w.Socket)
+	}
+	return w
 }
 
 // Check finds what is wrong with the configuration as such, all of it at once; files are not looked at.

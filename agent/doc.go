@@ -9,7 +9,9 @@
 //   - batch: renewals that fall together become one call.
 //   - follow: what the CA orders over Sync (bundle, denials, renewals), and the acknowledgements of bundles.
 //   - store: what outlives a restart.
-//   - serve, listen: the sockets of the workloads.
+//   - roster, source: workloads that come and go, told by those that know of them.
+//   - readers: who takes bundles elsewhere than over SDS, and is waited for like a proxy.
+//   - serve, listen, bound: the sockets of the workloads.
 //   - admin, check, ops, metrics: what people and programs see.
 //
 // What is held is served until it ends, whatever becomes of the CA, the agent's own SVID or other workloads.

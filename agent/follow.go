@@ -144,7 +144,7 @@ const (
 	maxLackingBytes = 256
 )
 
-// lacking names the streams that have not taken a bundle, and what they said.
+// lacking names the streams and readers that have not taken a bundle, and what they said.
 func (a *Agent) lacking(sequence uint64) []string {
 	var names []string
 	for _, s := range a.sds.Streams() {
@@ -157,6 +157,7 @@ func (a *Agent) lacking(sequence uint64) []string {
 		}
 		names = append(names, refusal.Clip(s.Peer+": "+why, maxLackingBytes))
 	}
+	names = append(names, a.readers.waitsFor(sequence)...)
 	slices.Sort(names)
 	return names[:min(len(names), maxLacking)]
 }

@@ -68,7 +68,7 @@ func TestStreamsEndWithTheirPod(t *testing.T) {
 			p := newProxy(t, n.path("web.sock"), "default")
 			p.ack(p.next())
 			n.refuseWorkloads(reason)
-			a.workloads[0].renewNow()
+			a.roster.list()[0].renewNow()
 			if got := refusal.Of(p.ended()); got != reason {
 				t.Errorf("the stream ended with %s", got)
 			}
@@ -83,7 +83,7 @@ func TestStreamsEndWithTheirPod(t *testing.T) {
 				t.Errorf("a new stream ended with %s", got)
 			}
 			n.ca.Stop() // what is known stays known
-			a.workloads[0].renewNow()
+			a.roster.list()[0].renewNow()
 			eventually(t, "it was tried", func() bool { return a.status1().GetNextTry() != nil })
 			if w := a.status1(); w.GetLastRefusal().GetReason() != string(reason) || w.GetState() != "refused" {
 				t.Errorf("status %v", w)
@@ -93,7 +93,7 @@ func TestStreamsEndWithTheirPod(t *testing.T) {
 			_, err := n.ca.Start()
 			must(t, err)
 			n.give("web.token", "web", "uid-2", 1)
-			a.workloads[0].renewNow()
+			a.roster.list()[0].renewNow()
 			eventually(t, "the next pod is served", func() bool { return a.state(0) == "fresh" })
 			if fetch(t, n.path("web.sock"), "default")["default"] == nil {
 				t.Error("nothing is served to the next pod")
@@ -113,9 +113,9 @@ func TestStreamsOutliveOtherRefusals(t *testing.T) {
 		refusal.PolicyDenied, refusal.PolicyNoRule, refusal.TokenExpired, refusal.NodeGone, refusal.KubernetesUnavailable, refusal.Internal,
 	} {
 		n.refuseWorkloads(reason)
-		a.workloads[0].renewNow()
+		a.roster.list()[0].renewNow()
 		eventually(t, "refused with "+string(reason), func() bool {
-			a.workloads[0].renewNow()
+			a.roster.list()[0].renewNow()
 			return a.status1().GetLastRefusal().GetReason() == string(reason)
 		})
 		if w := a.status1(); w.GetState() != "stale" || w.GetOpenStreams() != 1 {
@@ -159,7 +159,7 @@ func TestDenialSaysWhyAndWhom(t *testing.T) {
 		t.Errorf("last held %q", w.GetLastSpiffeId())
 	}
 	n.ca.Stop() // a failure to ask is no news about it
-	a.workloads[0].renewNow()
+	a.roster.list()[0].renewNow()
 	eventually(t, "it was tried", func() bool { return a.status1().GetNextTry() != nil })
 	if w := a.status1(); w.GetLastRefusal().GetReason() != string(refusal.IdentityDenied) || w.GetState() != "denied" {
 		t.Errorf("status %v", w)
@@ -182,7 +182,7 @@ func TestStatusShowsWhatProxiesRefuseAndMiss(t *testing.T) {
 	if w.GetNacks() != 1 || w.GetOpenStreams() != 2 || w.GetUnknownCount() != 3 || len(w.GetUnknownNames()) != 2 || w.GetUnknownNames()[0] != "else" {
 		t.Errorf("status %v", w)
 	}
-	a.workloads[0].renewNow()
+	a.roster.list()[0].renewNow()
 	q.ack(q.next())
 	if got := a.status1().GetLastNack(); got != "unusable" {
 		t.Errorf("another stream's word hides the refusal: %q", got)

@@ -91,7 +91,7 @@ func (s *standing) Collect(out chan<- prometheus.Metric) {
 	a := s.agent
 	counts := make(map[condition]int, len(conditions))
 	soonest, any := time.Duration(0), false
-	for _, w := range a.workloads {
+	for _, w := range a.roster.list() {
 		counts[w.condition()]++
 		if h := w.holds(); h != nil {
 			if left := h.left(a.config.now()); !any || left < soonest {

@@ -14,10 +14,7 @@ const (
 	notesEvery = time.Minute / notesBurst
 )
 
-// notes bounds the lines that the peers of each socket cause, who could have them written for ever otherwise.
-type notes map[string]*note
-
-// note is one socket's.
+// note bounds the lines that the peers of one socket cause, who could have them written for ever otherwise.
 type note struct {
 	pace *rate.Limiter
 
@@ -25,26 +22,14 @@ type note struct {
 	omitted int // guarded by mu
 }
 
-func newNotes(workloads []Workload) notes {
-	all := make(notes, len(workloads))
-	for _, w := range workloads {
-		all[w.Socket] = &note{pace: rate.NewLimiter(rate.Every(notesEvery), notesBurst)}
-	}
-	return all
-}
-
-// allow reports whether a line may be logged for a socket now, and how many were left out since its last one.
-func (n notes) allow(socket string) (omitted int, ok bool) {
-	of, ok := n[socket]
-	if !ok {
+// allow reports whether a line may be logged now, and how many were left out since the last one.
+func (n *note) allow() (omitted int, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.pace.Allow() {
+		n.omitted++
 		return 0, false
 	}
-	of.mu.Lock()
-	defer of.mu.Unlock()
-	if !of.pace.Allow() {
-		of.omitted++
-		return 0, false
-	}
-	omitted, of.omitted = of.omitted, 0
+	omitted, n.omitted = n.omitted, 0
 	return omitted, true
 }

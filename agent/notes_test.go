@@ -18,27 +18,26 @@ import (
 func TestPeersCannotFillTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		a := &Agent{log: slog.New(slog.NewTextHandler(&log, nil)), bySocket: map[string]*workload{}}
+		a := &Agent{log: slog.New(slog.NewTextHandler(&log, nil))}
 		a.metrics = newMetrics(a)
-		lines := newNotes([]Workload{{Socket: "/a"}, {Socket: "/b"}})
-		for socket := range lines {
-			a.bySocket[socket] = newWorkload(Workload{Socket: socket}, a, nil, machineClocks(), a.log)
+		for _, socket := range []string{"/a", "/b"} {
+			must(t, a.roster.add(newWorkload(Workload{Socket: socket}, a, nil, machineClocks(), a.log)))
 		}
 		const times = 1000
 		for range times {
-			a.nacked(lines, sds.Stream{Peer: "/a"}, sds.Nack{Detail: "unusable"})
-			a.unknown(lines, sds.Stream{Peer: "/a"}, []string{"x", "y"})
+			a.nacked(sds.Stream{Peer: "/a"}, sds.Nack{Detail: "unusable"})
+			a.unknown(sds.Stream{Peer: "/a"}, []string{"x", "y"})
 		}
 		if n := strings.Count(log.String(), "\n"); n != notesBurst {
 			t.Errorf("%d lines at once, want %d", n, notesBurst)
 		}
-		a.nacked(lines, sds.Stream{Peer: "/b"}, sds.Nack{Detail: "unusable"})
+		a.nacked(sds.Stream{Peer: "/b"}, sds.Nack{Detail: "unusable"})
 		if !strings.Contains(log.String(), "socket=/b") {
 			t.Error("one socket's lines take another's")
 		}
 		log.Reset()
 		time.Sleep(notesEvery)
-		a.unknown(lines, sds.Stream{Peer: "/a"}, []string{"x"})
+		a.unknown(sds.Stream{Peer: "/a"}, []string{"x"})
 		if want := "omitted=1995"; !strings.Contains(log.String(), want) {
 			t.Errorf("the next line is %q, want %q in it", log.String(), want)
 		}
@@ -48,7 +47,7 @@ func TestPeersCannotFillTheLog(t *testing.T) {
 		if got := counted(t, a.metrics.unknown); got != 2*times+1 {
 			t.Errorf("%v unknown names counted", got)
 		}
-		if got := a.bySocket["/a"].state.nacks; got != times {
+		if got := a.roster.at("/a").state.nacks; got != times {
 			t.Errorf("status shows %d refusals", got)
 		}
 	})

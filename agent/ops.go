@@ -78,7 +78,7 @@ func (a *Agent) NotReady() []string {
 		why = append(why, "the agent has no SVID of its own: "+reason)
 	}
 	opening := 0
-	for _, w := range a.workloads {
+	for _, w := range a.roster.list() {
 		if w.neverOpened() {
 			opening++
 		}

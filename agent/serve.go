@@ -22,11 +22,12 @@ const (
 	watch = 10 * time.Second
 	// drain bounds how long streams and calls may take to end at the stop.
 	drain = 3 * time.Second
+	// parting is how long connections of a workload that goes stay open for the streams' last word.
+	parting = 200 * time.Millisecond
 )
 
 // newSDS makes the one SDS server behind all sockets. Which socket a stream came through tells whose it is.
 func (a *Agent) newSDS() (*sds.Server, error) {
-	lines := newNotes(a.config.Workloads)
 	return sds.New(sds.Config{
 		Source: func(ctx context.Context) (sds.Source, error) {
 			w, err := a.workloadOf(ctx)
@@ -46,8 +47,8 @@ func (a *Agent) newSDS() (*sds.Server, error) {
 		Limits:          a.config.SDS,
 		Observe: sds.Observe{
 			Acked:   func(sds.Stream) { a.metrics.acks.Inc() },
-			Nacked:  func(s sds.Stream, n sds.Nack) { a.nacked(lines, s, n) },
-			Unknown: func(s sds.Stream, names []string) { a.unknown(lines, s, names) },
+			Nacked:  func(s sds.Stream, n sds.Nack) { a.nacked(s, n) },
+			Unknown: func(s sds.Stream, names []string) { a.unknown(s, names) },
 			Closed:  a.streamClosed,
 		},
 	})
@@ -59,20 +60,20 @@ func (a *Agent) workloadOf(ctx context.Context) (*workload, error) {
 	if !ok || p.LocalAddr == nil {
 		return nil, refusal.New(refusal.Internal, "the call came through no socket")
 	}
-	w, ok := a.bySocket[p.LocalAddr.String()]
+	addr, ok := p.LocalAddr.(boundAddr)
 	if !ok {
 		return nil, refusal.New(refusal.Internal, "no workload has the socket %s", p.LocalAddr)
 	}
-	return w, nil
+	return addr.w, nil
 }
 
-func (a *Agent) nacked(lines notes, s sds.Stream, n sds.Nack) {
+func (a *Agent) nacked(s sds.Stream, n sds.Nack) {
 	a.metrics.nacks.Inc()
-	w, ok := a.bySocket[s.Peer]
-	if !ok {
+	w := a.roster.at(s.Peer)
+	if w == nil {
 		return
 	}
-	if omitted, ok := lines.allow(s.Peer); ok {
+	if omitted, ok := w.note.allow(); ok {
 		w.log.Warn("a proxy refused what it was sent", "node", s.Node, "names", n.Names, "detail", n.Detail, "omitted", omitted)
 	}
 	w.mu.Lock()
@@ -80,10 +81,14 @@ func (a *Agent) nacked(lines notes, s sds.Stream, n sds.Nack) {
 	w.state.nacks++
 }
 
-func (a *Agent) unknown(lines notes, s sds.Stream, names []string) {
+func (a *Agent) unknown(s sds.Stream, names []string) {
 	a.metrics.unknown.Add(float64(len(names)))
-	if omitted, ok := lines.allow(s.Peer); ok {
-		a.log.Warn("a proxy asks for secrets that are not served to it", "socket", s.Peer, "node", s.Node, "names", names[:min(len(names), 8)], "omitted", omitted)
+	w := a.roster.at(s.Peer)
+	if w == nil {
+		return
+	}
+	if omitted, ok := w.note.allow(); ok {
+		w.log.Warn("a proxy asks for secrets that are not served to it", "node", s.Node, "names", names[:min(len(names), 8)], "omitted", omitted)
 	}
 }
 
@@ -115,7 +120,8 @@ func (w *workload) serve(ctx context.Context, server *grpc.Server, connections i
 // accept serves the socket until it is gone, which it looks for at each look; grpc closes it at the stop.
 func (w *workload) accept(ctx context.Context, server *grpc.Server, s *socket, connections int, look <-chan time.Time) error {
 	// At its limit it waits for a connection to end. Closing it, and not the socket alone, ends that wait too.
-	l := netutil.LimitListener(s, connections)
+	conns := newBound(s, w)
+	l := netutil.LimitListener(conns, connections)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	for {
@@ -133,8 +139,12 @@ func (w *workload) accept(ctx context.Context, server *grpc.Server, s *socket, c
 				return refusal.New(refusal.SocketPath, "the socket was removed or replaced")
 			}
 		case <-ctx.Done():
-			// The streams end first: see Agent.stop.
-			return <-done
+			_ = l.Close()
+			err := <-done
+			if w.finished() {
+				conns.cut(parting)
+			} // else the agent stops, and lets calls end by themselves
+			return err
 		}
 	}
 }
@@ -145,6 +155,7 @@ func (w *workload) listened(err error) {
 	before := w.state.listening
 	w.state.listening, w.state.tried = err, true
 	w.mu.Unlock()
+	w.news.Set(struct{}{})
 	switch {
 	case err == nil:
 		w.log.Info("serving SDS")

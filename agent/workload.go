@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -32,6 +33,11 @@ type workload struct {
 	orders  orders
 	retries spread
 	secrets rotation.Current[*sds.Secrets]
+
+	note    note
+	news    rotation.Current[struct{}] // stale when an attempt was made, or the socket opened
+	cancel  context.CancelFunc         // ends serving and renewing; set by Agent.start
+	running sync.WaitGroup
 
 	mu    sync.Mutex
 	state state
@@ -80,6 +86,7 @@ var _ rotation.Subject = (*workload)(nil)
 func newWorkload(c Workload, h home, roots *trust, now func() instant, log *slog.Logger) *workload {
 	w := &workload{
 		Workload: c, name: nameOf(c), home: h, roots: roots, now: now, log: log.With("socket", c.Socket), wake: make(chan struct{}, 1),
+		note: note{pace: rate.NewLimiter(rate.Every(notesEvery), notesBurst)},
 	}
 	w.orders.wake = w.renewNow
 	w.state.listening = refusal.New(refusal.SocketPath, "the socket is not open yet")
@@ -125,6 +132,9 @@ func (w *workload) install(h *held) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// Asked under the lock: a denial that comes now finds either nothing held or this.
+	if w.state.stopped {
+		return refusal.New(refusal.Stopping, "the workload is served no longer")
+	}
 	w.state.lastID = h.svid.ID
 	if w.home.denied(h.svid.ID) {
 		err := refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID)
@@ -208,14 +218,34 @@ func (w *workload) publish() {
 	w.secrets.Set(secrets)
 }
 
-// stop ends the streams and the timers.
+// stop ends the streams and the timers; what is held is kept for the next run.
 func (w *workload) stop() {
 	w.orders.stop()
 	w.retries.stop()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.state.stopped = true
-	w.secrets.Set(sds.End(refusal.New(refusal.Stopping, "the agent is stopping").After(time.Second)))
+	if !w.state.stopped {
+		w.state.stopped = true
+		w.secrets.Set(sds.End(refusal.New(refusal.Stopping, "the agent is stopping").After(time.Second)))
+	}
+}
+
+// finish ends the streams and the timers for good, and forgets what is held.
+func (w *workload) finish(why error) {
+	w.orders.stop()
+	w.retries.stop()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state.gone, w.state.stopped = why, true
+	w.withdraw()
+	w.secrets.Set(sds.End(why))
+}
+
+// finished reports whether the workload is gone for good, while the agent goes on.
+func (w *workload) finished() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.stopped && w.state.gone != nil
 }
 
 func (w *workload) renewNow() {
@@ -270,6 +300,7 @@ func (w *workload) observed(a rotation.Attempt) {
 	}
 	h := w.state.held
 	w.mu.Unlock()
+	w.news.Set(struct{}{})
 	switch {
 	case a.Err != nil && refusal.Of(before) != refusal.Of(a.Err):
 		w.log.Warn("no new SVID", "error", a.Err, "next", a.Next)

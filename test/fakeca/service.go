@@ -245,7 +245,9 @@ func (s *service) acks(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mes
 			return c.violation("a second hello")
 		}
 		current, _ := c.bundle.Value().SequenceNumber()
-		if n := ack.GetBundleSequence(); n > current || n <= last {
+		if n := ack.GetBundleSequence(); n == last && len(ack.GetWaitsFor()) > 0 {
+			continue // what it had before, and who lacks the next one
+		} else if n > current || n <= last {
 			return c.violation("bundle %d was acknowledged after %d, the newest is %d", n, last, current)
 		}
 		last = ack.GetBundleSequence()

@@ -1,0 +1,149 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// Source tells the agent of workloads that come and go, as a node's pods do.
+type Source interface {
+	// Known are the workloads that an earlier run of the agent had and that still stand. It is asked once, before Run:
+	// what is kept of them is served at once, and what is kept of others is removed.
+	Known() ([]Workload, error)
+	// Run adds and removes workloads until ctx ends, with Agent.Add, Agent.Find and Kept.Remove. When it returns an error
+	// the agent stops: it could not do this part of its work at all.
+	Run(ctx context.Context, a *Agent) error
+}
+
+// Kept is one workload while the agent keeps it. Its methods are safe for concurrent use.
+type Kept struct {
+	agent *Agent
+	w     *workload
+}
+
+// Materials are what a workload has now. They are shared and must not be changed.
+type Materials struct {
+	// SVID is nil while there is none to serve.
+	SVID *x509svid.SVID
+	// Bundle of the trust domain; without authorities while none is known.
+	Bundle *spiffebundle.Bundle
+	// End is why nothing is served any more: the workload is gone, or the agent stops. Nil: it goes on.
+	End error
+}
+
+// Add keeps and serves one more workload, until it is removed or the agent stops. Call it from a Source's Run alone. What
+// an earlier run kept for the very same workload is taken up.
+func (a *Agent) Add(c Workload) (*Kept, error) {
+	c = c.withDefaults()
+	if err := c.check("the workload"); err != nil {
+		return nil, err
+	}
+	w := newWorkload(c, a, a.trust, a.config.now, a.log)
+	if err := a.roster.add(w); err != nil {
+		return nil, err
+	}
+	a.restoreWorkload(w)
+	w.refresh()
+	a.start(w)
+	return &Kept{a, w}, nil
+}
+
+// Find returns the workload at a socket, or nil when there is none.
+func (a *Agent) Find(socket string) *Kept {
+	w := a.roster.at(socket)
+	if w == nil {
+		return nil
+	}
+	return &Kept{a, w}
+}
+
+// stage is what workloads need of a running agent. Run sets it before anything is started on it.
+type stage struct {
+	ctx       context.Context //nolint:containedctx // that of Run: workloads that come later end with it, too
+	transport *grpc.Server
+}
+
+// start begins to serve and to renew a workload.
+func (a *Agent) start(w *workload) {
+	ctx, cancel := context.WithCancel(a.stage.ctx)
+	w.cancel = cancel
+	w.running.Go(func() { w.serve(ctx, a.stage.transport, a.config.ConnectionsPerSocket) })
+	w.running.Go(func() { a.keepWorkload(ctx, w) })
+}
+
+// Remove ends the workload: its streams, its socket, its connections, and what is kept of its key. It returns when all of
+// that is gone.
+func (k *Kept) Remove() error {
+	k.w.finish(refusal.New(refusal.PodGone, "the workload was removed from this node"))
+	k.w.cancel()
+	k.w.running.Wait()
+	k.agent.roster.remove(k.w)
+	return k.agent.store.remove(k.w.name) // also what a renewal kept that was in hand
+}
+
+// Ready waits for the first SVID, with the socket open. It returns nil then; the CA's refusal, when asking again would
+// not help (refusal.Reason.Passing); and when ctx ends before, why there is none yet.
+func (k *Kept) Ready(ctx context.Context) error {
+	for {
+		_, news := k.w.news.Get()
+		ready, why := k.w.readiness()
+		if ready {
+			return nil
+		}
+		if e, ok := refusal.From(why); ok && isVerdict(why) && !e.Reason.Passing() {
+			return why
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return errors.Join(why, ctx.Err())
+		}
+	}
+}
+
+// readiness is whether an SVID is served, and else why not.
+func (w *workload) readiness() (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	st := &w.state
+	switch {
+	case st.refused != nil && (st.held == nil || st.condemned()):
+		return false, st.refused
+	case st.held == nil || st.withheld:
+		return false, refusal.New(refusal.SVIDPending, "the CA has not answered yet")
+	case st.listening != nil:
+		return false, st.listening
+	}
+	return true, nil
+}
+
+// Materials are what the workload has now; the channel closes when that is stale.
+func (k *Kept) Materials() (Materials, <-chan struct{}) {
+	_, stale := k.w.served() // first: what changes meanwhile closes it
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	m := Materials{Bundle: k.w.roots.current.Value(), End: k.w.state.gone}
+	if st := &k.w.state; st.held != nil && !st.withheld {
+		m.SVID = st.held.svid
+	}
+	if k.w.state.stopped && m.End == nil {
+		m.End = refusal.New(refusal.Stopping, "the agent is stopping").After(time.Second)
+	}
+	return m, stale
+}
+
+// TokenChanged makes the agent look at the workload's token file now, rather than in a few seconds.
+func (k *Kept) TokenChanged() {
+	k.w.lookAtToken(nil)
+	k.w.retryNow()
+}
+
+// Workload is what was added.
+func (k *Kept) Workload() Workload { return k.w.Workload }
