@@ -52,3 +52,39 @@ type AgentInstance struct {
 	ServiceAccount    string `json:"serviceAccount"`
 	ServiceAccountUID string `json:"serviceAccountUID"`
 }
+
+// Mark names one state of what operators and rollouts decided: the trust bundle, the journal of roots, denials, and
+// renewal orders. Agents keep the mark of the last state that they followed, as a witness: who shows one that the store
+// does not know proves that the store is older than that.
+type Mark struct {
+	// Generation grows with each change of that state; 0: nothing was decided yet.
+	Generation uint64
+	// Tag is random: two stores that went on from one backup have different ones at the same generation.
+	Tag [16]byte
+	// Bundle is the sequence of the trust bundle in that state.
+	Bundle uint64
+}
+
+// Loss says that the store is older than what agents have followed.
+type Loss struct {
+	// Mark is the furthest state that was shown: the highest generation, and the highest sequence of the bundle.
+	Mark Mark `json:"mark"`
+	// Agent is who showed it, a SPIFFE ID.
+	Agent string    `json:"agent"`
+	Since time.Time `json:"since"`
+}
+
+// History is what a store knows of its own past.
+type History struct {
+	// MarkKey authenticates marks while they are with agents: 32 bytes, made with the store, and the same in its backups.
+	MarkKey []byte
+	// Loss is what an operator has yet to accept; nil: nothing.
+	Loss *Loss
+	// Floor is the bundle's sequence at which a loss was accepted last. What agents said of sequences below it they may
+	// have said of a bundle that is lost.
+	Floor uint64
+}
+
+// AcceptedJump is how far sequences and generations go on behind what was seen of a lost past, when its loss is accepted:
+// there may be agents that saw more of it and were not heard yet.
+const AcceptedJump = 1000

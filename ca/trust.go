@@ -124,7 +124,7 @@ func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error 
 			return err
 		}
 	}
-	return t.change(ctx, func(b *spiffebundle.Bundle) {
+	return t.change(ctx, 0, func(b *spiffebundle.Bundle) {
 		for _, r := range roots {
 			b.AddX509Authority(r)
 		}
@@ -134,7 +134,7 @@ func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error 
 // RemoveRoot takes a root out, and raises the sequence if it was there. It refuses to take out the last one.
 func (t *Trust) RemoveRoot(ctx context.Context, id string) error {
 	var last bool
-	err := t.change(ctx, func(b *spiffebundle.Bundle) {
+	err := t.change(ctx, 0, func(b *spiffebundle.Bundle) {
 		for _, r := range b.X509Authorities() {
 			if RootID(r) == id {
 				if last = len(b.X509Authorities()) == 1; !last {
@@ -147,6 +147,13 @@ func (t *Trust) RemoveRoot(ctx context.Context, id string) error {
 		return fmt.Errorf("ca: the root %s is the last one of the bundle: without it nobody would trust anybody", id)
 	}
 	return err
+}
+
+// RaiseSequence makes the sequence greater than beyond, if it is not, and returns it. Those who hold a bundle of a lost
+// past follow again: between two bundles the higher sequence wins.
+func (t *Trust) RaiseSequence(ctx context.Context, beyond uint64) (uint64, error) {
+	err := t.change(ctx, beyond, func(*spiffebundle.Bundle) {})
+	return sequence(t.current.Value()), err
 }
 
 // root finds a root of the bundle by its RootID.
@@ -162,9 +169,9 @@ func (t *Trust) root(id string) (*x509.Certificate, error) {
 // maxSwaps bounds the tries against other writers of the same store.
 const maxSwaps = 16
 
-// change applies edit to a copy of the stored bundle and swaps it in under the next sequence; nothing happens when edit
-// changes nothing. It tries again when another process was quicker.
-func (t *Trust) change(ctx context.Context, edit func(*spiffebundle.Bundle)) error {
+// change applies edit to a copy of the stored bundle and swaps it in under the next sequence, which is greater than
+// beyond; nothing happens when edit changes nothing and the sequence is. It tries again when another process was quicker.
+func (t *Trust) change(ctx context.Context, beyond uint64, edit func(*spiffebundle.Bundle)) error {
 	for range maxSwaps {
 		old, err := t.reload(ctx)
 		if err != nil {
@@ -172,10 +179,10 @@ func (t *Trust) change(ctx context.Context, edit func(*spiffebundle.Bundle)) err
 		}
 		next := old.Clone()
 		edit(next)
-		if next.Equal(old) {
+		if next.Equal(old) && (beyond == 0 || sequence(old) > beyond) {
 			return nil
 		}
-		next.SetSequenceNumber(sequence(next) + 1)
+		next.SetSequenceNumber(max(sequence(next), beyond) + 1)
 		data, err := t.encode(next)
 		if err != nil {
 			return err
@@ -235,17 +242,29 @@ func (t *Trust) decode(data []byte) (*spiffebundle.Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ca: the stored trust bundle: %w", err)
 	}
+	of, err := StoredBundle{JSON: data}.TrustDomain()
+	if err != nil {
+		return nil, err
+	}
+	if of != t.td.Name() {
+		return nil, fmt.Errorf("%w: the store is of trust domain %q, the configuration says %q. A trust domain cannot be renamed: "+
+			"correct trustDomain, or give the new trust domain a state directory and a root of its own", ErrTrustDomain, of, t.td.Name())
+	}
+	return b, nil
+}
+
+// TrustDomain is the name of the bundle's trust domain; empty where nothing is stored.
+func (b StoredBundle) TrustDomain() (string, error) {
+	if len(b.JSON) == 0 {
+		return "", nil
+	}
 	var of struct {
 		TrustDomain string `json:"trust_domain"`
 	}
-	if err := json.Unmarshal(data, &of); err != nil {
-		return nil, fmt.Errorf("ca: the stored trust bundle: %w", err)
+	if err := json.Unmarshal(b.JSON, &of); err != nil {
+		return "", fmt.Errorf("ca: the stored trust bundle: %w", err)
 	}
-	if of.TrustDomain != t.td.Name() {
-		return nil, fmt.Errorf("%w: the store is of trust domain %q, the configuration says %q. A trust domain cannot be renamed: "+
-			"correct trustDomain, or give the new trust domain a state directory and a root of its own", ErrTrustDomain, of.TrustDomain, t.td.Name())
-	}
-	return b, nil
+	return of.TrustDomain, nil
 }
 
 // publish shows b if nothing newer is shown.

@@ -1,6 +1,7 @@
 // Package bolt is the store of a CA with one replica: one bbolt file, owned by one process.
 //
-// Buckets: meta (schema version, bundle), ledger (one value a group, see group.go), denials, renewals, agents (JSON).
+// Buckets: meta (schema version, bundle, rollout, history), ledger (one value a group, see group.go), denials, renewals,
+// agents (JSON), marks (see history.go).
 // Each call is one transaction: what returned nil is on the disk.
 package bolt
 
@@ -12,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
 )
 
 // SchemaVersion is the layout that this build writes. An older build refuses a newer one.
@@ -33,6 +36,7 @@ var (
 	bucketDenials  = []byte("denials")
 	bucketRenewals = []byte("renewals")
 	bucketAgents   = []byte("agents")
+	bucketMarks    = []byte("marks")
 
 	keySchema = []byte("schema")
 	keyBundle = []byte("bundle")
@@ -47,6 +51,10 @@ var ErrSchema = errors.New("the store was written by a newer meshca")
 // Store is one open file. It is safe for concurrent use.
 type Store struct {
 	db *bbolt.DB
+	// mark is the newest; see history.go.
+	mark *rotation.Current[ca.Mark]
+	// publishing keeps mark in the order of the commits.
+	publishing sync.Mutex
 }
 
 // Open opens the file, or makes it with mode 0600. It refuses a file that others can read, one that another process
@@ -55,7 +63,15 @@ func Open(path string) (*Store, error) {
 	if err := checkMode(path); err != nil {
 		return nil, err
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	var opened os.FileInfo
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType,
+		OpenFile: func(path string, flag int, mode fs.FileMode) (*os.File, error) {
+			f, err := os.OpenFile(path, flag, mode)
+			if err == nil {
+				opened, err = f.Stat()
+			}
+			return f, err
+		}})
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%w: %s stayed locked for %s. Stop the other meshca that uses it (`fuser %s` names it), "+
@@ -63,9 +79,16 @@ func Open(path string) (*Store, error) {
 	case err != nil:
 		return nil, fmt.Errorf("opening the store %s: %w", path, err)
 	}
+	// Who waited for the lock while a backup was restored has the file that was put aside.
+	if named, err := os.Stat(path); err != nil || !os.SameFile(opened, named) {
+		return nil, errors.Join(fmt.Errorf("the store %s was replaced while it was opened: start again", path), err, db.Close())
+	}
 	s := &Store{db: db}
 	if err := s.prepare(path); err != nil {
 		return nil, errors.Join(err, db.Close())
+	}
+	if err := s.openHistory(); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), db.Close())
 	}
 	return s, nil
 }
@@ -101,23 +124,32 @@ func (s *Store) prepare(path string) error {
 			return err
 		}
 		if v := meta.Get(keySchema); v != nil {
-			if len(v) != 4 {
-				return fmt.Errorf("the store %s holds no schema version that can be read", path)
-			}
-			if have := binary.BigEndian.Uint32(v); have > SchemaVersion {
-				return fmt.Errorf("%w: %s has schema %d, this build knows %d. Run the newer meshca, or restore a backup from before it",
-					ErrSchema, path, have, SchemaVersion)
+			if _, err := readSchema(v, path); err != nil {
+				return err
 			}
 		} else if err := meta.Put(keySchema, binary.BigEndian.AppendUint32(nil, SchemaVersion)); err != nil {
 			return err
 		}
-		for _, name := range [][]byte{bucketLedger, bucketDenials, bucketRenewals, bucketAgents} {
+		for _, name := range [][]byte{bucketLedger, bucketDenials, bucketRenewals, bucketAgents, bucketMarks} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// readSchema decodes the schema version of a file, and refuses a newer one.
+func readSchema(v []byte, path string) (uint32, error) {
+	if len(v) != 4 {
+		return 0, fmt.Errorf("the store %s holds no schema version that can be read", path)
+	}
+	have := binary.BigEndian.Uint32(v)
+	if have > SchemaVersion {
+		return have, fmt.Errorf("%w: %s has schema %d, this build knows %d. Run the newer meshca, or restore a backup from before it",
+			ErrSchema, path, have, SchemaVersion)
+	}
+	return have, nil
 }
 
 // errUnchanged ends an update that has nothing to write: it is rolled back, which costs no write to the disk.

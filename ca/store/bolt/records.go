@@ -25,7 +25,7 @@ func (s *Store) Bundle(ctx context.Context) (ca.StoredBundle, error) {
 
 // SwapBundle replaces the bundle if its sequence is the expected one, else it returns ca.ErrConflict.
 func (s *Store) SwapBundle(ctx context.Context, expected uint64, next ca.StoredBundle) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+	return s.change(ctx, func(tx *bbolt.Tx) error {
 		have, err := readBundle(tx)
 		if err != nil {
 			return err
@@ -54,13 +54,13 @@ func readBundle(tx *bbolt.Tx) (ca.StoredBundle, error) {
 
 // PutDenial stores a denial in place of one for the same identity.
 func (s *Store) PutDenial(ctx context.Context, d ca.Denial) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error { return putJSON(tx.Bucket(bucketDenials), []byte(d.ID), d) })
+	return s.change(ctx, func(tx *bbolt.Tx) error { return putJSON(tx.Bucket(bucketDenials), []byte(d.ID), d) })
 }
 
 // DeleteDenial lifts a denial, and reports whether there was one.
 func (s *Store) DeleteDenial(ctx context.Context, id string) (bool, error) {
 	var was bool
-	err := s.update(ctx, func(tx *bbolt.Tx) error {
+	err := s.change(ctx, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketDenials)
 		if was = b.Get([]byte(id)) != nil; !was {
 			return errUnchanged
@@ -78,7 +78,7 @@ func (s *Store) Denials(ctx context.Context) ([]ca.Denial, error) {
 // PutRenewOrder stores an order in place of the one for the same identity, and forgets those whose Until has passed.
 func (s *Store) PutRenewOrder(ctx context.Context, o ca.RenewOrder) error {
 	now := time.Now()
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+	return s.change(ctx, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketRenewals)
 		var ended [][]byte
 		err := b.ForEach(func(k, v []byte) error {

@@ -20,21 +20,25 @@ func (s *Store) Rollout(ctx context.Context) (rotation.Rollout, uint64, error) {
 		r       rotation.Rollout
 		version uint64
 	)
-	err := s.view(ctx, func(tx *bbolt.Tx) error {
-		v := tx.Bucket(bucketMeta).Get(keyRollout)
-		if v == nil {
-			return nil
-		}
-		if len(v) < 8 {
-			return passed{fmt.Errorf("the rollout in the store is damaged: %d bytes", len(v))}
-		}
-		version = binary.BigEndian.Uint64(v)
-		if err := json.Unmarshal(v[8:], &r); err != nil {
-			return passed{fmt.Errorf("the rollout in the store is damaged: %w", err)}
-		}
-		return nil
+	err := s.view(ctx, func(tx *bbolt.Tx) (err error) {
+		r, version, err = readRollout(tx)
+		return err
 	})
 	return r, version, err
+}
+
+func readRollout(tx *bbolt.Tx) (r rotation.Rollout, version uint64, err error) {
+	v := tx.Bucket(bucketMeta).Get(keyRollout)
+	if v == nil {
+		return r, 0, nil
+	}
+	if len(v) < 8 {
+		return r, 0, passed{fmt.Errorf("the rollout in the store is damaged: %d bytes", len(v))}
+	}
+	if err := json.Unmarshal(v[8:], &r); err != nil {
+		return r, 0, passed{fmt.Errorf("the rollout in the store is damaged: %w", err)}
+	}
+	return r, binary.BigEndian.Uint64(v), nil
 }
 
 // SwapRollout replaces the journal if it has this version, else it returns rotation.ErrConflict.
@@ -43,7 +47,7 @@ func (s *Store) SwapRollout(ctx context.Context, version uint64, next rotation.R
 	if err != nil {
 		return fmt.Errorf("encoding the rollout: %w", err)
 	}
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+	return s.change(ctx, func(tx *bbolt.Tx) error {
 		meta := tx.Bucket(bucketMeta)
 		var have uint64
 		if v := meta.Get(keyRollout); len(v) >= 8 {

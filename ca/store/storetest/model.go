@@ -22,6 +22,8 @@ type model struct {
 	next     uint64
 	denials  map[string]string
 	agents   map[string]uint64
+	// changes are those of the bundle and of denials, which have a mark each.
+	changes uint64
 }
 
 // testModel runs random sequences of calls, closing and opening between them, against the store and the model.
@@ -51,6 +53,7 @@ func testModel(t *testing.T, open Opener) {
 				}
 				check(err)
 				m.sequence, m.bundle = next.Sequence, string(next.JSON)
+				m.changes++
 			},
 			"append": func(rt *rapid.T) {
 				var group []ca.LedgerEntry
@@ -72,6 +75,7 @@ func testModel(t *testing.T, open Opener) {
 				d := ca.Denial{ID: id.Draw(rt, "id"), Why: rapid.String().Draw(rt, "why"), Since: epoch}
 				check(s.PutDenial(ctx, d))
 				m.denials[d.ID] = d.Why
+				m.changes++
 			},
 			"allow": func(rt *rapid.T) {
 				i := id.Draw(rt, "id")
@@ -79,6 +83,9 @@ func testModel(t *testing.T, open Opener) {
 				check(err)
 				if _, want := m.denials[i]; was != want {
 					rt.Fatalf("lifted %v, want %v", was, want)
+				}
+				if was {
+					m.changes++
 				}
 				delete(m.denials, i)
 			},
@@ -127,6 +134,9 @@ func (m *model) compare(rt *rapid.T, s Store) {
 	b, err := s.Bundle(ctx)
 	if err != nil || b.Sequence != m.sequence || string(b.JSON) != m.bundle {
 		rt.Fatalf("bundle %d %q, want %d %q: %v", b.Sequence, b.JSON, m.sequence, m.bundle, err)
+	}
+	if mark, _ := s.Mark(); mark.Generation != m.changes || mark.Bundle != m.sequence && m.changes > 0 {
+		rt.Fatalf("mark %+v after %d changes, bundle %d", mark, m.changes, m.sequence)
 	}
 	want := slices.Concat(m.groups...)
 	slices.Reverse(want)

@@ -19,6 +19,7 @@ type Store interface {
 	RenewOrders
 	Agents
 	Prober
+	Marks
 	Close() error
 }
 
@@ -53,6 +54,16 @@ type Agents interface {
 	Agents(ctx context.Context) ([]ca.AgentRecord, error)
 }
 
+// Marks tell one state of the bundle, the rollout, denials and orders from another: see ca.Mark. HasMark says no only
+// where it is certain that a state was none of this store's. A change and its mark are durable together.
+type Marks interface {
+	Mark() (ca.Mark, <-chan struct{})
+	HasMark(ctx context.Context, m ca.Mark) (bool, error)
+	History(ctx context.Context) (ca.History, error)
+	PutLoss(ctx context.Context, l ca.Loss) error
+	AcceptLoss(ctx context.Context, beyond uint64) error
+}
+
 // Prober tells whether the store can write, by a durable write that leaves nothing behind.
 type Prober interface {
 	Probe(ctx context.Context) error
@@ -77,6 +88,9 @@ func Run(t *testing.T, open Opener) {
 		"Agents":                testAgents,
 		"AgentUpdatesAreAtomic": testAgentUpdates,
 		"Probe":                 testProbe,
+		"Marks":                 testMarks,
+		"MarkedChanges":         testMarkedChanges,
+		"Losses":                testLosses,
 		"EndedContext":          testEndedContext,
 		"Model":                 testModel,
 	} {
