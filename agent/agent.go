@@ -84,7 +84,7 @@ func New(c Config) (*Agent, error) {
 	a.follower = &follower{
 		client: a.client, self: a.self, clock: &a.clock, log: c.Log, apply: a.apply, taken: a.taken,
 		hello: func() *meshcav1.SyncHello {
-			return &meshcav1.SyncHello{Cluster: c.Cluster, Version: c.Version, HighestBundleSequence: a.trust.sequence()}
+			return &meshcav1.SyncHello{Cluster: c.Cluster, Version: c.Version, HighestBundleSequence: a.trust.sequence(), Mark: a.trust.witnessed()}
 		},
 	}
 	return a, nil
@@ -337,7 +337,7 @@ func (a *Agent) gained(anew bool) {
 
 // apply does what the CA's state says.
 func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
-	if err := a.trust.offer(state.GetBundle()); err != nil {
+	if err := a.trust.offer(state.GetBundle(), state.GetMark()); err != nil {
 		a.log.Error("a bundle from the CA cannot be used; the one before stays", "error", err)
 	}
 	a.applyDenials(state.GetDeniedIds())

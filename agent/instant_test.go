@@ -60,7 +60,7 @@ func TestKeptAfterTheClockWasSet(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ca, clocks := newCA(t), newTestClocks()
 			tr := newTestTrust(t, ca)
-			must(t, tr.offer(ca.Bundle()))
+			must(t, tr.offer(ca.Bundle(), nil))
 			answer, key := issued(t, ca, "/ns/a/sa/b", life)
 			h, err := receive(answer, key, tr, clocks.now())
 			must(t, err)

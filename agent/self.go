@@ -76,7 +76,7 @@ func (s *self) Renew(ctx context.Context) (rotation.Term, error) {
 		return rotation.Term{}, err
 	}
 	s.clock.measure(answer.GetServerTime(), time.Since(began))
-	if err := s.trust.offer(answer.GetBundle()); err != nil {
+	if err := s.trust.offer(answer.GetBundle(), nil); err != nil {
 		s.log.Error("the bundle that came with the agent's SVID cannot be used", "error", err)
 	}
 	h, err := receive(answer.GetSvid(), key, s.trust, s.now())

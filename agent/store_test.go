@@ -28,7 +28,7 @@ func issued(t *testing.T, ca *fakeca.CA, path string, life time.Duration) (*mesh
 func newHeld(t *testing.T, ca *fakeca.CA, path string, life time.Duration) *held {
 	t.Helper()
 	tr := newTestTrust(t, ca)
-	must(t, tr.offer(ca.Bundle()))
+	must(t, tr.offer(ca.Bundle(), nil))
 	answer, key := issued(t, ca, path, life)
 	h, err := receive(answer, key, tr, machineClocks()())
 	must(t, err)
@@ -38,7 +38,7 @@ func newHeld(t *testing.T, ca *fakeca.CA, path string, life time.Duration) *held
 func TestReceiveRefuses(t *testing.T) {
 	ca, foreign := newCA(t), newCA(t)
 	tr := newTestTrust(t, ca)
-	must(t, tr.offer(ca.Bundle()))
+	must(t, tr.offer(ca.Bundle(), nil))
 	for name, change := range map[string]func(*meshcav1.X509SVID, **ecdsa.PrivateKey){
 		"another key":      func(_ *meshcav1.X509SVID, key **ecdsa.PrivateKey) { *key, _, _ = newCSR() },
 		"another ID":       func(a *meshcav1.X509SVID, _ **ecdsa.PrivateKey) { a.SpiffeId += "x" },

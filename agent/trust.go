@@ -34,6 +34,7 @@ type trust struct {
 	current *rotation.Current[*spiffebundle.Bundle]
 
 	mu      sync.Mutex
+	mark    []byte // the CA's name for the last state that was followed
 	taken   string // digest of the file without a sequence that was taken last, hex; empty where the last one had a sequence
 	fileErr error  // why the file could not be taken when it was read last
 	keptErr error  // why the bundle is not on disk
@@ -44,6 +45,8 @@ type keptTrust struct {
 	Bundle json.RawMessage `json:"bundle"`
 	// Taken is the digest of the file without a sequence that was taken last.
 	Taken string `json:"taken,omitempty"`
+	// Mark is the CA's name for the last state that was followed.
+	Mark []byte `json:"mark,omitempty"`
 }
 
 var _ x509bundle.Source = (*trust)(nil)
@@ -92,7 +95,7 @@ func (t *trust) restore() error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.taken = k.Taken
+	t.taken, t.mark = k.Taken, k.Mark
 	t.current.Set(b)
 	return nil
 }
@@ -121,28 +124,53 @@ func (t *trust) readFile() error {
 	return nil
 }
 
-// offer takes a bundle that came over a verified connection, if it is newer than what is held.
-func (t *trust) offer(encoded []byte) error {
+// maxMark bounds what is kept for the CA, in bytes.
+const maxMark = 256
+
+// offer takes a bundle that came over a verified connection, if it is newer than what is held, and the mark that came with
+// it. Beside a bundle that is older than the one held, the mark is worth nothing, and the one held may prove to the CA that
+// it has lost something.
+func (t *trust) offer(encoded, mark []byte) error {
 	b, err := parseBundle(t.domain, encoded)
 	if err != nil {
 		return fmt.Errorf("the CA's bundle: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if newer(b, t.current.Value()) {
+	n, _ := b.SequenceNumber()
+	marked := len(mark) > 0 && len(mark) <= maxMark && !bytes.Equal(mark, t.mark) && n >= t.sequence()
+	if marked {
+		t.mark = mark
+	}
+	switch {
+	case newer(b, t.current.Value()):
 		t.set(b, "CA")
+	case marked:
+		t.keep(t.current.Value())
 	}
 	return nil
 }
 
+// witnessed is the CA's name for the last state that was followed.
+func (t *trust) witnessed() []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.mark
+}
+
 // set puts a bundle on disk and then in use; t.mu is held.
 func (t *trust) set(b *spiffebundle.Bundle, from string) {
-	if t.keptErr = t.write(b); t.keptErr != nil {
-		t.log.Error("the trust bundle cannot be kept; it is in use, but a restart will not know it", "file", t.kept, "error", t.keptErr)
-	}
+	t.keep(b)
 	sequence, _ := b.SequenceNumber()
 	t.log.Info("new trust bundle", "from", from, "sequence", sequence, "roots", len(b.X509Authorities()))
 	t.current.Set(b)
+}
+
+// keep puts a bundle on disk; t.mu is held.
+func (t *trust) keep(b *spiffebundle.Bundle) {
+	if t.keptErr = t.write(b); t.keptErr != nil {
+		t.log.Error("the trust bundle cannot be kept; it is in use, but a restart will not know it", "file", t.kept, "error", t.keptErr)
+	}
 }
 
 func (t *trust) write(b *spiffebundle.Bundle) error {
@@ -150,7 +178,7 @@ func (t *trust) write(b *spiffebundle.Bundle) error {
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(keptTrust{Bundle: encoded, Taken: t.taken})
+	data, err := json.Marshal(keptTrust{Bundle: encoded, Taken: t.taken, Mark: t.mark})
 	if err != nil {
 		return err
 	}

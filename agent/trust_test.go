@@ -44,12 +44,12 @@ func TestTrustHigherSequenceWins(t *testing.T) {
 	if tr.sequence() != 2 {
 		t.Fatalf("sequence %d from the file", tr.sequence())
 	}
-	must(t, tr.offer(first))
+	must(t, tr.offer(first, nil))
 	if tr.sequence() != 2 {
 		t.Error("the CA's older bundle won")
 	}
 	must(t, ca.AddRoot())
-	must(t, tr.offer(ca.Bundle()))
+	must(t, tr.offer(ca.Bundle(), nil))
 	must(t, tr.readFile())
 	if tr.sequence() != 3 {
 		t.Error("the older file won")
@@ -92,7 +92,7 @@ func TestTrustFileWithoutSequence(t *testing.T) {
 			for range 6 {
 				must(t, ca.AddRoot())
 			}
-			must(t, tr.offer(ca.Bundle()))
+			must(t, tr.offer(ca.Bundle(), nil))
 			if tr.sequence() != 7 {
 				t.Fatal("the CA's bundle did not replace one without a sequence")
 			}
@@ -123,12 +123,12 @@ func TestTrustRefusesWhatIsNoBundle(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tr := newTestTrust(t, ca)
-			must(t, tr.offer(ca.Bundle()))
+			must(t, tr.offer(ca.Bundle(), nil))
 			must(t, os.WriteFile(tr.file, []byte(content), 0o600))
 			if err := tr.readFile(); err == nil {
 				t.Error("taken")
 			}
-			if err := tr.offer([]byte(content)); err == nil {
+			if err := tr.offer([]byte(content), nil); err == nil {
 				t.Error("taken from the CA")
 			}
 			if tr.sequence() != 1 {
@@ -152,7 +152,7 @@ func TestTrustThatCannotBeKept(t *testing.T) {
 	ca := newCA(t)
 	tr := newTestTrust(t, ca)
 	tr.kept = filepath.Join(t.TempDir(), "gone", "kept")
-	must(t, tr.offer(ca.Bundle()))
+	must(t, tr.offer(ca.Bundle(), nil))
 	if tr.sequence() != 1 || tr.ensureKept() {
 		t.Fatal("not in use, or said to be kept")
 	}

@@ -86,6 +86,10 @@ type Config struct {
 	Roots Roots
 	// Agents are all that the CA knows.
 	Agents func() []registration.AgentView
+	// Backup copies the store as it is at one moment.
+	Backup func(ctx context.Context) (Snapshot, error)
+	// Continuity is whether the store is the one that agents have followed.
+	Continuity Continuity
 	// MaxLife is the longest life of any SVID in the ledger: what was issued longer ago has ended.
 	MaxLife time.Duration
 	// Audit writes the line of a verb that changes something, or failed to.
@@ -99,6 +103,10 @@ type Server struct {
 	meshcav1.UnimplementedAuthorityServiceServer
 	c       Config
 	started time.Time
+	// backingUp has the one place of a backup that is under way.
+	backingUp chan struct{}
+	// backupTime is maxBackupTime.
+	backupTime time.Duration
 }
 
 var _ meshcav1.AdminServiceServer = (*Server)(nil)
@@ -109,19 +117,19 @@ func New(c Config) (*Server, error) {
 	case c.TrustDomain.IsZero():
 		return nil, errors.New("admin: no trust domain")
 	case c.Status == nil || c.Bundle == nil || c.Ledger == nil || c.Decisions == nil || c.Orders == nil || c.Policy == nil,
-		c.Connected == nil, c.Authorities == nil || c.Roots == nil || c.Agents == nil, c.Audit == nil, c.Log == nil, len(c.Clusters) == 0:
+		c.Connected == nil, c.Authorities == nil || c.Roots == nil || c.Agents == nil, c.Backup == nil || c.Continuity == nil, c.Audit == nil, c.Log == nil, len(c.Clusters) == 0:
 		return nil, errors.New("admin: incomplete configuration")
 	case c.MaxLife <= 0:
 		return nil, errors.New("admin: the longest life of SVIDs is not set")
 	}
-	return &Server{c: c, started: time.Now()}, nil
+	return &Server{c: c, started: time.Now(), backingUp: make(chan struct{}, 1), backupTime: maxBackupTime}, nil
 }
 
 // GetStatus describes the CA as it is now.
 func (s *Server) GetStatus(ctx context.Context, _ *meshcav1.GetStatusRequest) (*meshcav1.GetStatusResponse, error) {
 	answer, err := s.c.Status(ctx)
 	if err == nil {
-		answer.Rollout = s.rollout()
+		answer.Rollout, answer.Rollback = s.rollout(), rollback(s.c.Continuity.Loss())
 	}
 	return answer, err
 }

@@ -121,7 +121,11 @@ type fixture struct {
 	config    Config
 	operator  operator
 	agents    []registration.AgentView
-	socket    string
+	history   history
+	// backupTime, when set, bounds a backup.
+	backupTime time.Duration
+	snapshot   func(ctx context.Context) (Snapshot, error)
+	socket     string
 
 	mu    sync.Mutex
 	lines []string
@@ -181,6 +185,8 @@ func start(t *testing.T, doc string) *fixture {
 		Authorities: &f.operator,
 		Roots:       &f.operator,
 		Agents:      func() []registration.AgentView { return f.agents },
+		Backup:      func(ctx context.Context) (Snapshot, error) { return f.snapshot(ctx) },
+		Continuity:  &f.history,
 		MaxLife:     6 * time.Hour,
 		Audit:       f.audit,
 		Log:         slog.New(slog.DiscardHandler),
@@ -195,6 +201,9 @@ func (f *fixture) serve(t *testing.T) {
 	s, err := New(f.config)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if f.backupTime > 0 {
+		s.backupTime = f.backupTime
 	}
 	f.socket = filepath.Join(t.TempDir(), "admin.sock")
 	l, err := Listen(t.Context(), f.socket)

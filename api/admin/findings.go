@@ -41,6 +41,10 @@ func Findings(s *meshcav1.GetStatusResponse, now time.Time) []*meshcav1.Finding 
 	for _, why := range s.GetNotReady() {
 		add("ready", levelError, "", "%s", why)
 	}
+	if r := s.GetRollback(); r != nil {
+		add("history", levelError, refusal.CARolledBack.Do(), "the store is an old one: %s has followed state %d (trust bundle %d), and shows it since %s",
+			r.GetAgent(), r.GetSeenState(), r.GetSeenBundleSequence(), r.GetSince().AsTime().Format(time.RFC3339))
+	}
 	for _, a := range s.GetAuthorities() {
 		found = append(found, authorityFinding(a, now))
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -36,7 +37,9 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	if err := s.stillAgent(ctx, caller, hello.GetCluster()); err != nil {
 		return err
 	}
-	s.warnOfRollback(caller, hello)
+	if err := s.witness(ctx, caller, hello); err != nil {
+		return s.accounts.tell(caller, hello.GetCluster(), err)
+	}
 	done := s.Registration.Agents.Connected(caller.ID, refusal.Clip(hello.GetVersion(), maxVersion))
 	defer done()
 
@@ -46,7 +49,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	defer look.Stop()
 	messages := rate.NewLimiter(syncMessages, 4*syncMessages)
 	for {
-		state, bundleStale, ordersStale, err := s.state()
+		state, stales, err := s.state()
 		if err != nil {
 			return err
 		}
@@ -55,9 +58,11 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 		}
 		for stale := false; !stale; {
 			select {
-			case <-bundleStale:
+			case <-stales.bundle:
 				stale = true
-			case <-ordersStale:
+			case <-stales.mark:
+				stale = true
+			case <-stales.orders:
 				stale, err = true, s.stillAgent(ctx, caller, hello.GetCluster())
 			case m := <-in:
 				err = s.take(caller, m, messages)
@@ -148,21 +153,29 @@ func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest
 	}
 }
 
-// state is the whole of what agents follow, and the channels that close when a part of it is stale.
-func (s *Server) state() (*meshcav1.SyncResponse, <-chan struct{}, <-chan struct{}, error) {
-	bundle, bundleStale := s.Bundle()
-	standing, ordersStale := s.Registration.Orders.Get()
+// stales close when a part of the state is stale.
+type stales struct{ bundle, orders, mark <-chan struct{} }
+
+// state is the whole of what agents follow.
+func (s *Server) state() (*meshcav1.SyncResponse, stales, error) {
+	var x stales
+	var bundle *spiffebundle.Bundle
+	var standing *registration.Standing
+	var mark []byte
+	mark, x.mark = s.Registration.Continuity.Sealed() // first: an agent never witnesses what it was not told
+	bundle, x.bundle = s.Bundle()
+	standing, x.orders = s.Registration.Orders.Get()
 	encoded, err := bundle.Marshal()
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, x, err
 	}
-	state := &meshcav1.SyncResponse{Bundle: encoded, DeniedIds: standing.DeniedIDs(), ServerTime: timestamppb.Now()}
+	state := &meshcav1.SyncResponse{Bundle: encoded, DeniedIds: standing.DeniedIDs(), ServerTime: timestamppb.Now(), Mark: mark}
 	for _, r := range standing.Renew {
 		state.Renew = append(state.Renew, &meshcav1.RenewOrder{
 			SpiffeId: r.ID, IssuedBefore: timestamppb.New(r.IssuedBefore), Spread: durationpb.New(r.Spread),
 		})
 	}
-	return state, bundleStale, ordersStale, nil
+	return state, x, nil
 }
 
 // acknowledge takes no acknowledgement of what was never sent.
@@ -183,11 +196,19 @@ const (
 	maxWaitsForBytes = 256
 )
 
-// warnOfRollback says aloud when an agent has seen a newer bundle than the CA holds: its store is an old backup.
-func (s *Server) warnOfRollback(caller registration.Caller, hello *meshcav1.SyncHello) {
+// witness hears what the agent has followed. One that proves that the store is an old copy is told no state, and nobody is
+// from then on: the denials of an old copy would lift those that agents know. A sequence without a proof is said aloud, and
+// no more: a stolen agent could name any.
+func (s *Server) witness(ctx context.Context, caller registration.Caller, hello *meshcav1.SyncHello) error {
+	proven, err := s.Registration.Continuity.Witness(ctx, caller.ID, hello.GetMark())
+	if err != nil {
+		return err
+	}
 	bundle, _ := s.Bundle()
-	if current, ok := bundle.SequenceNumber(); ok && hello.GetHighestBundleSequence() > current {
-		s.Log.Error("an agent holds a newer trust bundle than this CA: was the CA's store restored from an old backup?",
+	if current, ok := bundle.SequenceNumber(); ok && !proven && hello.GetHighestBundleSequence() > current {
+		s.Log.Error("an agent claims a newer trust bundle than this CA has, and does not prove it: it will not follow this CA's. "+
+			"If this CA's store was made anew or restored, look at that agent's bundle, then `certctl ca accept-rollback --above`",
 			"agent", caller.ID.String(), "agent_sequence", hello.GetHighestBundleSequence(), "our_sequence", current)
 	}
+	return nil
 }

@@ -93,6 +93,7 @@ const (
 	UpstreamUnavailable   Reason = "UPSTREAM_UNAVAILABLE"
 	LintFailed            Reason = "LINT_FAILED"
 	SignerMismatch        Reason = "SIGNER_MISMATCH"
+	CARolledBack          Reason = "CA_ROLLED_BACK"
 	Stopping              Reason = "STOPPING"
 	CallEnded             Reason = "CALL_ENDED"
 	Internal              Reason = "INTERNAL"
@@ -300,6 +301,9 @@ var table = map[Reason]entry{
 	SignerMismatch: {codes.Internal,
 		"What the signer returned is not what it was asked to sign; it was dropped, and the CA is no longer ready.",
 		"Treat it as an incident: look at the audit line and at the signer."},
+	CARolledBack: {codes.Unavailable,
+		"The CA's store is older than what agents have followed: a backup was restored, and denials, roots or orders that came after it are missing. Nothing is issued.",
+		"Put what is missing back in (deny again, import roots; docs/operations.md tells how to find it), or restore a newer backup; then `certctl ca accept-rollback` has the CA go on. Agents keep what they have."},
 	Stopping: {codes.Unavailable,
 		"The CA is shutting down.",
 		"Callers try again by themselves."},

@@ -38,6 +38,8 @@ type AgentBook struct {
 
 	mu   sync.RWMutex
 	byID map[string]*agentState
+	// floor is the sequence below which acknowledgements confirm nothing: see ca.History.
+	floor uint64
 }
 
 type agentState struct {
@@ -206,6 +208,9 @@ func (b *AgentBook) List() []AgentView {
 // An agent counts while an SVID lives that was issued to it or through it.
 func (b *AgentBook) Unconfirmed(set uint64) []string {
 	now := time.Now()
+	b.mu.RLock()
+	set = max(set, b.floor)
+	b.mu.RUnlock()
 	var names []string
 	for _, a := range b.List() {
 		if now.Before(a.CountsUntil()) && a.AckedSequence < set {
@@ -213,6 +218,13 @@ func (b *AgentBook) Unconfirmed(set uint64) []string {
 		}
 	}
 	return names
+}
+
+// doubt has acknowledgements of sequences below floor confirm nothing: they may be of bundles that are lost.
+func (b *AgentBook) doubt(floor uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.floor = max(b.floor, floor)
 }
 
 // Recall notes what the ledger knows of SVIDs that were issued through agents, newest entry first, as far back as a

@@ -25,6 +25,8 @@ type Config struct {
 	Issuer Issuer
 	Agents *AgentBook
 	Orders *Orders
+	// Continuity says whether the store still knows who is denied.
+	Continuity *Continuity
 	// AgentTTL is the life of agents' own SVIDs.
 	AgentTTL time.Duration
 	Journal  *Journal
@@ -42,7 +44,7 @@ func New(c Config) (*Authority, error) {
 		return nil, fmt.Errorf("registration: no trust domain")
 	case len(c.Clusters) == 0:
 		return nil, fmt.Errorf("registration: no clusters: nobody could be attested")
-	case c.Policy == nil || c.Issuer == nil || c.Agents == nil || c.Orders == nil || c.Journal == nil:
+	case c.Policy == nil || c.Issuer == nil || c.Agents == nil || c.Orders == nil || c.Continuity == nil || c.Journal == nil:
 		return nil, fmt.Errorf("registration: incomplete configuration")
 	case c.AgentTTL < MinTTL:
 		return nil, fmt.Errorf("registration: agents' SVIDs of %s are too short: at least %s", c.AgentTTL, MinTTL)
@@ -89,7 +91,7 @@ func (a *Authority) issue(ctx context.Context, agent *Agent, r Request, d *Decis
 	if err != nil {
 		return ca.SVID{}, err
 	}
-	if err := a.Orders.beginIssuing(grant.ID); err != nil {
+	if err := a.mayIssue(grant.ID); err != nil {
 		return ca.SVID{}, err
 	}
 	defer a.Orders.endIssuing()
@@ -141,7 +143,7 @@ func (a *Authority) attestAgent(ctx context.Context, cluster, version string, r 
 		return ca.SVID{}, err
 	}
 	grant := ca.Grant{ID: d.ID, TTL: a.AgentTTL}
-	if err := a.Orders.beginIssuing(grant.ID); err != nil {
+	if err := a.mayIssue(grant.ID); err != nil {
 		return ca.SVID{}, err
 	}
 	defer a.Orders.endIssuing()
@@ -161,6 +163,14 @@ func (a *Authority) attestAgent(ctx context.Context, cluster, version string, r 
 		return ca.SVID{}, err
 	}
 	return svid, nil
+}
+
+// mayIssue refuses what is denied, and all while nobody knows what is. Where it does not, Orders.endIssuing must follow.
+func (a *Authority) mayIssue(id spiffeid.ID) error {
+	if err := a.Continuity.Ready(); err != nil {
+		return err
+	}
+	return a.Orders.beginIssuing(id)
 }
 
 func (a *Authority) grant(r Request, d *Decision) (ca.Grant, error) {

@@ -28,6 +28,8 @@ type roots struct {
 	gives int
 	// upstreamErr is why the upstream does not answer.
 	upstreamErr error
+	// loss is what agents have shown to be lost.
+	loss *ca.Loss
 
 	mu      sync.Mutex // guards what follows
 	bundle  *spiffebundle.Bundle

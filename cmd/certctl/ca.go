@@ -25,7 +25,7 @@ when the last certificate under it has ended. It goes on by itself, also over re
 	taint := &cobra.Command{Use: "taint", Short: "Replace what is not to be trusted any more: a key was stolen"}
 	taint.RunE = c.group(taint)
 	taint.AddCommand(c.taintRootCommand(), c.taintIntermediateCommand())
-	cmd.AddCommand(c.caStatusCommand(), rotate, c.continueCommand(), c.abortCommand(), taint, c.rootCommand())
+	cmd.AddCommand(c.caStatusCommand(), rotate, c.continueCommand(), c.abortCommand(), taint, c.rootCommand(), c.acceptRollbackCommand())
 	return cmd
 }
 

@@ -101,7 +101,7 @@ func (c *cli) command() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	root.SetVersionTemplate("certctl {{.Version}}\n")
 	root.RunE = c.group(root)
-	root.AddCommand(c.statusCommand(), c.checkCommand(), c.caCommand(), c.svidCommand(), c.bundleCommand(), c.policyCommand(),
+	root.AddCommand(c.statusCommand(), c.checkCommand(), c.caCommand(), c.svidCommand(), c.bundleCommand(), c.backupCommand(), c.policyCommand(),
 		c.explainCommand(), c.denialsCommand(), c.versionCommand())
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root

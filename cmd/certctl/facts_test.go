@@ -175,7 +175,7 @@ func (f *facts) caServer(x *roots) (*admin.Server, error) {
 	return admin.New(admin.Config{
 		TrustDomain: td, Status: f.status, Bundle: x.Bundle, Authorities: x, Roots: x, Agents: x.Agents,
 		Ledger: f, Decisions: f, Orders: orders, Policy: func() admin.Policy { return rules }, Clusters: map[string]admin.Attestor{"prod": f},
-		Connected: func() int { return 1 }, MaxLife: 6 * time.Hour, Audit: f.audit, Log: quiet(),
+		Connected: func() int { return 1 }, Backup: f.backup, Continuity: x, MaxLife: 6 * time.Hour, Audit: f.audit, Log: quiet(),
 	})
 }
 

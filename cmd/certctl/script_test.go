@@ -28,6 +28,7 @@ import (
 	"github.com/meshca/meshca/api/admin"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/sds"
+	"github.com/meshca/meshca/ca"
 )
 
 var update = flag.Bool("update", false, "write the scripts' expected outputs anew")
@@ -64,8 +65,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// setup gives each script its own CA ($CA), three more ($ROLLING with a rollout that waits, $LAGGING with an agent that
-// is away, $SEALED with an upstream that does not answer), agents ($AGENT, and $TROUBLED with a denied workload), SDS sockets ($SDS,
+// setup gives each script its own CA ($CA), four more ($ROLLING with a rollout that waits, $LAGGING with an agent that
+// is away, $SEALED with an upstream that does not answer, $RESTORED with an old store), agents ($AGENT, and $TROUBLED with a denied workload), SDS sockets ($SDS,
 // $SDS_ENDED, $SDS_EMPTY, $SDS_DENIED) and TLS server ($TLS), and files of certificates.
 func setup(env *testscript.Env) error {
 	f, err := newFacts()
@@ -80,10 +81,12 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	restored := f.roots(0)
+	restored.loss = &ca.Loss{Mark: ca.Mark{Generation: 41, Bundle: 9}, Agent: agentID + "n1", Since: f.at(-time.Minute)}
 	sealed := f.roots(0, f.agent("n1", 0, true))
 	sealed.upstreamErr = errors.New("vault is sealed")
 	for name, x := range map[string]*roots{
-		"ca.sock": f.roots(0, f.agent("n1", 0, true)), "rolling.sock": rolling, "lagging.sock": f.roots(2, f.agent("n1", 0, true), f.agent("n2", 3, false)), "sealed.sock": sealed,
+		"ca.sock": f.roots(0, f.agent("n1", 0, true)), "rolling.sock": rolling, "lagging.sock": f.roots(2, f.agent("n1", 0, true), f.agent("n2", 3, false)), "sealed.sock": sealed, "restored.sock": restored,
 	} {
 		ca, err := f.caServer(x)
 		if err != nil {
@@ -142,6 +145,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("CA", "--socket="+path("ca.sock"))
 	env.Setenv("ROLLING", "--socket="+path("rolling.sock"))
 	env.Setenv("LAGGING", "--socket="+path("lagging.sock"))
+	env.Setenv("RESTORED", "--socket="+path("restored.sock"))
 	env.Setenv("SEALED", "--socket="+path("sealed.sock"))
 	env.Setenv("ROOT", fingerprint(f.authority.cert.Raw))
 	env.Setenv("NEXT", fingerprint(f.stranger.cert.Raw))
@@ -202,7 +206,7 @@ func (f *facts) files() map[string][]byte {
 		"leaf.der":     f.svid.Certificates[0].Raw, "root.pem": encodePEM([]*x509.Certificate{f.authority.cert}),
 		"reversed.pem": encodePEM([]*x509.Certificate{f.svid.Certificates[1], f.svid.Certificates[0]}),
 		"bundle.json":  bundle, "otherroot.pem": encodePEM([]*x509.Certificate{f.stranger.cert}), "website.pem": encodePEM([]*x509.Certificate{f.website}),
-		"expired.pem": encodePEM(f.expired), "key.pem": keyPEM, "root.id": []byte(shortID(fingerprint(f.authority.cert.Raw)) + "\n"),
+		"expired.pem": encodePEM(f.expired), "key.pem": keyPEM, "domain.txt": []byte("mesh.example\n"), "root.id": []byte(shortID(fingerprint(f.authority.cert.Raw)) + "\n"),
 	}
 }
 

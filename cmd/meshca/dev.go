@@ -197,7 +197,7 @@ func ensureRoot(out io.Writer, c *Config) error {
 	if _, err := os.Stat(c.Upstream.Disk.CertFile); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(c.StateDir, "meshca.db")); err == nil {
+	if _, err := os.Stat(c.storePath()); err == nil {
 		return fmt.Errorf("%s holds a store but no root: put %s back, or remove the directory to start anew", c.StateDir, c.Upstream.Disk.CertFile)
 	}
 	root, err := disk.Create(c.Upstream.Disk.files(), disk.CreateOptions{TrustDomain: c.trustDomain})

@@ -46,6 +46,9 @@ func newMetrics(d *daemon) *metrics {
 			n, _ := b.SequenceNumber()
 			return float64(n)
 		}),
+		gauge("meshca_rolled_back", "1 when agents have shown that the store is an old one, and nobody has accepted that.", func() float64 {
+			return truth(d.continuity.Loss() != nil)
+		}),
 		gauge("meshca_intermediate_remaining_seconds", "Until the earliest end in the intermediate's chain; 0 without one.", func() float64 {
 			return max(0, untilOrZero(d.authority.NotAfter()).Seconds())
 		}),

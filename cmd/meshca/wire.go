@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -55,6 +54,7 @@ type daemon struct {
 	clusters     map[string]*kubernetes.Cluster
 	orders       *registration.Orders
 	agents       *registration.AgentBook
+	continuity   *registration.Continuity
 	audit        *auditFile // nil: stderr
 	decisions    *registration.Metrics
 	journal      *registration.Journal
@@ -146,6 +146,9 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 	if err := d.agents.Recall(ctx, d.store.ScanLedger); err != nil {
 		return nil, err
 	}
+	if d.continuity, err = registration.OpenContinuity(ctx, d.store, d.trust, d.agents, log); err != nil {
+		return nil, err
+	}
 	if err := d.openRoller(ctx); err != nil {
 		return nil, err
 	}
@@ -162,7 +165,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 	d.journal = registration.NewJournal(stderr, registration.NewRing(c.RememberedDecisions), d.decisions, log)
 	d.registration, err = registration.New(registration.Config{
 		TrustDomain: c.trustDomain, Clusters: members, Policy: d.policy.current, Issuer: d.issuer,
-		Agents: d.agents, Orders: d.orders, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
+		Agents: d.agents, Orders: d.orders, Continuity: d.continuity, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
 	})
 	if err != nil {
 		return nil, err
@@ -259,7 +262,7 @@ func (d *daemon) flushAgents() error {
 	return d.agents.Flush(ctx)
 }
 
-func (d *daemon) storePath() string { return filepath.Join(d.config.StateDir, "meshca.db") }
+func (d *daemon) storePath() string { return d.config.storePath() }
 
 func (d *daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
 
@@ -281,7 +284,7 @@ func (d *daemon) notReady() []string {
 	if err := d.serving.Ready(); err != nil {
 		why = append(why, err.Error())
 	}
-	for _, err := range []error{d.metrics.ledger.Err(), d.ledger.Ready(), d.journal.Ready()} {
+	for _, err := range []error{d.continuity.Ready(), d.metrics.ledger.Err(), d.ledger.Ready(), d.journal.Ready()} {
 		if err != nil {
 			why = append(why, err.Error())
 		}

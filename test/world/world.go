@@ -194,9 +194,11 @@ func New(t testing.TB, rules string) *World {
 	must(err)
 	orders, err := registration.OpenOrders(ctx, w.Store)
 	must(err)
+	continuity, err := registration.OpenContinuity(ctx, w.Store, w.Trust, agents, slog.New(slog.DiscardHandler))
+	must(err)
 	w.Journal = registration.NewJournal(w.Audit, registration.NewRing(100), registration.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	w.RA, err = registration.New(registration.Config{
-		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, Agents: agents, Orders: orders,
+		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, Agents: agents, Orders: orders, Continuity: continuity,
 		AgentTTL: ca.MaxTTL, Journal: w.Journal,
 		Clusters: members,
 	})

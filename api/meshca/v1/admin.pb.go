@@ -74,7 +74,7 @@ func (x Finding_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Level.Descriptor instead.
 func (Finding_Level) EnumDescriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{8, 0}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{9, 0}
 }
 
 type GetStatusRequest struct {
@@ -136,7 +136,9 @@ type GetStatusResponse struct {
 	// The life of an SVID by default and at most.
 	MaxSvidTtl *durationpb.Duration `protobuf:"bytes,16,opt,name=max_svid_ttl,json=maxSvidTtl,proto3" json:"max_svid_ttl,omitempty"`
 	// The last rollout of a root; unset before the first.
-	Rollout       *RolloutStatus `protobuf:"bytes,17,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	Rollout *RolloutStatus `protobuf:"bytes,17,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	// Set while agents have shown that the store is an old one, and nobody has accepted that.
+	Rollback      *RollbackStatus `protobuf:"bytes,18,opt,name=rollback,proto3" json:"rollback,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -290,6 +292,84 @@ func (x *GetStatusResponse) GetRollout() *RolloutStatus {
 	return nil
 }
 
+func (x *GetStatusResponse) GetRollback() *RollbackStatus {
+	if x != nil {
+		return x.Rollback
+	}
+	return nil
+}
+
+// RollbackStatus says how much older the store is than what agents have followed.
+type RollbackStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who showed it, a SPIFFE ID.
+	Agent string                 `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// States are counted: each change of the trust bundle, a rollout, denials or renewal orders makes the next one.
+	SeenState          uint64 `protobuf:"varint,3,opt,name=seen_state,json=seenState,proto3" json:"seen_state,omitempty"`
+	SeenBundleSequence uint64 `protobuf:"varint,4,opt,name=seen_bundle_sequence,json=seenBundleSequence,proto3" json:"seen_bundle_sequence,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *RollbackStatus) Reset() {
+	*x = RollbackStatus{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackStatus) ProtoMessage() {}
+
+func (x *RollbackStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackStatus.ProtoReflect.Descriptor instead.
+func (*RollbackStatus) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RollbackStatus) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *RollbackStatus) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *RollbackStatus) GetSeenState() uint64 {
+	if x != nil {
+		return x.SeenState
+	}
+	return 0
+}
+
+func (x *RollbackStatus) GetSeenBundleSequence() uint64 {
+	if x != nil {
+		return x.SeenBundleSequence
+	}
+	return 0
+}
+
 // AuthorityStatus is a root of the bundle or an intermediate that signs.
 type AuthorityStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -314,7 +394,7 @@ type AuthorityStatus struct {
 
 func (x *AuthorityStatus) Reset() {
 	*x = AuthorityStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[2]
+	mi := &file_meshca_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +406,7 @@ func (x *AuthorityStatus) String() string {
 func (*AuthorityStatus) ProtoMessage() {}
 
 func (x *AuthorityStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[2]
+	mi := &file_meshca_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +419,7 @@ func (x *AuthorityStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityStatus.ProtoReflect.Descriptor instead.
 func (*AuthorityStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AuthorityStatus) GetKind() string {
@@ -434,7 +514,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[3]
+	mi := &file_meshca_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +526,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[3]
+	mi := &file_meshca_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +539,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ClusterStatus) GetName() string {
@@ -538,7 +618,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[4]
+	mi := &file_meshca_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +630,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[4]
+	mi := &file_meshca_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +643,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PolicyStatus) GetFile() string {
@@ -612,7 +692,7 @@ type AgentInfo struct {
 
 func (x *AgentInfo) Reset() {
 	*x = AgentInfo{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[5]
+	mi := &file_meshca_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +704,7 @@ func (x *AgentInfo) String() string {
 func (*AgentInfo) ProtoMessage() {}
 
 func (x *AgentInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[5]
+	mi := &file_meshca_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +717,7 @@ func (x *AgentInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentInfo.ProtoReflect.Descriptor instead.
 func (*AgentInfo) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AgentInfo) GetSpiffeId() string {
@@ -718,7 +798,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[6]
+	mi := &file_meshca_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +810,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[6]
+	mi := &file_meshca_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +823,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 type CheckResponse struct {
@@ -755,7 +835,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[7]
+	mi := &file_meshca_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +847,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[7]
+	mi := &file_meshca_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +860,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -805,7 +885,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[8]
+	mi := &file_meshca_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +897,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[8]
+	mi := &file_meshca_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +910,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Finding) GetSubject() string {
@@ -880,7 +960,7 @@ type ListSVIDsRequest struct {
 
 func (x *ListSVIDsRequest) Reset() {
 	*x = ListSVIDsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[9]
+	mi := &file_meshca_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +972,7 @@ func (x *ListSVIDsRequest) String() string {
 func (*ListSVIDsRequest) ProtoMessage() {}
 
 func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[9]
+	mi := &file_meshca_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +985,7 @@ func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*ListSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListSVIDsRequest) GetSpiffeId() string {
@@ -973,7 +1053,7 @@ type ListSVIDsResponse struct {
 
 func (x *ListSVIDsResponse) Reset() {
 	*x = ListSVIDsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[10]
+	mi := &file_meshca_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1065,7 @@ func (x *ListSVIDsResponse) String() string {
 func (*ListSVIDsResponse) ProtoMessage() {}
 
 func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[10]
+	mi := &file_meshca_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1078,7 @@ func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*ListSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListSVIDsResponse) GetEntries() []*LedgerEntry {
@@ -1028,7 +1108,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[11]
+	mi := &file_meshca_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1120,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[11]
+	mi := &file_meshca_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1133,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -1143,7 +1223,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[12]
+	mi := &file_meshca_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1235,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[12]
+	mi := &file_meshca_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1248,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Evidence) GetMethod() string {
@@ -1270,7 +1350,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[13]
+	mi := &file_meshca_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1362,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[13]
+	mi := &file_meshca_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1375,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 type GetBundleResponse struct {
@@ -1308,7 +1388,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[14]
+	mi := &file_meshca_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1400,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[14]
+	mi := &file_meshca_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1413,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetBundleResponse) GetBundle() []byte {
@@ -1356,7 +1436,7 @@ type TestPolicyRequest struct {
 
 func (x *TestPolicyRequest) Reset() {
 	*x = TestPolicyRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[15]
+	mi := &file_meshca_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1448,7 @@ func (x *TestPolicyRequest) String() string {
 func (*TestPolicyRequest) ProtoMessage() {}
 
 func (x *TestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[15]
+	mi := &file_meshca_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1461,7 @@ func (x *TestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*TestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TestPolicyRequest) GetCluster() string {
@@ -1430,7 +1510,7 @@ type TestPolicyResponse struct {
 
 func (x *TestPolicyResponse) Reset() {
 	*x = TestPolicyResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[16]
+	mi := &file_meshca_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1522,7 @@ func (x *TestPolicyResponse) String() string {
 func (*TestPolicyResponse) ProtoMessage() {}
 
 func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[16]
+	mi := &file_meshca_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1535,7 @@ func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*TestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TestPolicyResponse) GetCluster() string {
@@ -1523,7 +1603,7 @@ type PolicyAssumptions struct {
 
 func (x *PolicyAssumptions) Reset() {
 	*x = PolicyAssumptions{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	mi := &file_meshca_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1615,7 @@ func (x *PolicyAssumptions) String() string {
 func (*PolicyAssumptions) ProtoMessage() {}
 
 func (x *PolicyAssumptions) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	mi := &file_meshca_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1628,7 @@ func (x *PolicyAssumptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyAssumptions.ProtoReflect.Descriptor instead.
 func (*PolicyAssumptions) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PolicyAssumptions) GetTrustDomain() string {
@@ -1592,7 +1672,7 @@ type RuleReading struct {
 
 func (x *RuleReading) Reset() {
 	*x = RuleReading{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	mi := &file_meshca_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1684,7 @@ func (x *RuleReading) String() string {
 func (*RuleReading) ProtoMessage() {}
 
 func (x *RuleReading) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	mi := &file_meshca_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1697,7 @@ func (x *RuleReading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleReading.ProtoReflect.Descriptor instead.
 func (*RuleReading) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RuleReading) GetNumber() uint32 {
@@ -1660,7 +1740,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[19]
+	mi := &file_meshca_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +1752,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[19]
+	mi := &file_meshca_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +1765,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Grant) GetSpiffeId() string {
@@ -1731,7 +1811,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[20]
+	mi := &file_meshca_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1823,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[20]
+	mi := &file_meshca_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1836,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExplainRequest) GetAbout() isExplainRequest_About {
@@ -1817,7 +1897,7 @@ type PodName struct {
 
 func (x *PodName) Reset() {
 	*x = PodName{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[21]
+	mi := &file_meshca_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1909,7 @@ func (x *PodName) String() string {
 func (*PodName) ProtoMessage() {}
 
 func (x *PodName) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[21]
+	mi := &file_meshca_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1922,7 @@ func (x *PodName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodName.ProtoReflect.Descriptor instead.
 func (*PodName) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PodName) GetNamespace() string {
@@ -1872,7 +1952,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[22]
+	mi := &file_meshca_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +1964,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[22]
+	mi := &file_meshca_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +1977,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExplainResponse) GetDecisions() []*Decision {
@@ -1947,7 +2027,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[23]
+	mi := &file_meshca_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2039,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[23]
+	mi := &file_meshca_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2052,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Decision) GetTime() *timestamppb.Timestamp {
@@ -2070,7 +2150,7 @@ type DenySVIDRequest struct {
 
 func (x *DenySVIDRequest) Reset() {
 	*x = DenySVIDRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[24]
+	mi := &file_meshca_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2162,7 @@ func (x *DenySVIDRequest) String() string {
 func (*DenySVIDRequest) ProtoMessage() {}
 
 func (x *DenySVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[24]
+	mi := &file_meshca_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2175,7 @@ func (x *DenySVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenySVIDRequest.ProtoReflect.Descriptor instead.
 func (*DenySVIDRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DenySVIDRequest) GetSpiffeId() string {
@@ -2127,7 +2207,7 @@ type DenySVIDResponse struct {
 
 func (x *DenySVIDResponse) Reset() {
 	*x = DenySVIDResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[25]
+	mi := &file_meshca_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2219,7 @@ func (x *DenySVIDResponse) String() string {
 func (*DenySVIDResponse) ProtoMessage() {}
 
 func (x *DenySVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[25]
+	mi := &file_meshca_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2232,7 @@ func (x *DenySVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenySVIDResponse.ProtoReflect.Descriptor instead.
 func (*DenySVIDResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DenySVIDResponse) GetDenial() *Denial {
@@ -2196,7 +2276,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[26]
+	mi := &file_meshca_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2288,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[26]
+	mi := &file_meshca_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2301,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Denial) GetSpiffeId() string {
@@ -2261,7 +2341,7 @@ type AllowSVIDRequest struct {
 
 func (x *AllowSVIDRequest) Reset() {
 	*x = AllowSVIDRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[27]
+	mi := &file_meshca_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2353,7 @@ func (x *AllowSVIDRequest) String() string {
 func (*AllowSVIDRequest) ProtoMessage() {}
 
 func (x *AllowSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[27]
+	mi := &file_meshca_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2366,7 @@ func (x *AllowSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowSVIDRequest.ProtoReflect.Descriptor instead.
 func (*AllowSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AllowSVIDRequest) GetSpiffeId() string {
@@ -2306,7 +2386,7 @@ type AllowSVIDResponse struct {
 
 func (x *AllowSVIDResponse) Reset() {
 	*x = AllowSVIDResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[28]
+	mi := &file_meshca_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2398,7 @@ func (x *AllowSVIDResponse) String() string {
 func (*AllowSVIDResponse) ProtoMessage() {}
 
 func (x *AllowSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[28]
+	mi := &file_meshca_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2411,7 @@ func (x *AllowSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowSVIDResponse.ProtoReflect.Descriptor instead.
 func (*AllowSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AllowSVIDResponse) GetWasDenied() bool {
@@ -2349,7 +2429,7 @@ type ListDenialsRequest struct {
 
 func (x *ListDenialsRequest) Reset() {
 	*x = ListDenialsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[29]
+	mi := &file_meshca_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2441,7 @@ func (x *ListDenialsRequest) String() string {
 func (*ListDenialsRequest) ProtoMessage() {}
 
 func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[29]
+	mi := &file_meshca_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2454,7 @@ func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDenialsRequest.ProtoReflect.Descriptor instead.
 func (*ListDenialsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type ListDenialsResponse struct {
@@ -2386,7 +2466,7 @@ type ListDenialsResponse struct {
 
 func (x *ListDenialsResponse) Reset() {
 	*x = ListDenialsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[30]
+	mi := &file_meshca_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2478,7 @@ func (x *ListDenialsResponse) String() string {
 func (*ListDenialsResponse) ProtoMessage() {}
 
 func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[30]
+	mi := &file_meshca_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2491,7 @@ func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDenialsResponse.ProtoReflect.Descriptor instead.
 func (*ListDenialsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListDenialsResponse) GetDenials() []*Denial {
@@ -2432,7 +2512,7 @@ type RenewSVIDsRequest struct {
 
 func (x *RenewSVIDsRequest) Reset() {
 	*x = RenewSVIDsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[31]
+	mi := &file_meshca_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2524,7 @@ func (x *RenewSVIDsRequest) String() string {
 func (*RenewSVIDsRequest) ProtoMessage() {}
 
 func (x *RenewSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[31]
+	mi := &file_meshca_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2537,7 @@ func (x *RenewSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*RenewSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RenewSVIDsRequest) GetSpiffeId() string {
@@ -2485,7 +2565,7 @@ type RenewSVIDsResponse struct {
 
 func (x *RenewSVIDsResponse) Reset() {
 	*x = RenewSVIDsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[32]
+	mi := &file_meshca_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2577,7 @@ func (x *RenewSVIDsResponse) String() string {
 func (*RenewSVIDsResponse) ProtoMessage() {}
 
 func (x *RenewSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[32]
+	mi := &file_meshca_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2590,7 @@ func (x *RenewSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*RenewSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RenewSVIDsResponse) GetOrder() *RenewOrder {
@@ -2527,6 +2607,351 @@ func (x *RenewSVIDsResponse) GetAgentsConnected() uint32 {
 	return 0
 }
 
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+type BackupResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*BackupResponse_Chunk
+	//	*BackupResponse_Summary
+	Part          isBackupResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *BackupResponse) GetPart() isBackupResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetChunk() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*BackupResponse_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetSummary() *BackupSummary {
+	if x != nil {
+		if x, ok := x.Part.(*BackupResponse_Summary); ok {
+			return x.Summary
+		}
+	}
+	return nil
+}
+
+type isBackupResponse_Part interface {
+	isBackupResponse_Part()
+}
+
+type BackupResponse_Chunk struct {
+	// The next bytes of the backup.
+	Chunk []byte `protobuf:"bytes,1,opt,name=chunk,proto3,oneof"`
+}
+
+type BackupResponse_Summary struct {
+	// The last message: there is nothing more. A stream without it brought no whole backup.
+	Summary *BackupSummary `protobuf:"bytes,2,opt,name=summary,proto3,oneof"`
+}
+
+func (*BackupResponse_Chunk) isBackupResponse_Part() {}
+
+func (*BackupResponse_Summary) isBackupResponse_Part() {}
+
+type BackupSummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Bytes uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Of all chunks together, lower-case hex.
+	Sha256         string                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	MadeAt         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=made_at,json=madeAt,proto3" json:"made_at,omitempty"`
+	TrustDomain    string                 `protobuf:"bytes,4,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Schema         uint32                 `protobuf:"varint,5,opt,name=schema,proto3" json:"schema,omitempty"`
+	State          uint64                 `protobuf:"varint,6,opt,name=state,proto3" json:"state,omitempty"`
+	BundleSequence uint64                 `protobuf:"varint,7,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
+	// The step of the last rollout; empty before the first.
+	RolloutStep   string `protobuf:"bytes,8,opt,name=rollout_step,json=rolloutStep,proto3" json:"rollout_step,omitempty"`
+	Denials       uint32 `protobuf:"varint,9,opt,name=denials,proto3" json:"denials,omitempty"`
+	LedgerEntries uint64 `protobuf:"varint,10,opt,name=ledger_entries,json=ledgerEntries,proto3" json:"ledger_entries,omitempty"`
+	// The index of the newest entry: later ones are not in the backup.
+	LedgerLast    uint64                 `protobuf:"varint,11,opt,name=ledger_last,json=ledgerLast,proto3" json:"ledger_last,omitempty"`
+	LastIssuedAt  *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_issued_at,json=lastIssuedAt,proto3" json:"last_issued_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupSummary) Reset() {
+	*x = BackupSummary{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupSummary) ProtoMessage() {}
+
+func (x *BackupSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupSummary.ProtoReflect.Descriptor instead.
+func (*BackupSummary) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *BackupSummary) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *BackupSummary) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *BackupSummary) GetMadeAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.MadeAt
+	}
+	return nil
+}
+
+func (x *BackupSummary) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *BackupSummary) GetSchema() uint32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *BackupSummary) GetState() uint64 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *BackupSummary) GetBundleSequence() uint64 {
+	if x != nil {
+		return x.BundleSequence
+	}
+	return 0
+}
+
+func (x *BackupSummary) GetRolloutStep() string {
+	if x != nil {
+		return x.RolloutStep
+	}
+	return ""
+}
+
+func (x *BackupSummary) GetDenials() uint32 {
+	if x != nil {
+		return x.Denials
+	}
+	return 0
+}
+
+func (x *BackupSummary) GetLedgerEntries() uint64 {
+	if x != nil {
+		return x.LedgerEntries
+	}
+	return 0
+}
+
+func (x *BackupSummary) GetLedgerLast() uint64 {
+	if x != nil {
+		return x.LedgerLast
+	}
+	return 0
+}
+
+func (x *BackupSummary) GetLastIssuedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastIssuedAt
+	}
+	return nil
+}
+
+type AcceptRollbackRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Raise the bundle's sequence above this one at least, where it is agents' word alone that there was such a one. 0: above
+	// what was proven.
+	Above         uint64 `protobuf:"varint,1,opt,name=above,proto3" json:"above,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptRollbackRequest) Reset() {
+	*x = AcceptRollbackRequest{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptRollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptRollbackRequest) ProtoMessage() {}
+
+func (x *AcceptRollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptRollbackRequest.ProtoReflect.Descriptor instead.
+func (*AcceptRollbackRequest) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *AcceptRollbackRequest) GetAbove() uint64 {
+	if x != nil {
+		return x.Above
+	}
+	return 0
+}
+
+type AcceptRollbackResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	BundleSequence uint64                 `protobuf:"varint,1,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *AcceptRollbackResponse) Reset() {
+	*x = AcceptRollbackResponse{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptRollbackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptRollbackResponse) ProtoMessage() {}
+
+func (x *AcceptRollbackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptRollbackResponse.ProtoReflect.Descriptor instead.
+func (*AcceptRollbackResponse) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *AcceptRollbackResponse) GetBundleSequence() uint64 {
+	if x != nil {
+		return x.BundleSequence
+	}
+	return 0
+}
+
 type GetAgentStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2535,7 +2960,7 @@ type GetAgentStatusRequest struct {
 
 func (x *GetAgentStatusRequest) Reset() {
 	*x = GetAgentStatusRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[33]
+	mi := &file_meshca_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +2972,7 @@ func (x *GetAgentStatusRequest) String() string {
 func (*GetAgentStatusRequest) ProtoMessage() {}
 
 func (x *GetAgentStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[33]
+	mi := &file_meshca_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +2985,7 @@ func (x *GetAgentStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentStatusRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type GetAgentStatusResponse struct {
@@ -2588,7 +3013,7 @@ type GetAgentStatusResponse struct {
 
 func (x *GetAgentStatusResponse) Reset() {
 	*x = GetAgentStatusResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	mi := &file_meshca_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +3025,7 @@ func (x *GetAgentStatusResponse) String() string {
 func (*GetAgentStatusResponse) ProtoMessage() {}
 
 func (x *GetAgentStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	mi := &file_meshca_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +3038,7 @@ func (x *GetAgentStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentStatusResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetAgentStatusResponse) GetVersion() string {
@@ -2739,7 +3164,7 @@ type HeldSVID struct {
 
 func (x *HeldSVID) Reset() {
 	*x = HeldSVID{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	mi := &file_meshca_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2751,7 +3176,7 @@ func (x *HeldSVID) String() string {
 func (*HeldSVID) ProtoMessage() {}
 
 func (x *HeldSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	mi := &file_meshca_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2764,7 +3189,7 @@ func (x *HeldSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldSVID.ProtoReflect.Descriptor instead.
 func (*HeldSVID) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HeldSVID) GetSpiffeId() string {
@@ -2858,7 +3283,7 @@ type WorkloadStatus struct {
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	mi := &file_meshca_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2870,7 +3295,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	mi := &file_meshca_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2883,7 +3308,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WorkloadStatus) GetSocket() string {
@@ -2985,7 +3410,7 @@ type CheckAgentRequest struct {
 
 func (x *CheckAgentRequest) Reset() {
 	*x = CheckAgentRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	mi := &file_meshca_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3422,7 @@ func (x *CheckAgentRequest) String() string {
 func (*CheckAgentRequest) ProtoMessage() {}
 
 func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	mi := &file_meshca_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3435,7 @@ func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentRequest.ProtoReflect.Descriptor instead.
 func (*CheckAgentRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type CheckAgentResponse struct {
@@ -3022,7 +3447,7 @@ type CheckAgentResponse struct {
 
 func (x *CheckAgentResponse) Reset() {
 	*x = CheckAgentResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	mi := &file_meshca_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +3459,7 @@ func (x *CheckAgentResponse) String() string {
 func (*CheckAgentResponse) ProtoMessage() {}
 
 func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	mi := &file_meshca_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +3472,7 @@ func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentResponse.ProtoReflect.Descriptor instead.
 func (*CheckAgentResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CheckAgentResponse) GetFindings() []*Finding {
@@ -3065,7 +3490,7 @@ type GetAgentBundleRequest struct {
 
 func (x *GetAgentBundleRequest) Reset() {
 	*x = GetAgentBundleRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[39]
+	mi := &file_meshca_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3502,7 @@ func (x *GetAgentBundleRequest) String() string {
 func (*GetAgentBundleRequest) ProtoMessage() {}
 
 func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[39]
+	mi := &file_meshca_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3515,7 @@ func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 type GetAgentBundleResponse struct {
@@ -3102,7 +3527,7 @@ type GetAgentBundleResponse struct {
 
 func (x *GetAgentBundleResponse) Reset() {
 	*x = GetAgentBundleResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[40]
+	mi := &file_meshca_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3114,7 +3539,7 @@ func (x *GetAgentBundleResponse) String() string {
 func (*GetAgentBundleResponse) ProtoMessage() {}
 
 func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[40]
+	mi := &file_meshca_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3127,7 +3552,7 @@ func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetAgentBundleResponse) GetBundle() []byte {
@@ -3142,7 +3567,7 @@ var File_meshca_v1_admin_proto protoreflect.FileDescriptor
 const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x15meshca/v1/admin.proto\x12\tmeshca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19meshca/v1/authority.proto\x1a\x18meshca/v1/issuance.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xd7\x05\n" +
+	"\x10GetStatusRequest\"\x8e\x06\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x129\n" +
@@ -3164,7 +3589,14 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x0eledger_entries\x18\x0f \x01(\x04R\rledgerEntries\x12;\n" +
 	"\fmax_svid_ttl\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"maxSvidTtl\x122\n" +
-	"\arollout\x18\x11 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\"\xf0\x02\n" +
+	"\arollout\x18\x11 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\x125\n" +
+	"\brollback\x18\x12 \x01(\v2\x19.meshca.v1.RollbackStatusR\brollback\"\xa9\x01\n" +
+	"\x0eRollbackStatus\x12\x14\n" +
+	"\x05agent\x18\x01 \x01(\tR\x05agent\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
+	"\n" +
+	"seen_state\x18\x03 \x01(\x04R\tseenState\x120\n" +
+	"\x14seen_bundle_sequence\x18\x04 \x01(\x04R\x12seenBundleSequence\"\xf0\x02\n" +
 	"\x0fAuthorityStatus\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
@@ -3343,7 +3775,31 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x06spread\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06spread\"l\n" +
 	"\x12RenewSVIDsResponse\x12+\n" +
 	"\x05order\x18\x01 \x01(\v2\x15.meshca.v1.RenewOrderR\x05order\x12)\n" +
-	"\x10agents_connected\x18\x02 \x01(\rR\x0fagentsConnected\"\x17\n" +
+	"\x10agents_connected\x18\x02 \x01(\rR\x0fagentsConnected\"\x0f\n" +
+	"\rBackupRequest\"f\n" +
+	"\x0eBackupResponse\x12\x16\n" +
+	"\x05chunk\x18\x01 \x01(\fH\x00R\x05chunk\x124\n" +
+	"\asummary\x18\x02 \x01(\v2\x18.meshca.v1.BackupSummaryH\x00R\asummaryB\x06\n" +
+	"\x04part\"\xb3\x03\n" +
+	"\rBackupSummary\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x123\n" +
+	"\amade_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06madeAt\x12!\n" +
+	"\ftrust_domain\x18\x04 \x01(\tR\vtrustDomain\x12\x16\n" +
+	"\x06schema\x18\x05 \x01(\rR\x06schema\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\x04R\x05state\x12'\n" +
+	"\x0fbundle_sequence\x18\a \x01(\x04R\x0ebundleSequence\x12!\n" +
+	"\frollout_step\x18\b \x01(\tR\vrolloutStep\x12\x18\n" +
+	"\adenials\x18\t \x01(\rR\adenials\x12%\n" +
+	"\x0eledger_entries\x18\n" +
+	" \x01(\x04R\rledgerEntries\x12\x1f\n" +
+	"\vledger_last\x18\v \x01(\x04R\n" +
+	"ledgerLast\x12@\n" +
+	"\x0elast_issued_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\flastIssuedAt\"-\n" +
+	"\x15AcceptRollbackRequest\x12\x14\n" +
+	"\x05above\x18\x01 \x01(\x04R\x05above\"A\n" +
+	"\x16AcceptRollbackResponse\x12'\n" +
+	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\"\x17\n" +
 	"\x15GetAgentStatusRequest\"\xf2\x04\n" +
 	"\x16GetAgentStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
@@ -3397,7 +3853,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\bfindings\x18\x01 \x03(\v2\x12.meshca.v1.FindingR\bfindings\"\x17\n" +
 	"\x15GetAgentBundleRequest\"0\n" +
 	"\x16GetAgentBundleResponse\x12\x16\n" +
-	"\x06bundle\x18\x01 \x01(\fR\x06bundle2\xd7\x05\n" +
+	"\x06bundle\x18\x01 \x01(\fR\x06bundle2\xef\x06\n" +
 	"\fAdminService\x12F\n" +
 	"\tGetStatus\x12\x1b.meshca.v1.GetStatusRequest\x1a\x1c.meshca.v1.GetStatusResponse\x12:\n" +
 	"\x05Check\x12\x17.meshca.v1.CheckRequest\x1a\x18.meshca.v1.CheckResponse\x12H\n" +
@@ -3410,7 +3866,9 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\tAllowSVID\x12\x1b.meshca.v1.AllowSVIDRequest\x1a\x1c.meshca.v1.AllowSVIDResponse\x12L\n" +
 	"\vListDenials\x12\x1d.meshca.v1.ListDenialsRequest\x1a\x1e.meshca.v1.ListDenialsResponse\x12I\n" +
 	"\n" +
-	"RenewSVIDs\x12\x1c.meshca.v1.RenewSVIDsRequest\x1a\x1d.meshca.v1.RenewSVIDsResponse2\x8c\x02\n" +
+	"RenewSVIDs\x12\x1c.meshca.v1.RenewSVIDsRequest\x1a\x1d.meshca.v1.RenewSVIDsResponse\x12?\n" +
+	"\x06Backup\x12\x18.meshca.v1.BackupRequest\x1a\x19.meshca.v1.BackupResponse0\x01\x12U\n" +
+	"\x0eAcceptRollback\x12 .meshca.v1.AcceptRollbackRequest\x1a!.meshca.v1.AcceptRollbackResponse2\x8c\x02\n" +
 	"\x11AgentAdminService\x12U\n" +
 	"\x0eGetAgentStatus\x12 .meshca.v1.GetAgentStatusRequest\x1a!.meshca.v1.GetAgentStatusResponse\x12I\n" +
 	"\n" +
@@ -3430,142 +3888,157 @@ func file_meshca_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_meshca_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_meshca_v1_admin_proto_goTypes = []any{
 	(Finding_Level)(0),             // 0: meshca.v1.Finding.Level
 	(*GetStatusRequest)(nil),       // 1: meshca.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),      // 2: meshca.v1.GetStatusResponse
-	(*AuthorityStatus)(nil),        // 3: meshca.v1.AuthorityStatus
-	(*ClusterStatus)(nil),          // 4: meshca.v1.ClusterStatus
-	(*PolicyStatus)(nil),           // 5: meshca.v1.PolicyStatus
-	(*AgentInfo)(nil),              // 6: meshca.v1.AgentInfo
-	(*CheckRequest)(nil),           // 7: meshca.v1.CheckRequest
-	(*CheckResponse)(nil),          // 8: meshca.v1.CheckResponse
-	(*Finding)(nil),                // 9: meshca.v1.Finding
-	(*ListSVIDsRequest)(nil),       // 10: meshca.v1.ListSVIDsRequest
-	(*ListSVIDsResponse)(nil),      // 11: meshca.v1.ListSVIDsResponse
-	(*LedgerEntry)(nil),            // 12: meshca.v1.LedgerEntry
-	(*Evidence)(nil),               // 13: meshca.v1.Evidence
-	(*GetBundleRequest)(nil),       // 14: meshca.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),      // 15: meshca.v1.GetBundleResponse
-	(*TestPolicyRequest)(nil),      // 16: meshca.v1.TestPolicyRequest
-	(*TestPolicyResponse)(nil),     // 17: meshca.v1.TestPolicyResponse
-	(*PolicyAssumptions)(nil),      // 18: meshca.v1.PolicyAssumptions
-	(*RuleReading)(nil),            // 19: meshca.v1.RuleReading
-	(*Grant)(nil),                  // 20: meshca.v1.Grant
-	(*ExplainRequest)(nil),         // 21: meshca.v1.ExplainRequest
-	(*PodName)(nil),                // 22: meshca.v1.PodName
-	(*ExplainResponse)(nil),        // 23: meshca.v1.ExplainResponse
-	(*Decision)(nil),               // 24: meshca.v1.Decision
-	(*DenySVIDRequest)(nil),        // 25: meshca.v1.DenySVIDRequest
-	(*DenySVIDResponse)(nil),       // 26: meshca.v1.DenySVIDResponse
-	(*Denial)(nil),                 // 27: meshca.v1.Denial
-	(*AllowSVIDRequest)(nil),       // 28: meshca.v1.AllowSVIDRequest
-	(*AllowSVIDResponse)(nil),      // 29: meshca.v1.AllowSVIDResponse
-	(*ListDenialsRequest)(nil),     // 30: meshca.v1.ListDenialsRequest
-	(*ListDenialsResponse)(nil),    // 31: meshca.v1.ListDenialsResponse
-	(*RenewSVIDsRequest)(nil),      // 32: meshca.v1.RenewSVIDsRequest
-	(*RenewSVIDsResponse)(nil),     // 33: meshca.v1.RenewSVIDsResponse
-	(*GetAgentStatusRequest)(nil),  // 34: meshca.v1.GetAgentStatusRequest
-	(*GetAgentStatusResponse)(nil), // 35: meshca.v1.GetAgentStatusResponse
-	(*HeldSVID)(nil),               // 36: meshca.v1.HeldSVID
-	(*WorkloadStatus)(nil),         // 37: meshca.v1.WorkloadStatus
-	(*CheckAgentRequest)(nil),      // 38: meshca.v1.CheckAgentRequest
-	(*CheckAgentResponse)(nil),     // 39: meshca.v1.CheckAgentResponse
-	(*GetAgentBundleRequest)(nil),  // 40: meshca.v1.GetAgentBundleRequest
-	(*GetAgentBundleResponse)(nil), // 41: meshca.v1.GetAgentBundleResponse
-	(*timestamppb.Timestamp)(nil),  // 42: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 43: google.protobuf.Duration
-	(*RolloutStatus)(nil),          // 44: meshca.v1.RolloutStatus
-	(*Refusal)(nil),                // 45: meshca.v1.Refusal
-	(*RenewOrder)(nil),             // 46: meshca.v1.RenewOrder
+	(*RollbackStatus)(nil),         // 3: meshca.v1.RollbackStatus
+	(*AuthorityStatus)(nil),        // 4: meshca.v1.AuthorityStatus
+	(*ClusterStatus)(nil),          // 5: meshca.v1.ClusterStatus
+	(*PolicyStatus)(nil),           // 6: meshca.v1.PolicyStatus
+	(*AgentInfo)(nil),              // 7: meshca.v1.AgentInfo
+	(*CheckRequest)(nil),           // 8: meshca.v1.CheckRequest
+	(*CheckResponse)(nil),          // 9: meshca.v1.CheckResponse
+	(*Finding)(nil),                // 10: meshca.v1.Finding
+	(*ListSVIDsRequest)(nil),       // 11: meshca.v1.ListSVIDsRequest
+	(*ListSVIDsResponse)(nil),      // 12: meshca.v1.ListSVIDsResponse
+	(*LedgerEntry)(nil),            // 13: meshca.v1.LedgerEntry
+	(*Evidence)(nil),               // 14: meshca.v1.Evidence
+	(*GetBundleRequest)(nil),       // 15: meshca.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),      // 16: meshca.v1.GetBundleResponse
+	(*TestPolicyRequest)(nil),      // 17: meshca.v1.TestPolicyRequest
+	(*TestPolicyResponse)(nil),     // 18: meshca.v1.TestPolicyResponse
+	(*PolicyAssumptions)(nil),      // 19: meshca.v1.PolicyAssumptions
+	(*RuleReading)(nil),            // 20: meshca.v1.RuleReading
+	(*Grant)(nil),                  // 21: meshca.v1.Grant
+	(*ExplainRequest)(nil),         // 22: meshca.v1.ExplainRequest
+	(*PodName)(nil),                // 23: meshca.v1.PodName
+	(*ExplainResponse)(nil),        // 24: meshca.v1.ExplainResponse
+	(*Decision)(nil),               // 25: meshca.v1.Decision
+	(*DenySVIDRequest)(nil),        // 26: meshca.v1.DenySVIDRequest
+	(*DenySVIDResponse)(nil),       // 27: meshca.v1.DenySVIDResponse
+	(*Denial)(nil),                 // 28: meshca.v1.Denial
+	(*AllowSVIDRequest)(nil),       // 29: meshca.v1.AllowSVIDRequest
+	(*AllowSVIDResponse)(nil),      // 30: meshca.v1.AllowSVIDResponse
+	(*ListDenialsRequest)(nil),     // 31: meshca.v1.ListDenialsRequest
+	(*ListDenialsResponse)(nil),    // 32: meshca.v1.ListDenialsResponse
+	(*RenewSVIDsRequest)(nil),      // 33: meshca.v1.RenewSVIDsRequest
+	(*RenewSVIDsResponse)(nil),     // 34: meshca.v1.RenewSVIDsResponse
+	(*BackupRequest)(nil),          // 35: meshca.v1.BackupRequest
+	(*BackupResponse)(nil),         // 36: meshca.v1.BackupResponse
+	(*BackupSummary)(nil),          // 37: meshca.v1.BackupSummary
+	(*AcceptRollbackRequest)(nil),  // 38: meshca.v1.AcceptRollbackRequest
+	(*AcceptRollbackResponse)(nil), // 39: meshca.v1.AcceptRollbackResponse
+	(*GetAgentStatusRequest)(nil),  // 40: meshca.v1.GetAgentStatusRequest
+	(*GetAgentStatusResponse)(nil), // 41: meshca.v1.GetAgentStatusResponse
+	(*HeldSVID)(nil),               // 42: meshca.v1.HeldSVID
+	(*WorkloadStatus)(nil),         // 43: meshca.v1.WorkloadStatus
+	(*CheckAgentRequest)(nil),      // 44: meshca.v1.CheckAgentRequest
+	(*CheckAgentResponse)(nil),     // 45: meshca.v1.CheckAgentResponse
+	(*GetAgentBundleRequest)(nil),  // 46: meshca.v1.GetAgentBundleRequest
+	(*GetAgentBundleResponse)(nil), // 47: meshca.v1.GetAgentBundleResponse
+	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 49: google.protobuf.Duration
+	(*RolloutStatus)(nil),          // 50: meshca.v1.RolloutStatus
+	(*Refusal)(nil),                // 51: meshca.v1.Refusal
+	(*RenewOrder)(nil),             // 52: meshca.v1.RenewOrder
 }
 var file_meshca_v1_admin_proto_depIdxs = []int32{
-	42, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	42, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
-	3,  // 2: meshca.v1.GetStatusResponse.authorities:type_name -> meshca.v1.AuthorityStatus
-	4,  // 3: meshca.v1.GetStatusResponse.clusters:type_name -> meshca.v1.ClusterStatus
-	5,  // 4: meshca.v1.GetStatusResponse.policy:type_name -> meshca.v1.PolicyStatus
-	6,  // 5: meshca.v1.GetStatusResponse.agents:type_name -> meshca.v1.AgentInfo
-	43, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
-	44, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	42, // 8: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
-	42, // 9: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	42, // 10: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
-	43, // 11: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
-	42, // 12: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
-	42, // 13: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 14: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
-	0,  // 15: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
-	12, // 16: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
-	42, // 17: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
-	42, // 18: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
-	13, // 19: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
-	19, // 20: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
-	20, // 21: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
-	45, // 22: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
-	18, // 23: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
-	43, // 24: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
-	43, // 25: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	22, // 26: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
-	24, // 27: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
-	27, // 28: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
-	42, // 29: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
-	42, // 30: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
-	13, // 31: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
-	42, // 32: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
-	27, // 33: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
-	42, // 34: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
-	42, // 35: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
-	27, // 36: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
-	43, // 37: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
-	46, // 38: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
-	42, // 39: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	42, // 40: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
-	36, // 41: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
-	42, // 42: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
-	43, // 43: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
-	37, // 44: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
-	42, // 45: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
-	43, // 46: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
-	43, // 47: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
-	42, // 48: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
-	36, // 49: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
-	45, // 50: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
-	42, // 51: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
-	42, // 52: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
-	9,  // 53: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
-	1,  // 54: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
-	7,  // 55: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
-	10, // 56: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
-	14, // 57: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
-	16, // 58: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
-	21, // 59: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
-	25, // 60: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
-	28, // 61: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
-	30, // 62: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
-	32, // 63: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
-	34, // 64: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
-	38, // 65: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
-	40, // 66: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
-	2,  // 67: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
-	8,  // 68: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
-	11, // 69: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
-	15, // 70: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
-	17, // 71: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
-	23, // 72: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
-	26, // 73: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
-	29, // 74: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
-	31, // 75: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
-	33, // 76: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
-	35, // 77: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
-	39, // 78: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
-	41, // 79: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
-	67, // [67:80] is the sub-list for method output_type
-	54, // [54:67] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	48, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	48, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
+	4,  // 2: meshca.v1.GetStatusResponse.authorities:type_name -> meshca.v1.AuthorityStatus
+	5,  // 3: meshca.v1.GetStatusResponse.clusters:type_name -> meshca.v1.ClusterStatus
+	6,  // 4: meshca.v1.GetStatusResponse.policy:type_name -> meshca.v1.PolicyStatus
+	7,  // 5: meshca.v1.GetStatusResponse.agents:type_name -> meshca.v1.AgentInfo
+	49, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
+	50, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	3,  // 8: meshca.v1.GetStatusResponse.rollback:type_name -> meshca.v1.RollbackStatus
+	48, // 9: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
+	48, // 10: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
+	48, // 11: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	48, // 12: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
+	49, // 13: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
+	48, // 14: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
+	48, // 15: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
+	10, // 16: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
+	0,  // 17: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
+	13, // 18: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
+	48, // 19: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
+	48, // 20: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
+	14, // 21: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
+	20, // 22: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
+	21, // 23: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
+	51, // 24: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
+	19, // 25: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
+	49, // 26: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
+	49, // 27: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	23, // 28: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
+	25, // 29: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
+	28, // 30: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
+	48, // 31: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
+	48, // 32: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	14, // 33: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
+	48, // 34: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
+	28, // 35: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
+	48, // 36: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
+	48, // 37: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
+	28, // 38: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
+	49, // 39: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
+	52, // 40: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
+	37, // 41: meshca.v1.BackupResponse.summary:type_name -> meshca.v1.BackupSummary
+	48, // 42: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
+	48, // 43: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
+	48, // 44: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	48, // 45: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
+	42, // 46: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
+	48, // 47: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
+	49, // 48: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
+	43, // 49: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
+	48, // 50: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
+	49, // 51: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
+	49, // 52: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
+	48, // 53: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
+	42, // 54: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
+	51, // 55: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
+	48, // 56: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
+	48, // 57: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
+	10, // 58: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
+	1,  // 59: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
+	8,  // 60: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
+	11, // 61: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
+	15, // 62: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
+	17, // 63: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
+	22, // 64: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
+	26, // 65: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
+	29, // 66: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
+	31, // 67: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
+	33, // 68: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
+	35, // 69: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
+	38, // 70: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
+	40, // 71: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
+	44, // 72: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
+	46, // 73: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
+	2,  // 74: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
+	9,  // 75: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
+	12, // 76: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
+	16, // 77: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
+	18, // 78: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
+	24, // 79: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
+	27, // 80: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
+	30, // 81: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
+	32, // 82: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
+	34, // 83: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
+	36, // 84: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
+	39, // 85: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
+	41, // 86: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
+	45, // 87: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
+	47, // 88: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
+	74, // [74:89] is the sub-list for method output_type
+	59, // [59:74] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_admin_proto_init() }
@@ -3575,9 +4048,13 @@ func file_meshca_v1_admin_proto_init() {
 	}
 	file_meshca_v1_authority_proto_init()
 	file_meshca_v1_issuance_proto_init()
-	file_meshca_v1_admin_proto_msgTypes[20].OneofWrappers = []any{
+	file_meshca_v1_admin_proto_msgTypes[21].OneofWrappers = []any{
 		(*ExplainRequest_SpiffeId)(nil),
 		(*ExplainRequest_Pod)(nil),
+	}
+	file_meshca_v1_admin_proto_msgTypes[35].OneofWrappers = []any{
+		(*BackupResponse_Chunk)(nil),
+		(*BackupResponse_Summary)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3585,7 +4062,7 @@ func file_meshca_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_admin_proto_rawDesc), len(file_meshca_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   41,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -21,16 +21,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_GetStatus_FullMethodName   = "/meshca.v1.AdminService/GetStatus"
-	AdminService_Check_FullMethodName       = "/meshca.v1.AdminService/Check"
-	AdminService_ListSVIDs_FullMethodName   = "/meshca.v1.AdminService/ListSVIDs"
-	AdminService_GetBundle_FullMethodName   = "/meshca.v1.AdminService/GetBundle"
-	AdminService_TestPolicy_FullMethodName  = "/meshca.v1.AdminService/TestPolicy"
-	AdminService_Explain_FullMethodName     = "/meshca.v1.AdminService/Explain"
-	AdminService_DenySVID_FullMethodName    = "/meshca.v1.AdminService/DenySVID"
-	AdminService_AllowSVID_FullMethodName   = "/meshca.v1.AdminService/AllowSVID"
-	AdminService_ListDenials_FullMethodName = "/meshca.v1.AdminService/ListDenials"
-	AdminService_RenewSVIDs_FullMethodName  = "/meshca.v1.AdminService/RenewSVIDs"
+	AdminService_GetStatus_FullMethodName      = "/meshca.v1.AdminService/GetStatus"
+	AdminService_Check_FullMethodName          = "/meshca.v1.AdminService/Check"
+	AdminService_ListSVIDs_FullMethodName      = "/meshca.v1.AdminService/ListSVIDs"
+	AdminService_GetBundle_FullMethodName      = "/meshca.v1.AdminService/GetBundle"
+	AdminService_TestPolicy_FullMethodName     = "/meshca.v1.AdminService/TestPolicy"
+	AdminService_Explain_FullMethodName        = "/meshca.v1.AdminService/Explain"
+	AdminService_DenySVID_FullMethodName       = "/meshca.v1.AdminService/DenySVID"
+	AdminService_AllowSVID_FullMethodName      = "/meshca.v1.AdminService/AllowSVID"
+	AdminService_ListDenials_FullMethodName    = "/meshca.v1.AdminService/ListDenials"
+	AdminService_RenewSVIDs_FullMethodName     = "/meshca.v1.AdminService/RenewSVIDs"
+	AdminService_Backup_FullMethodName         = "/meshca.v1.AdminService/Backup"
+	AdminService_AcceptRollback_FullMethodName = "/meshca.v1.AdminService/AcceptRollback"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -56,6 +58,10 @@ type AdminServiceClient interface {
 	ListDenials(ctx context.Context, in *ListDenialsRequest, opts ...grpc.CallOption) (*ListDenialsResponse, error)
 	// RenewSVIDs orders agents to renew what they hold, spread over a while.
 	RenewSVIDs(ctx context.Context, in *RenewSVIDsRequest, opts ...grpc.CallOption) (*RenewSVIDsResponse, error)
+	// Backup streams a backup of the store as it is at one moment: its bytes, then what they are. One at a time.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
+	// AcceptRollback has a CA go on whose store agents have shown to be an old one.
+	AcceptRollback(ctx context.Context, in *AcceptRollbackRequest, opts ...grpc.CallOption) (*AcceptRollbackResponse, error)
 }
 
 type adminServiceClient struct {
@@ -175,6 +181,35 @@ func (c *adminServiceClient) RenewSVIDs(ctx context.Context, in *RenewSVIDsReque
 	return out, nil
 }
 
+func (c *adminServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[1], AdminService_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
+func (c *adminServiceClient) AcceptRollback(ctx context.Context, in *AcceptRollbackRequest, opts ...grpc.CallOption) (*AcceptRollbackResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcceptRollbackResponse)
+	err := c.cc.Invoke(ctx, AdminService_AcceptRollback_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -198,6 +233,10 @@ type AdminServiceServer interface {
 	ListDenials(context.Context, *ListDenialsRequest) (*ListDenialsResponse, error)
 	// RenewSVIDs orders agents to renew what they hold, spread over a while.
 	RenewSVIDs(context.Context, *RenewSVIDsRequest) (*RenewSVIDsResponse, error)
+	// Backup streams a backup of the store as it is at one moment: its bytes, then what they are. One at a time.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
+	// AcceptRollback has a CA go on whose store agents have shown to be an old one.
+	AcceptRollback(context.Context, *AcceptRollbackRequest) (*AcceptRollbackResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -237,6 +276,12 @@ func (UnimplementedAdminServiceServer) ListDenials(context.Context, *ListDenials
 }
 func (UnimplementedAdminServiceServer) RenewSVIDs(context.Context, *RenewSVIDsRequest) (*RenewSVIDsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewSVIDs not implemented")
+}
+func (UnimplementedAdminServiceServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedAdminServiceServer) AcceptRollback(context.Context, *AcceptRollbackRequest) (*AcceptRollbackResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcceptRollback not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -432,6 +477,35 @@ func _AdminService_RenewSVIDs_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
+func _AdminService_AcceptRollback_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptRollbackRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).AcceptRollback(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_AcceptRollback_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).AcceptRollback(ctx, req.(*AcceptRollbackRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -475,11 +549,20 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "RenewSVIDs",
 			Handler:    _AdminService_RenewSVIDs_Handler,
 		},
+		{
+			MethodName: "AcceptRollback",
+			Handler:    _AdminService_AcceptRollback_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "ListSVIDs",
 			Handler:       _AdminService_ListSVIDs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _AdminService_Backup_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -668,8 +668,11 @@ type SyncHello struct {
 	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	// The highest bundle sequence this agent ever held: a CA restored from an old backup learns of it here.
 	HighestBundleSequence uint64 `protobuf:"varint,3,opt,name=highest_bundle_sequence,json=highestBundleSequence,proto3" json:"highest_bundle_sequence,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// The mark of the last state that this agent followed, as a SyncResponse brought it. It proves what the sequence only
+	// claims.
+	Mark          []byte `protobuf:"bytes,4,opt,name=mark,proto3" json:"mark,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncHello) Reset() {
@@ -721,6 +724,13 @@ func (x *SyncHello) GetHighestBundleSequence() uint64 {
 		return x.HighestBundleSequence
 	}
 	return 0
+}
+
+func (x *SyncHello) GetMark() []byte {
+	if x != nil {
+		return x.Mark
+	}
+	return nil
 }
 
 // BundleAck says what bundle every open stream below the agent has acknowledged, and who of them lacks a newer one.
@@ -784,9 +794,12 @@ type SyncResponse struct {
 	// The trust bundle in SPIFFE JSON, with its sequence.
 	Bundle []byte `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	// SPIFFE IDs that get nothing and must be dropped.
-	DeniedIds     []string               `protobuf:"bytes,2,rep,name=denied_ids,json=deniedIds,proto3" json:"denied_ids,omitempty"`
-	Renew         []*RenewOrder          `protobuf:"bytes,3,rep,name=renew,proto3" json:"renew,omitempty"`
-	ServerTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	DeniedIds  []string               `protobuf:"bytes,2,rep,name=denied_ids,json=deniedIds,proto3" json:"denied_ids,omitempty"`
+	Renew      []*RenewOrder          `protobuf:"bytes,3,rep,name=renew,proto3" json:"renew,omitempty"`
+	ServerTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
+	// Names this state. The agent keeps it, at most 256 bytes, over restarts too, and shows it in its next SyncHello; only
+	// the CA can read it. An agent that holds a bundle of a higher sequence keeps the mark that it has.
+	Mark          []byte `protobuf:"bytes,5,opt,name=mark,proto3" json:"mark,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -845,6 +858,13 @@ func (x *SyncResponse) GetRenew() []*RenewOrder {
 func (x *SyncResponse) GetServerTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ServerTime
+	}
+	return nil
+}
+
+func (x *SyncResponse) GetMark() []byte {
+	if x != nil {
+		return x.Mark
 	}
 	return nil
 }
@@ -959,21 +979,23 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\vSyncRequest\x12,\n" +
 	"\x05hello\x18\x01 \x01(\v2\x14.meshca.v1.SyncHelloH\x00R\x05hello\x12(\n" +
 	"\x03ack\x18\x02 \x01(\v2\x14.meshca.v1.BundleAckH\x00R\x03ackB\t\n" +
-	"\amessage\"w\n" +
+	"\amessage\"\x8b\x01\n" +
 	"\tSyncHello\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x126\n" +
-	"\x17highest_bundle_sequence\x18\x03 \x01(\x04R\x15highestBundleSequence\"Q\n" +
+	"\x17highest_bundle_sequence\x18\x03 \x01(\x04R\x15highestBundleSequence\x12\x12\n" +
+	"\x04mark\x18\x04 \x01(\fR\x04mark\"Q\n" +
 	"\tBundleAck\x12'\n" +
 	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\x12\x1b\n" +
-	"\twaits_for\x18\x02 \x03(\tR\bwaitsFor\"\xaf\x01\n" +
+	"\twaits_for\x18\x02 \x03(\tR\bwaitsFor\"\xc3\x01\n" +
 	"\fSyncResponse\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\fR\x06bundle\x12\x1d\n" +
 	"\n" +
 	"denied_ids\x18\x02 \x03(\tR\tdeniedIds\x12+\n" +
 	"\x05renew\x18\x03 \x03(\v2\x15.meshca.v1.RenewOrderR\x05renew\x12;\n" +
 	"\vserver_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"serverTime\"\x9d\x01\n" +
+	"serverTime\x12\x12\n" +
+	"\x04mark\x18\x05 \x01(\fR\x04mark\"\x9d\x01\n" +
 	"\n" +
 	"RenewOrder\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12?\n" +

@@ -172,6 +172,7 @@ func (r *Restored) succeed(next *bbolt.DB, o RestoreOptions) (release func(), er
 	if r.Behind, err = compareStates(next, r.State, have); err != nil || r.Behind == nil {
 		return release, err
 	}
+	r.Behind.Made = r.Header.Made
 	if !o.AcceptRollback {
 		return release, r.Behind
 	}
@@ -206,6 +207,8 @@ func syncDir(dir string) error {
 
 // Behind is what a store has decided that a backup of it does not know. As an error it is Restore's refusal.
 type Behind struct {
+	// Made is when the backup was.
+	Made             time.Time
 	Backup, Standing State
 	// Forked says that the two went on differently from some moment on, so that neither is the older one.
 	Forked bool
