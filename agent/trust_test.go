@@ -175,3 +175,34 @@ func FuzzParseBundle(f *testing.F) {
 		}
 	})
 }
+
+// The mark of the last state outlives a restart, and is kept against a CA that is behind: it may prove that to it.
+func TestTrustKeepsTheMark(t *testing.T) {
+	ca := newCA(t)
+	tr := newTestTrust(t, ca)
+	first := ca.Bundle()
+	is := func(want string) {
+		t.Helper()
+		again := newTrust(tr.domain, tr.file, tr.kept, tr.log)
+		again.load()
+		if got := string(tr.witnessed()); got != want || string(again.witnessed()) != want {
+			t.Errorf("it shows %q, after a restart %q; want %q", got, again.witnessed(), want)
+		}
+	}
+	must(t, tr.offer(first, []byte("one")))
+	is("one")
+	must(t, tr.offer(first, []byte("two"))) // another state with the same bundle
+	is("two")
+	must(t, tr.offer(first, nil)) // a CA of an earlier version
+	is("two")
+	must(t, tr.offer(first, make([]byte, maxMark+1)))
+	is("two")
+	must(t, ca.AddRoot())
+	must(t, tr.offer(ca.Bundle(), []byte("three")))
+	is("three")
+	must(t, tr.offer(first, []byte("behind")))
+	is("three")
+	if tr.sequence() != 2 {
+		t.Errorf("the bundle is %d", tr.sequence())
+	}
+}

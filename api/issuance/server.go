@@ -69,6 +69,9 @@ type times struct {
 	hello time.Duration
 	// recheck is how often the agent behind an open stream is looked at again: its pod, its node, a denial.
 	recheck time.Duration
+	// settle is how long a state may be newer than what agents were told of it: a change is stored before it is told, and
+	// both wake who follows.
+	settle time.Duration
 }
 
 var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
@@ -77,7 +80,7 @@ var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
 func New(c Config) *Server {
 	s := &Server{
 		Config: c, health: health.NewServer(), workers: startWorkers(), stopping: make(chan struct{}),
-		times: times{answer: 30 * time.Second, hello: 10 * time.Second, recheck: 20 * time.Second},
+		times: times{answer: 30 * time.Second, hello: 10 * time.Second, recheck: 20 * time.Second, settle: 200 * time.Millisecond},
 	}
 	s.accounts = newAccounts(c.Limits, func(caller registration.Caller, cluster string, err error) {
 		c.Registration.Journal.Refused(registration.EventCall, door, caller, cluster, err)

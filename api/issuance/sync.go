@@ -56,11 +56,14 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 		if err := stream.Send(state); err != nil {
 			return err
 		}
+		var settled <-chan time.Time
 		for stale := false; !stale; {
 			select {
 			case <-stales.bundle:
 				stale = true
-			case <-stales.mark:
+			case <-stales.mark: // a moment before what it names is there to be told
+				stales.mark, settled = nil, time.After(s.times.settle)
+			case <-settled: // a step of a rollout, that agents are told of by its mark alone
 				stale = true
 			case <-stales.orders:
 				stale, err = true, s.stillAgent(ctx, caller, hello.GetCluster())
