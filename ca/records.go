@@ -83,6 +83,9 @@ type History struct {
 	// Floor is the bundle's sequence at which a loss was accepted last. What agents said of sequences below it they may
 	// have said of a bundle that is lost.
 	Floor uint64
+	// RestoredAt is when the store was put back from a backup last; zero: never. What was issued between the backup and
+	// then is not in the ledger.
+	RestoredAt time.Time
 }
 
 // AcceptedJump is how far sequences and generations go on behind what was seen of a lost past, when its loss is accepted:

@@ -70,7 +70,7 @@ func (c *cli) confirmRollback(ctx context.Context, s *meshcav1.GetStatusResponse
 		p.line("%s has followed state %d, with trust bundle %d, and shows it since %s.", r.GetAgent(), r.GetSeenState(), r.GetSeenBundleSequence(),
 			absolute(r.GetSince().AsTime()))
 		p.line("This CA's store, with trust bundle %d, does not know it. What was decided between is lost, unless you have put it back in:", s.GetBundleSequence())
-		p.line("agents lift the denials that `certctl denials` does not show, and trust the roots of `certctl bundle show`, and no others.")
+		p.line("agents lift the denials that `certctl denials list` does not show, and trust the roots of `certctl bundle show`, and no others.")
 		_, _ = c.err.Write(p.bytes())
 	}
 	switch {

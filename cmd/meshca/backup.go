@@ -10,6 +10,7 @@ import (
 
 	"github.com/meshca/meshca/api/admin"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/rotation"
 )
@@ -41,6 +42,18 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 type held struct {
 	rotation.Authorities
 	continuity *registration.Continuity
+	// unrecorded is until when certificates may live that a restored ledger does not know; zero: there are none.
+	unrecorded time.Time
+}
+
+// hold puts held before the authorities that a rollout moves.
+func (d *daemon) hold(ctx context.Context, a rotation.Authorities) (held, error) {
+	h := held{Authorities: a, continuity: d.continuity}
+	history, err := d.store.History(ctx)
+	if !history.RestoredAt.IsZero() {
+		h.unrecorded = history.RestoredAt.Add(ca.MaxTTL)
+	}
+	return h, err
 }
 
 // Publish does as the roots do, unless the journal is an old one.
@@ -67,12 +80,17 @@ func (h held) Prepare(ctx context.Context, p rotation.Party) error {
 	return h.Authorities.Prepare(ctx, p)
 }
 
-// Assign does as the roots do, unless the journal is an old one.
+// Assign does as the roots do, unless the journal is an old one. What a restored ledger does not know is taken to live as
+// long as it can.
 func (h held) Assign(ctx context.Context, r rotation.Rollout) (time.Time, error) {
 	if err := h.continuity.Ready(); err != nil {
 		return time.Time{}, err
 	}
-	return h.Authorities.Assign(ctx, r)
+	lastEnd, err := h.Authorities.Assign(ctx, r)
+	if err == nil && r.Step == rotation.StepSigning && h.unrecorded.After(lastEnd) {
+		lastEnd = h.unrecorded
+	}
+	return lastEnd, err
 }
 
 // Withdraw does as the roots do, unless the journal is an old one.

@@ -117,8 +117,8 @@ func tellRestored(out io.Writer, c *Config, f restoreFlags, file string, r bolt.
 	if r.Aside != "" {
 		line("  kept aside   %s, with the ledger of the time since", r.Aside)
 	}
-	line("What was issued after the backup is not in this ledger: `certctl svid list` does not know those serials, and `certctl svid deny` and")
-	line("`ca status` count without them until they have ended, within %s. The audit log has a line for each.", c.SVID.TTL.Duration)
+	line("What was issued after the backup is not in this ledger: `certctl svid list` does not know those serials, and `certctl svid deny`")
+	line("does not count them. They end within %s; the audit log has a line for each.", c.SVID.TTL.Duration)
 	line("Agents that the backup does not know attest themselves anew. Where one has followed a later state than this, the CA says so")
 	line("and issues nothing before `certctl ca accept-rollback`.")
 	if c.Upstream.Disk != nil {

@@ -117,7 +117,11 @@ func (d *daemon) openRoller(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: held{roots, d.continuity}, Observe: d.rolled})
+	authorities, err := d.hold(ctx, roots)
+	if err != nil {
+		return err
+	}
+	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled})
 	d.operator = rollout.NewOperator(roots, d.roller)
 	if _, err := d.roller.Resume(ctx); err != nil { // so that orders find the rollout that is under way, from the first one on
 		return err

@@ -177,6 +177,9 @@ func TestRestoredIsWhatWasBackedUp(t *testing.T) {
 	if err != nil || !bytes.Equal(a.MarkKey, b.MarkKey) {
 		t.Errorf("the key of marks is another one: %v", err)
 	}
+	if !a.RestoredAt.IsZero() || time.Since(b.RestoredAt) > time.Minute {
+		t.Errorf("one was restored at %v, the other at %v", a.RestoredAt, b.RestoredAt)
+	}
 }
 
 func exists(path string) bool { _, err := os.Lstat(path); return err == nil }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -27,6 +28,8 @@ var (
 	keyMarkKey = []byte("mark key")
 	keyLoss    = []byte("loss")
 	keyFloor   = []byte("floor")
+	// keyRestored holds Unix seconds, big-endian.
+	keyRestored = []byte("restored")
 )
 
 // markKeySize is that of HMAC-SHA256's keys.
@@ -77,6 +80,9 @@ func (s *Store) History(ctx context.Context) (ca.History, error) {
 		h.MarkKey = append(h.MarkKey, meta.Get(keyMarkKey)...)
 		if v := meta.Get(keyFloor); len(v) == 8 {
 			h.Floor = binary.BigEndian.Uint64(v)
+		}
+		if v := meta.Get(keyRestored); len(v) == 8 {
+			h.RestoredAt = time.Unix(int64(binary.BigEndian.Uint64(v)), 0)
 		}
 		if v := meta.Get(keyLoss); v != nil {
 			h.Loss = new(ca.Loss)

@@ -80,6 +80,11 @@ func Restore(ctx context.Context, o RestoreOptions) (Restored, error) {
 			defer release() // nobody opens what stands before it is replaced
 		}
 	}
+	if err == nil {
+		err = next.Update(func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketMeta).Put(keyRestored, binary.BigEndian.AppendUint64(nil, uint64(time.Now().Unix())))
+		})
+	}
 	if err := errors.Join(err, next.Close()); err != nil || o.DryRun || ctx.Err() != nil {
 		return r, errors.Join(err, ctx.Err())
 	}

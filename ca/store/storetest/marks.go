@@ -20,7 +20,7 @@ func testMarks(t *testing.T, open Opener) {
 	}
 	h, err := s.History(t.Context())
 	must(t, err)
-	if len(h.MarkKey) != 32 || bytes.Equal(h.MarkKey, make([]byte, 32)) || h.Loss != nil || h.Floor != 0 {
+	if len(h.MarkKey) != 32 || bytes.Equal(h.MarkKey, make([]byte, 32)) || h.Loss != nil || h.Floor != 0 || !h.RestoredAt.IsZero() {
 		t.Fatalf("a new store has the history %+v", h)
 	}
 	var past []ca.Mark
