@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -261,7 +260,7 @@ func (b *broken) AcceptLoss(ctx context.Context, beyond uint64) error {
 func TestALossAndAFullDisk(t *testing.T) {
 	p := newPast(t, func(l *life) { l.deny("/a") })
 	s := &broken{Store: p.restored.store, put: errors.New("disk full"), accept: errors.New("disk full")}
-	c, err := registration.OpenContinuity(t.Context(), s, p.restored.trust, p.restored.agents, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c, err := registration.OpenContinuity(t.Context(), s, p.restored.trust, p.restored.agents, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -165,3 +165,26 @@ func TestUnreadableGroupIsAnError(t *testing.T) {
 		t.Errorf("prune: %v", err)
 	}
 }
+
+// Who waits for the lock while the store is replaced must not go on with the file that was put aside.
+func TestReplacedWhileItWaited(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meshca.db")
+	s := opened(t, path)
+	closed(t, opened(t, path+".new"))
+	waiting := make(chan error, 1)
+	go func() {
+		late, err := Open(path)
+		if err == nil {
+			_ = late.Close()
+		}
+		waiting <- err
+	}()
+	time.Sleep(lockWait / 3) // it has the old file open; were it later, it would find the new one, and this would prove nothing
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	closed(t, s)
+	if err := <-waiting; err == nil || !strings.Contains(err.Error(), "was replaced while it was opened") {
+		t.Errorf("got %v", err)
+	}
+}

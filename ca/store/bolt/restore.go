@@ -172,7 +172,7 @@ func (r *Restored) succeed(next *bbolt.DB, o RestoreOptions) (release func(), er
 	case err != nil && !o.AcceptRollback:
 		return release, fmt.Errorf("%w: %w", ErrUnreadable, err)
 	case err != nil:
-		return release, nil // agents will tell what it had decided
+		return release, nil //nolint:nilerr // it was said to go on: agents will tell what it had decided
 	}
 	if r.Behind, err = compareStates(next, r.State, have); err != nil || r.Behind == nil {
 		return release, err
