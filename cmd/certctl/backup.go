@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -118,6 +119,9 @@ func name(from, to string, force bool) error {
 		}
 	} else if err := os.Link(from, to); err != nil {
 		return err
+	}
+	if runtime.GOOS == "windows" { // which has no such thing as a directory to sync
+		return nil
 	}
 	d, err := os.Open(filepath.Dir(to))
 	if err != nil {
