@@ -91,11 +91,20 @@ func (x *Roller) Wake() {
 
 // Resume returns the Rollout of the journal, whose shares the caller puts into force before this process signs anything.
 func (x *Roller) Resume(ctx context.Context) (Rollout, error) {
+	r, err := x.Record(ctx)
+	if err != nil {
+		return Rollout{}, err
+	}
+	x.standing.Set(Standing{Rollout: r})
+	return r, nil
+}
+
+// Record returns the Rollout as it stands in the journal now.
+func (x *Roller) Record(ctx context.Context) (Rollout, error) {
 	r, _, err := x.o.Journal.Rollout(ctx)
 	if err != nil {
 		return Rollout{}, fmt.Errorf("reading the rollout: %w", err)
 	}
-	x.standing.Set(Standing{Rollout: r})
 	return r, nil
 }
 
@@ -117,7 +126,7 @@ func (x *Roller) Change(ctx context.Context, command func(Rollout) (Rollout, err
 		if err != nil {
 			return now, fmt.Errorf("writing the rollout: %w", err)
 		}
-		if next.Step != now.Step {
+		if next.Step != now.Step || !next.Begun.Equal(now.Begun) {
 			x.o.Observe(next)
 		}
 		x.standing.Set(Standing{Rollout: next})
@@ -151,7 +160,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 		return false
 	}
 	next, s := x.step(ctx, now)
-	if s.Rollout = now; next.Step == now.Step {
+	if s.Rollout = now; next.Step == now.Step && len(next.Behind) == len(now.Behind) {
 		x.stand(s)
 		return false
 	}
@@ -163,7 +172,9 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 		x.stand(s)
 		return false
 	}
-	x.o.Observe(next)
+	if next.Step != now.Step {
+		x.o.Observe(next)
+	}
 	x.stand(Standing{Rollout: next})
 	return true
 }
@@ -172,6 +183,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 func (x *Roller) stand(s Standing) {
 	was := x.standing.Value()
 	same := was.Rollout.Step == s.Rollout.Step && was.Rollout.Entered.Equal(s.Rollout.Entered) && slices.Equal(was.Waits, s.Waits) &&
+		len(was.Rollout.Behind) == len(s.Rollout.Behind) &&
 		was.Until.Equal(s.Until) && fmt.Sprint(was.Err) == fmt.Sprint(s.Err)
 	if !same {
 		x.standing.Set(s)
@@ -182,6 +194,20 @@ func (x *Roller) stand(s Standing) {
 func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 	failed := func(err error) (Rollout, Standing) { return r, Standing{Err: err} }
 	a := x.o.Authorities
+	if r.Step == StepChosen { // who signed by a Rollout that this one took the place of, signs no more
+		if _, err := a.Assign(ctx, r); err != nil {
+			return failed(err)
+		}
+	}
+	for _, b := range r.Behind {
+		if x.now().Before(b.By) {
+			continue
+		}
+		if err := a.Withdraw(ctx, b.Party); err != nil {
+			return failed(err)
+		}
+		return r.without(b), Standing{}
+	}
 	switch r.Step {
 	case StepChosen:
 		set, err := a.Publish(ctx, r.New)
@@ -220,7 +246,7 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		if err := a.Withdraw(ctx, r.Goes()); err != nil {
 			return failed(err)
 		}
-		return r.enter(StepOut, r.NewShare, x.now()), Standing{}
+		return r.enter(StepOut, r.NewShare, x.now()).Forget(r.Goes().ID), Standing{}
 	}
 	return r, Standing{}
 }

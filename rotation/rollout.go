@@ -59,15 +59,27 @@ type Rollout struct {
 	Set uint64 `json:"set,omitempty"`
 	// Despite names those whose confirmation an operator gave up.
 	Despite []string `json:"despite,omitempty"`
-	// Within is the bound of an emergency: half of it is for confirmations, half for renewing all that Old signed, and
-	// then Old goes, whatever still lives under it. Zero: no emergency, everything is waited for.
+	// Within is the bound of an emergency: the one that goes is tainted. Half of it is for confirmations, half for renewing
+	// all that it signed, and then it goes, whatever still lives under it. Zero: no emergency, everything is waited for.
 	Within time.Duration `json:"within,omitempty"`
+	// Since is when the emergency began; zero with a Within: with the Rollout.
+	Since time.Time `json:"since,omitzero"`
 	// Aborted says that Old stays and New goes.
 	Aborted   bool      `json:"aborted,omitempty"`
 	AbortedBy string    `json:"abortedBy,omitempty"`
 	AbortedAt time.Time `json:"abortedAt,omitzero"`
 	// LastEnd is when the last certificate under the one that goes ends; set when it has retired.
 	LastEnd time.Time `json:"lastEnd,omitzero"`
+
+	// What follows outlives this Rollout: the next one takes it over.
+
+	// Taints are the authorities that must never be chosen again.
+	Taints []Taint `json:"taints,omitempty"`
+	// Behind are further ones that leave the set, whatever becomes of the two parties.
+	Behind []Behind `json:"behind,omitempty"`
+	// Gone names those that a Rollout or a command took out of the set, the newest last: nobody takes them in again
+	// unasked.
+	Gone []string `json:"gone,omitempty"`
 }
 
 // Errors of commands that a Rollout is not in the state for.
@@ -104,26 +116,48 @@ func (r Rollout) Signs(id string) bool {
 // BeginOptions tell how a Rollout is to go.
 type BeginOptions struct {
 	By string
-	// Canary and Within are the Rollout's.
+	// Canary is the Rollout's.
 	Canary int
-	Within time.Duration
 }
 
-// Begin makes the Rollout that replaces old by next, behind before, which must be over.
+// Begin makes the Rollout that replaces old by next, behind before, which must be over. An emergency begins with Taint.
 func Begin(before Rollout, old, next Party, o BeginOptions, now time.Time) (Rollout, error) {
 	switch {
 	case before.Active():
 		return Rollout{}, fmt.Errorf("%w: from %s to %s, %s", ErrRolling, before.Old.ID, before.New.ID, before.Step)
 	case old.ID == "" || next.ID == "":
 		return Rollout{}, errors.New("a rollout needs two parties")
-	case old.ID == next.ID:
-		return Rollout{}, errors.New("it is the one that signs already")
 	case o.Canary < 0 || o.Canary > 99:
 		return Rollout{}, fmt.Errorf("a share of %d %% does not lie between 1 and 99", o.Canary)
-	case o.Within < 0:
-		return Rollout{}, errors.New("a bound below zero")
 	}
-	return Rollout{Old: old, New: next, Step: StepChosen, Entered: now, Begun: now, By: o.By, Canary: o.Canary, Within: o.Within}, nil
+	if err := before.takes(old, next); err != nil {
+		return Rollout{}, err
+	}
+	r := before.successor(old, next, o.By, now)
+	r.Canary = o.Canary
+	return r, nil
+}
+
+// takes says why next cannot follow old; nil when it can.
+func (r Rollout) takes(old, next Party) error {
+	if old.ID == next.ID {
+		return errors.New("it is the one that signs already")
+	}
+	if t, tainted := r.Tainted(next.ID); tainted {
+		return t.refused("it cannot follow %s", old.ID)
+	}
+	if r.behind(next.ID) {
+		return fmt.Errorf("%s is being taken out of the trusted set: try again when it is out", next.ID)
+	}
+	return nil
+}
+
+// successor is a new Rollout, with what outlives this one.
+func (r Rollout) successor(old, next Party, by string, now time.Time) Rollout {
+	return Rollout{
+		Old: old, New: next, Step: StepChosen, Entered: now, Begun: now, By: by,
+		Taints: r.taints(), Behind: slices.Clone(r.Behind), Gone: slices.Clone(r.Gone),
+	}
 }
 
 // Continue ends the canary: New signs for all.
@@ -159,12 +193,19 @@ func (r Rollout) Abort(by string, now time.Time) (Rollout, error) {
 	case r.Aborted:
 		return Rollout{}, fmt.Errorf("%w: it is being aborted since %s, by %s", ErrStep, r.AbortedAt.UTC().Format(time.RFC3339), r.AbortedBy)
 	}
-	// What was an emergency is none any more: what New signed is good until it ends.
-	r.Aborted, r.AbortedBy, r.AbortedAt, r.Within, r.LastEnd = true, by, now, 0, time.Time{}
-	if r.NewShare == 0 {
-		return r.enter(StepRetired, 0, now), nil
+	if t, tainted := r.Tainted(r.Old.ID); tainted {
+		return Rollout{}, t.refused("going back would have it sign again. If %s is not to be trusted either, taint that", r.New.ID)
 	}
-	return r.enter(StepConfirmed, r.NewShare, now), nil // Old is trusted still; it signs when it is ready to
+	return r.back(by, now), nil
+}
+
+// back turns the Rollout round to Old, which is trusted still.
+func (r Rollout) back(by string, now time.Time) Rollout {
+	r.Aborted, r.AbortedBy, r.AbortedAt, r.LastEnd = true, by, now, time.Time{}
+	if r.NewShare == 0 {
+		return r.enter(StepSigning, 0, now) // as it does already
+	}
+	return r.enter(StepConfirmed, r.NewShare, now) // it signs when it is ready to
 }
 
 // enter is the Rollout in another step.
@@ -189,7 +230,7 @@ func (r Rollout) confirmedBy() time.Time {
 	if r.Within == 0 {
 		return time.Time{}
 	}
-	return r.Begun.Add(r.Within / 2)
+	return r.since().Add(r.Within / 2)
 }
 
 // outBy is when the one that goes leaves the set.

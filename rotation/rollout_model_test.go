@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,28 @@ type mesh struct {
 	assigned Rollout // what this process signs by
 	prepared map[string]bool
 	die      func() death
+
+	// What operators did, as the test saw it.
+	taints  map[string][]taintSeen
+	may     map[string]time.Time       // when a root may sign though it is not confirmed
+	despite map[string]map[string]bool // by root: whose confirmation was given up
+	ordered []orderSeen
+	wrong   string
+	// imported is how many were taken into the set by a command.
+	imported int
 }
+
+// taintSeen is a taint that was taken, orderSeen an order to renew all that was issued before.
+type (
+	taintSeen struct {
+		at     time.Time
+		within time.Duration
+	}
+	orderSeen struct {
+		at     time.Time
+		within time.Duration
+	}
+)
 
 type death int
 
@@ -41,8 +63,8 @@ type modelAgent struct {
 }
 
 type modelCert struct {
-	by  string
-	end time.Time
+	by         string
+	begin, end time.Time
 }
 
 var errDead = errors.New("the process died")
@@ -61,11 +83,16 @@ func (m *mesh) at(effect func()) error {
 
 func (m *mesh) Rollout(context.Context) (Rollout, uint64, error) { return m.record, m.version, nil }
 
-func (m *mesh) SwapRollout(_ context.Context, version uint64, next Rollout) error {
-	if version != m.version {
-		return ErrConflict
-	}
-	return m.at(func() { m.record, m.version = next, version+1 })
+func (m *mesh) SwapRollout(_ context.Context, version uint64, next Rollout) (err error) {
+	// The version is looked at when the store has the call: a command may have come before.
+	died := m.at(func() {
+		if version != m.version {
+			err = ErrConflict
+			return
+		}
+		m.record, m.version = next, version+1
+	})
+	return cmp.Or(died, err)
 }
 
 func (m *mesh) trusted() []string { return m.sets[len(m.sets)-1] }
@@ -81,10 +108,26 @@ func (m *mesh) Publish(_ context.Context, p Party) (uint64, error) {
 
 func (m *mesh) Withdraw(_ context.Context, p Party) error {
 	return m.at(func() {
+		m.justify(p.ID)
 		if slices.Contains(m.trusted(), p.ID) {
 			m.sets = append(m.sets, slices.DeleteFunc(slices.Clone(m.trusted()), func(id string) bool { return id == p.ID }))
 		}
 	})
+}
+
+// justify wants a reason for what is withdrawn while certificates under it live: it was tainted, and they were ordered to
+// be renewed and had half of the bound for that, or the whole bound is over.
+func (m *mesh) justify(id string) {
+	for _, c := range m.certs {
+		if c.by != id || !c.end.After(m.now) || !slices.Contains(m.trusted(), id) {
+			continue
+		}
+		late := slices.ContainsFunc(m.taints[id], func(x taintSeen) bool { return !m.now.Before(x.at.Add(x.within)) })
+		renewed := slices.ContainsFunc(m.ordered, func(o orderSeen) bool { return !c.begin.After(o.at) && !m.now.Before(o.at.Add(o.within/2)) })
+		if len(m.taints[id]) == 0 || !late && !renewed {
+			m.wrong = fmt.Sprintf("%s leaves at %s, a certificate of it lives from %s until %s; taints %v, orders %v", id, m.now, c.begin, c.end, m.taints[id], m.ordered)
+		}
+	}
 }
 
 func (m *mesh) Unconfirmed(_ context.Context, set uint64, _ time.Time) (names []string, err error) {
@@ -102,7 +145,12 @@ func (m *mesh) Prepare(_ context.Context, p Party) error {
 }
 
 func (m *mesh) Assign(_ context.Context, r Rollout) (end time.Time, err error) {
-	err = m.at(func() { m.assigned = r })
+	err = m.at(func() {
+		m.assigned = r
+		if r.Step == StepSigning && r.Within > 0 {
+			m.ordered = append(m.ordered, orderSeen{m.now, r.Within})
+		}
+	})
 	for _, c := range m.certs {
 		if c.by == r.Goes().ID && c.end.After(end) {
 			end = c.end
@@ -126,19 +174,22 @@ func (m *mesh) sign(t *rapid.T, agent, identity string, ttl time.Duration) {
 	if r := m.record; r.Goes().ID == by && (r.Step == StepRetired || r.Step == StepLeaving || r.Step == StepOut) {
 		t.Fatalf("%s has retired and signs", by)
 	}
-	if by == m.record.New.ID && m.record.Within == 0 {
+	if may, bound := m.may[by]; !bound || m.now.Before(may) {
 		for name, a := range m.agents {
-			if a.holds.After(m.now) && !slices.Contains(m.record.Despite, name) && (a.confirmed == 0 || !slices.Contains(m.sets[a.confirmed-1], by)) {
+			if a.holds.After(m.now) && !m.despite[by][name] && !slices.Contains(m.sets[a.confirmed-1], by) {
 				t.Fatalf("%s signs, and %s (confirmed %d of %d) does not trust it", by, name, a.confirmed, len(m.sets))
 			}
 		}
+	}
+	if !m.record.Active() && len(m.taints[by]) > 0 {
+		t.Fatalf("%s is tainted, and signs, and nothing is under way", by)
 	}
 	// Who has not counted connects first, and that brings the newest set.
 	if a := m.agents[agent]; !a.holds.After(m.now) {
 		a.confirmed = uint64(len(m.sets))
 	}
 	end := m.now.Add(ttl)
-	m.certs = append(m.certs, modelCert{by, end})
+	m.certs = append(m.certs, modelCert{by, m.now, end})
 	if a := m.agents[agent]; end.After(a.holds) {
 		a.holds = end
 	}
@@ -147,13 +198,14 @@ func (m *mesh) sign(t *rapid.T, agent, identity string, ttl time.Duration) {
 // TestNobodyMeetsAnAuthorityThatHeDoesNotTrust drives Rollouts through processes that die at any call, agents that
 // vanish and return, and operators who change their minds.
 func TestNobodyMeetsAnAuthorityThatHeDoesNotTrust(t *testing.T) {
-	for range 20 { // rapid's own hundred are few for a state of this size
+	for range 100 { // rapid's own hundred are few for a state of this size
 		rapid.Check(t, rollAbout)
 	}
 }
 
 func rollAbout(t *rapid.T) {
-	m := &mesh{now: time.Unix(1<<30, 0), sets: [][]string{{"root0"}}, agents: map[string]*modelAgent{}, prepared: map[string]bool{"root0": true}, die: func() death { return lives }}
+	m := &mesh{now: time.Unix(1<<30, 0), sets: [][]string{{"root0"}}, agents: map[string]*modelAgent{}, prepared: map[string]bool{"root0": true}, die: func() death { return lives },
+		taints: map[string][]taintSeen{}, may: map[string]time.Time{}, despite: map[string]map[string]bool{}}
 	for i := range 3 {
 		m.agents[fmt.Sprint("agent", i)] = &modelAgent{confirmed: 1}
 	}
@@ -165,7 +217,7 @@ func rollAbout(t *rapid.T) {
 	x := process()
 	active, roots := Party{ID: "root0"}, 1
 	agent := rapid.SampledFrom([]string{"agent0", "agent1", "agent2"})
-	command := func(f func(Rollout) (Rollout, error)) { _, _ = x.Change(t.Context(), f) }
+	command := func(f func(Rollout) (Rollout, error)) bool { _, err := x.Change(t.Context(), f); return err == nil }
 	settle := func() { // the one that signs alone
 		if r := m.record; r.Step == StepOut {
 			active = r.Stays()
@@ -175,6 +227,46 @@ func rollAbout(t *rapid.T) {
 		x = process()
 		m.prepared = map[string]bool{}
 		m.assigned, _ = x.Resume(t.Context())
+	}
+	// taint draws an order to do without a root, a party's more often than another one's.
+	taint := func(t *rapid.T) func() {
+		settle()
+		what := Party{ID: fmt.Sprint("root", rapid.IntRange(0, roots).Draw(t, "root"))}
+		party := rapid.SampledFrom([]string{"none", "signs", "stays", "goes"}).Draw(t, "party")
+		e := Emergency{Within: time.Duration(rapid.IntRange(1, 400).Draw(t, "within")) * time.Minute}
+		return func() {
+			settle()
+			e.Signs, e.Successor = active, Party{ID: fmt.Sprint("root", roots)}
+			switch party {
+			case "signs":
+				what = active
+			case "stays":
+				what = m.record.Stays()
+			case "goes":
+				what = m.record.Goes()
+			}
+			if !command(func(r Rollout) (Rollout, error) { return r.Taint(what, "", e, m.now) }) {
+				return
+			}
+			m.taints[what.ID] = append(m.taints[what.ID], taintSeen{m.now, e.Within})
+			r := m.record
+			anew := r.New.ID == e.Successor.ID
+			if anew || what.ID == e.Successor.ID {
+				roots++
+			}
+			if anew && r.Old.ID != what.ID { // which was tainted before, and has the new bound
+				m.taints[r.Old.ID] = append(m.taints[r.Old.ID], taintSeen{m.now, e.Within})
+			}
+			if _, tainted := r.Tainted(what.ID); !tainted || r.Active() && what.ID == r.Stays().ID {
+				t.Fatalf("%s is tainted, and it is %+v", what.ID, r)
+			}
+			if (r.Step == StepChosen || r.Step == StepPublished) && (anew || what.ID == r.Goes().ID) {
+				may := m.now.Add(e.Within / 2)
+				if have, bound := m.may[r.New.ID]; !bound || may.Before(have) {
+					m.may[r.New.ID] = may
+				}
+			}
+		}
 	}
 	t.Repeat(map[string]func(*rapid.T){
 		"begin": func(t *rapid.T) {
@@ -188,11 +280,44 @@ func rollAbout(t *rapid.T) {
 				return next, err
 			})
 		},
+		"begin with one of before": func(t *rapid.T) {
+			settle()
+			old := fmt.Sprint("root", rapid.IntRange(0, roots-1).Draw(t, "root"))
+			begun := command(func(r Rollout) (Rollout, error) { return Begin(r, active, Party{ID: old}, BeginOptions{}, m.now) })
+			if begun && len(m.taints[old]) > 0 {
+				t.Fatalf("a rollout to %s, which is tainted", old)
+			}
+		},
+		"taint": func(t *rapid.T) { taint(t)() },
+		"taint amid a step": func(t *rapid.T) {
+			after, order := rapid.IntRange(0, 5).Draw(t, "calls"), taint(t)
+			m.die = func() death {
+				if after--; after == -1 {
+					order()
+				}
+				return lives
+			}
+			for range 4 {
+				x.Move(t.Context())
+			}
+			m.die = func() death { return lives }
+		},
+		"import": func(*rapid.T) {
+			m.sets = append(m.sets, append(slices.Clone(m.trusted()), fmt.Sprint("root", roots)))
+			roots++
+			m.imported++
+		},
 		"move":     func(t *rapid.T) { x.Move(t.Context()) },
 		"continue": func(*rapid.T) { command(func(r Rollout) (Rollout, error) { return r.Continue(m.now) }) },
 		"abort":    func(*rapid.T) { command(func(r Rollout) (Rollout, error) { return r.Abort("op", m.now) }) },
 		"give up": func(t *rapid.T) {
-			command(func(r Rollout) (Rollout, error) { return r.GiveUp(agent.Draw(t, "agent")) })
+			name := agent.Draw(t, "agent")
+			if command(func(r Rollout) (Rollout, error) { return r.GiveUp(name) }) {
+				if m.despite[m.record.New.ID] == nil {
+					m.despite[m.record.New.ID] = map[string]bool{}
+				}
+				m.despite[m.record.New.ID][name] = true
+			}
 		},
 		"issue": func(t *rapid.T) {
 			name := agent.Draw(t, "agent")
@@ -220,15 +345,18 @@ func rollAbout(t *rapid.T) {
 			restart()
 		},
 		"": func(t *rapid.T) {
+			if m.wrong != "" {
+				t.Fatal(m.wrong)
+			}
 			for _, c := range m.certs {
-				if c.end.After(m.now) && !slices.Contains(m.trusted(), c.by) {
+				if c.end.After(m.now) && !slices.Contains(m.trusted(), c.by) && len(m.taints[c.by]) == 0 {
 					t.Fatalf("a certificate of %s lives until %s, and the set is %v", c.by, c.end, m.trusted())
 				}
 			}
 		},
 	})
 	// Left in peace, it ends.
-	for range 20 {
+	for range 30 {
 		for _, a := range m.agents {
 			a.confirmed = uint64(len(m.sets))
 		}
@@ -237,10 +365,19 @@ func rollAbout(t *rapid.T) {
 		}
 		m.now = m.now.Add(time.Hour)
 	}
-	if m.record.Active() {
+	if m.record.Active() || len(m.record.Behind) > 0 {
 		t.Fatalf("it hangs in %s: %+v", m.record.Step, x.standing.Value())
 	}
-	if settle(); len(m.trusted()) != 1 || m.trusted()[0] != active.ID {
+	if m.wrong != "" {
+		t.Fatal(m.wrong)
+	}
+	settle()
+	for _, id := range m.trusted() {
+		if len(m.taints[id]) > 0 {
+			t.Fatalf("%s is tainted, and trusted are %v", id, m.trusted())
+		}
+	}
+	if !slices.Contains(m.trusted(), active.ID) || len(m.trusted()) > 1+m.imported {
 		t.Fatalf("%s stays, and trusted are %v", active.ID, m.trusted())
 	}
 }

@@ -31,7 +31,8 @@ func TestBegin(t *testing.T) {
 		"no successor":         {old: oldRoot},
 		"a share of all":       {old: oldRoot, next: newRoot, o: BeginOptions{Canary: 100}},
 		"a share below zero":   {old: oldRoot, next: newRoot, o: BeginOptions{Canary: -1}},
-		"a bound below zero":   {old: oldRoot, next: newRoot, o: BeginOptions{Within: -1}},
+		"a tainted one":        {before: Rollout{Step: StepOut, Taints: []Taint{{ID: "new"}}}, old: oldRoot, next: newRoot},
+		"one that is leaving":  {before: Rollout{Step: StepOut, Behind: []Behind{{Party: newRoot}}}, old: oldRoot, next: newRoot},
 	} {
 		if r, err := Begin(c.before, c.old, c.next, c.o, now); err == nil {
 			t.Errorf("%s: %+v", name, r)
@@ -53,16 +54,16 @@ func TestCommandsInEachStep(t *testing.T) {
 		abortedTo               Step
 		oldSignsBehind, newDoes bool
 	}{
-		{step: StepChosen, giveUp: true, abort: true, abortedTo: StepRetired, oldSignsBehind: true},
-		{step: StepPublished, giveUp: true, abort: true, abortedTo: StepRetired, oldSignsBehind: true},
-		{step: StepConfirmed, abort: true, abortedTo: StepRetired, oldSignsBehind: true},
+		{step: StepChosen, giveUp: true, abort: true, abortedTo: StepSigning, oldSignsBehind: true},
+		{step: StepPublished, giveUp: true, abort: true, abortedTo: StepSigning, oldSignsBehind: true},
+		{step: StepConfirmed, abort: true, abortedTo: StepSigning, oldSignsBehind: true},
 		{step: StepCanary, share: 5, goOn: true, abort: true, abortedTo: StepConfirmed, oldSignsBehind: true, newDoes: true},
 		{step: StepSigning, share: 100, abort: true, abortedTo: StepConfirmed, newDoes: true},
 		{step: StepRetired, share: 100, abort: true, abortedTo: StepConfirmed, newDoes: true},
 		{step: StepLeaving, share: 100},
 		{step: StepOut, share: 100},
 	} {
-		r := Rollout{Old: oldRoot, New: newRoot, Step: c.step, NewShare: c.share, Within: time.Hour}
+		r := Rollout{Old: oldRoot, New: newRoot, Step: c.step, NewShare: c.share}
 		if _, err := r.Continue(now); (err == nil) != c.goOn {
 			t.Errorf("%s: continue: %v", c.step, err)
 		}
@@ -191,7 +192,7 @@ func TestARolloutInItsTime(t *testing.T) {
 		if want := []Step{StepChosen, StepPublished, StepConfirmed, StepCanary, StepSigning, StepRetired, StepLeaving, StepOut}; !slices.Equal(steps, want) {
 			t.Errorf("steps %v", steps)
 		}
-		if did := slices.Compact(p.did); !slices.Equal(did, []string{"publish", "prepare issuer-2", "assign 5", "assign 100", "withdraw old"}) {
+		if did := slices.Compact(p.did); !slices.Equal(did, []string{"assign 0", "publish", "prepare issuer-2", "assign 5", "assign 100", "withdraw old"}) {
 			t.Errorf("it did %q", did)
 		}
 	})
@@ -207,7 +208,7 @@ func TestAnEmergencyIsOverWithinItsBound(t *testing.T) {
 		defer cancel()
 		begun := time.Now()
 		if _, err := x.Change(ctx, func(r Rollout) (Rollout, error) {
-			return Begin(r, oldRoot, newRoot, BeginOptions{Within: 10 * time.Minute}, time.Now())
+			return r.Taint(oldRoot, "", Emergency{Within: 10 * time.Minute, Signs: oldRoot, Successor: newRoot}, time.Now())
 		}); err != nil {
 			t.Fatal(err)
 		}

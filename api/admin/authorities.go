@@ -1,9 +1,9 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
-	"fmt"
 	"log/slog"
 	"math"
 	"time"
@@ -108,6 +108,7 @@ func encodeRoot(r rollout.RootView) *meshcav1.RootStatus {
 	out := &meshcav1.RootStatus{
 		Id: r.ID, Subject: r.Certificate.Subject.String(), NotBefore: stamp(r.Certificate.NotBefore), NotAfter: stamp(r.Certificate.NotAfter),
 		State: r.State, Issuer: r.Issuer, LiveSvids: uint64(r.Live), LastEnd: stamp(r.LastEnd), Certificate: r.Certificate.Raw,
+		Tainted: stamp(r.Tainted),
 	}
 	if r.Line != nil {
 		out.Intermediate = &meshcav1.AuthorityIntermediate{NotAfter: stamp(r.Line.NotAfter), LastTry: stamp(r.Line.LastTry)}
@@ -131,6 +132,9 @@ func encodeRollout(r rotation.Rollout) *meshcav1.RolloutStatus {
 	if r.Within > 0 {
 		out.Within = durationpb.New(r.Within)
 	}
+	for _, b := range r.Behind {
+		out.Behind = append(out.Behind, b.ID)
+	}
 	return out
 }
 
@@ -143,53 +147,50 @@ func encodeStanding(s rotation.Standing) *meshcav1.RolloutStatus {
 	return out
 }
 
-// RotateRoot begins to replace the root that signs.
+// checkRotate reads the bound of an emergency, and checks the rest of the request.
+func checkRotate(r *meshcav1.RotateRootRequest) (within time.Duration, err error) {
+	if within, err = positive(r.GetTaintedWithin(), "tainted_within"); err != nil {
+		return 0, err
+	}
+	switch {
+	case r.GetShare() > 99:
+		return 0, refusal.New(refusal.RequestMalformed, "a share of %d %%: it must lie between 1 and 99", r.GetShare()).On("share")
+	case len(r.GetIssuer()) > maxWhy:
+		return 0, refusal.New(refusal.RequestMalformed, "an issuer's name of %d bytes", len(r.GetIssuer())).On("issuer")
+	case len(r.GetTaintedRoot()) > maxWhy:
+		return 0, refusal.New(refusal.RequestMalformed, "a root's ID of %d bytes: it is the SHA-256 of its certificate, in hex", len(r.GetTaintedRoot())).On("tainted_root")
+	case r.GetTaintedRoot() != "" && within == 0:
+		return 0, refusal.New(refusal.RequestMalformed, "a root is tainted within a bound").On("tainted_within")
+	}
+	return within, nil
+}
+
+// RotateRoot begins to replace the root that signs, or does without one that is tainted.
 func (s *Server) RotateRoot(ctx context.Context, r *meshcav1.RotateRootRequest) (*meshcav1.RotateRootResponse, error) {
-	within, err := positive(r.GetTaintedWithin(), "tainted_within")
+	within, err := checkRotate(r)
 	if err != nil {
 		return nil, err
-	}
-	if r.GetShare() > 99 {
-		return nil, refusal.New(refusal.RequestMalformed, "a share of %d %%: it must lie between 1 and 99", r.GetShare()).On("share")
-	}
-	if len(r.GetIssuer()) > maxWhy {
-		return nil, refusal.New(refusal.RequestMalformed, "an issuer's name of %d bytes", len(r.GetIssuer())).On("issuer")
 	}
 	by := peerName(ctx)
 	begun, err := s.c.Authorities.Rotate(ctx, rollout.RotateOptions{
-		By: by, Issuer: r.GetIssuer(), Canary: int(r.GetShare()), Within: within, DryRun: r.GetDryRun(),
+		By: by, Issuer: r.GetIssuer(), Canary: int(r.GetShare()), Within: within, Tainted: r.GetTaintedRoot(), DryRun: r.GetDryRun(),
 	})
-	if !r.GetDryRun() {
-		s.audit(ctx, "ca rotate root", by, err, slog.String("old", begun.Old.ID), slog.String("new", begun.New.ID), slog.String("issuer", begun.New.Ref),
-			slog.Int("share", begun.Canary), slog.String("within", within.String()))
+	tainted := r.GetTaintedRoot()
+	if within > 0 {
+		tainted = cmp.Or(tainted, begun.Goes().ID)
+	}
+	what := []slog.Attr{slog.String("old", begun.Old.ID), slog.String("new", begun.New.ID), slog.String("issuer", begun.New.Ref)}
+	switch {
+	case r.GetDryRun():
+	case within > 0:
+		s.audit(ctx, "ca taint root", by, err, append(what, slog.String("tainted", tainted), slog.String("within", within.String()))...)
+	default:
+		s.audit(ctx, "ca rotate root", by, err, append(what, slog.Int("share", begun.Canary), slog.String("within", within.String()))...)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &meshcav1.RotateRootResponse{Rollout: encodeRollout(begun), Plan: plan(begun)}, nil
-}
-
-// plan says what is going to happen.
-func plan(r rotation.Rollout) []string {
-	steps := []string{
-		"published: the new root comes into the trust bundle, and agents bring it to their proxies",
-		"confirmed: every agent through which a live SVID was issued has acknowledged it",
-	}
-	if r.Within > 0 {
-		steps[1] += fmt.Sprintf("; after %s those that have not are left behind", r.Within/2)
-	}
-	if r.Canary > 0 {
-		steps = append(steps, fmt.Sprintf("canary: it signs for %d %% of the identities, until `certctl ca continue`", r.Canary))
-	}
-	steps = append(steps, "signing: it signs for all; the old root's intermediate and its key are gone")
-	if r.Within > 0 {
-		steps = append(steps, fmt.Sprintf("retired: all SVIDs are renewed, spread over %s", r.Within*3/8),
-			fmt.Sprintf("out: %s after that began the old root leaves the bundle, whatever still lives under it", r.Within/2))
-	} else {
-		steps = append(steps, "retired: SVIDs move over as they renew, until the last one under the old root has ended",
-			"out: the old root leaves the bundle")
-	}
-	return append(steps, "until it leaves, `certctl ca abort` goes back")
+	return &meshcav1.RotateRootResponse{Rollout: encodeRollout(begun), Plan: plan(begun, tainted), AtOnce: atOnce(begun, tainted)}, nil
 }
 
 // ContinueRollout ends the canary, or gives confirmations up.

@@ -124,8 +124,8 @@ func TestAuthorityVerbsAreTaken(t *testing.T) {
 		t.Errorf("%v, %v", r, err)
 	}
 	want := []string{
-		"rotate {By:" + by + " Issuer:r2 Canary:5 Within:0s DryRun:false}", "rotate {By:" + by + " Issuer: Canary:0 Within:4m0s DryRun:false}",
-		"rotate {By:" + by + " Issuer: Canary:0 Within:0s DryRun:true}", `continue ["x"]`, "abort " + by, "intermediate 1m0s",
+		"rotate {By:" + by + " Issuer:r2 Canary:5 Within:0s Tainted: DryRun:false}", "rotate {By:" + by + " Issuer: Canary:0 Within:4m0s Tainted: DryRun:false}",
+		"rotate {By:" + by + " Issuer: Canary:0 Within:0s Tainted: DryRun:true}", `continue ["x"]`, "abort " + by, "intermediate 1m0s",
 	}
 	if got := strings.Join(f.operator.told, "\n"); got != strings.Join(want, "\n") {
 		t.Errorf("it was told\n%s", got)

@@ -52,9 +52,17 @@ func rootFindings(v rollout.View) []*meshcav1.Finding {
 			Hint: "The CA signs for as long as its intermediate lives: `certctl ca status` says until when. Mend the upstream before.",
 		})
 	}
+	for _, r := range v.Roots {
+		if !r.Tainted.IsZero() && !v.Standing.Rollout.Active() {
+			found = append(found, &meshcav1.Finding{
+				Subject: "root", Level: levelError, Detail: fmt.Sprintf("%s (%.12s) is tainted since %s, and in the trust bundle", r.Certificate.Subject, r.ID, stampText(r.Tainted)),
+				Hint: "It is being taken out. If it stays, the CA's log says why.",
+			})
+		}
+	}
 	var usable []string
 	for _, c := range v.Candidates {
-		if c.Fault != nil || c.Root == nil || tainted(v.Standing.Rollout, ca.RootID(c.Root)) {
+		if c.Fault != nil || c.Root == nil {
 			continue
 		}
 		usable = append(usable, fmt.Sprintf("%s (%s, root %.12s)", c.Ref, c.Name, ca.RootID(c.Root)))
@@ -68,5 +76,4 @@ func rootFindings(v rollout.View) []*meshcav1.Finding {
 	return found
 }
 
-// tainted reports whether the last rollout took a root out because it was not to be trusted.
-func tainted(r rotation.Rollout, id string) bool { return r.Within > 0 && !r.Aborted && r.Old.ID == id }
+func stampText(t time.Time) string { return t.UTC().Format(time.RFC3339) }

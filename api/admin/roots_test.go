@@ -136,10 +136,16 @@ func TestCheckAsksTheUpstream(t *testing.T) {
 		!strings.Contains(all, "LEVEL_OK candidates: ") || !strings.Contains(all, "r3 (third, root "+ca.RootID(root)[:12]+")\n") || strings.Contains(all, "broken") {
 		t.Errorf("findings\n%s", all)
 	}
-	f.operator.view.Standing.Rollout = rotation.Rollout{Step: rotation.StepOut, Old: rotation.Party{ID: ca.RootID(root)}, Within: time.Minute}
-	if all, _ := findings(); strings.Contains(all, "candidates") {
-		t.Errorf("a root that was tainted is offered\n%s", all)
+	// One that is tainted is to be out when all is over.
+	f.operator.view.Roots = []rollout.RootView{{Certificate: root, ID: ca.RootID(root), Tainted: time.Unix(1000, 0)}}
+	if all, failed := findings(); failed != 1 || !strings.Contains(all, "is tainted since 1970-01-01T00:16:40Z, and in the trust bundle") {
+		t.Errorf("findings\n%s", all)
 	}
+	f.operator.view.Standing.Rollout.Step = rotation.StepRetired
+	if all, failed := findings(); failed != 0 {
+		t.Errorf("while it is under way: findings\n%s", all)
+	}
+	f.operator.view.Roots, f.operator.view.Standing.Rollout.Step = nil, ""
 	f.operator.broken = errors.New("disk full")
 	if all, failed := findings(); failed != 1 || !strings.Contains(all, "LEVEL_ERROR ledger: disk full") || !strings.Contains(all, "it writes") {
 		t.Errorf("findings\n%s", all)

@@ -75,6 +75,7 @@ const (
 // The request as a whole, and limits.
 const (
 	RequestMalformed Reason = "REQUEST_MALFORMED"
+	RootTainted      Reason = "ROOT_TAINTED"
 	BatchTooLarge    Reason = "BATCH_TOO_LARGE"
 	Overloaded       Reason = "OVERLOADED"
 	PeerLimit        Reason = "PEER_LIMIT"
@@ -259,6 +260,9 @@ var table = map[Reason]entry{
 	RequestMalformed: {codes.InvalidArgument,
 		"The request lacks something or holds something that cannot be.",
 		"The detail says what is wrong: write that anew if you typed it. If a program sent it, compare the versions of the two sides: `certctl status` shows them."},
+	RootTainted: {codes.FailedPrecondition,
+		"An operator said that this root is not to be trusted; the CA remembers that for good.",
+		"Go to another root, of another key: `certctl ca status` shows what there is. Take the tainted one out of the upstream."},
 	BatchTooLarge: {codes.InvalidArgument,
 		"The call holds more than 500 requests.",
 		"Split it."},

@@ -26,10 +26,19 @@ func (o *Operator) TrustRoots(ctx context.Context, roots []*x509.Certificate) (a
 	if len(roots) == 0 {
 		return nil, errors.New("there is no certificate in it")
 	}
+	o.changing.Lock()
+	defer o.changing.Unlock()
+	record, err := o.roller.Record(ctx)
+	if err != nil {
+		return nil, err
+	}
 	bundle, _ := o.roots.c.Trust.Bundle()
 	count := len(bundle.X509Authorities())
 	seen := map[string]bool{}
 	for _, r := range roots {
+		if t := taintOf(record, r); t != nil {
+			return nil, tainted(r, *t)
+		}
 		// What is asked of every root of the bundle (ca.Trust) stands there; that a stranger's is signed by its own key,
 		// and so was not made up around a key of somebody else's, is asked here.
 		if err := r.CheckSignatureFrom(r); err != nil {
@@ -51,7 +60,10 @@ func (o *Operator) TrustRoots(ctx context.Context, roots []*x509.Certificate) (a
 func (o *Operator) RemoveRoot(ctx context.Context, id string) error {
 	o.changing.Lock()
 	defer o.changing.Unlock()
-	r := o.Standing().Rollout
+	r, err := o.roller.Record(ctx)
+	if err != nil {
+		return err
+	}
 	a := o.roots.c.Authority.Assignment()
 	bundle, _ := o.roots.c.Trust.Bundle()
 	found := map[string]*RootView{}
@@ -74,7 +86,43 @@ func (o *Operator) RemoveRoot(ctx context.Context, id string) error {
 	if v := found[id]; v.Live > 0 {
 		return fmt.Errorf("%d SVIDs under the root %s are alive, the last one until %s: nobody would accept them any more. Try again then", v.Live, id, v.LastEnd.UTC().Format(time.RFC3339))
 	}
+	// First that nobody takes it in again by itself, then that it goes.
+	forget := func(r rotation.Rollout) (rotation.Rollout, error) { return r.Forget(id), nil }
+	if _, err := o.roller.Change(ctx, forget); err != nil {
+		return err
+	}
 	return o.roots.c.Trust.RemoveRoot(ctx, id)
+}
+
+// TrustFound takes the roots of the upstream's issuers into the trust bundle that can be used and that nobody has taken
+// out before: not tainted, not retired, not removed. They sign for nobody. It returns the issuers whose roots are new.
+func (o *Operator) TrustFound(ctx context.Context, issuers []ca.UpstreamIssuer) (added []ca.UpstreamIssuer, err error) {
+	o.changing.Lock()
+	defer o.changing.Unlock()
+	record, err := o.roller.Record(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var failed []error
+	for _, i := range issuers {
+		bundle, _ := o.roots.c.Trust.Bundle()
+		if i.Root == nil || i.Fault != nil || bundle.HasX509Authority(i.Root) || record.Leaves(ca.RootID(i.Root)) || taintOf(record, i.Root) != nil {
+			continue
+		}
+		err := i.Root.CheckSignatureFrom(i.Root)
+		if err == nil && len(bundle.X509Authorities()) >= maxRoots {
+			err = fmt.Errorf("the trust bundle has %d roots already: `certctl ca root remove` takes out those that nobody needs", maxRoots)
+		}
+		if err == nil {
+			err = o.roots.c.Trust.AddRoots(ctx, i.Root)
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("the root of issuer %s (%s): %w", i.Name, i.Ref, err))
+			continue
+		}
+		added = append(added, i)
+	}
+	return added, errors.Join(failed...)
 }
 
 // ReaderView is a Reader, and when it has the root that is published for certain.

@@ -45,6 +45,27 @@ func anchor(t *testing.T, by *ecdsa.PrivateKey, change func(*x509.Certificate)) 
 	return c
 }
 
+// anchors makes roots of one key.
+func anchors(t *testing.T, n int64) (roots []*x509.Certificate) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		c := &x509.Certificate{SerialNumber: big.NewInt(i + 1), Subject: pkix.Name{CommonName: "Twin"}, IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+		der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c, err = x509.ParseCertificate(der); err != nil {
+			t.Fatal(err)
+		}
+		roots = append(roots, c)
+	}
+	return roots
+}
+
 func TestAnAnchorComesAndGoes(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)

@@ -24,8 +24,8 @@ type Maker interface {
 type Operator struct {
 	roots  *Roots
 	roller *rotation.Roller
-	// changing is held while a rollout begins, and while a root is taken out of the trust bundle: else the one could
-	// begin with what the other takes away.
+	// changing is held while a rollout begins or a root is tainted, and while roots come into the trust bundle or go: else
+	// the one could begin with what the other takes away.
 	changing sync.Mutex
 }
 
@@ -43,8 +43,10 @@ type RotateOptions struct {
 	Issuer string
 	// Canary is the share of identities, in percent, that the new root signs for at first.
 	Canary int
-	// Within is the bound of an emergency; zero: none.
+	// Within is the bound of an emergency: a root is not to be trusted any more. Zero: none.
 	Within time.Duration
+	// Tainted is that root's ID; empty: the one that signs.
+	Tainted string
 	// DryRun only says what would happen.
 	DryRun bool
 }
@@ -52,7 +54,8 @@ type RotateOptions struct {
 // minWithin is the shortest bound of an emergency: agents renew in its second half, and need time for a second try.
 const minWithin = 20 * time.Second
 
-// Rotate begins to replace the root that signs. It returns the Rollout as it was begun, or would be.
+// Rotate begins to replace the root that signs. With Within it does without a root that is not to be trusted, also while a
+// rollout is under way (see rotation.Rollout.Taint). It returns the Rollout as it was begun or changed, or would be.
 func (o *Operator) Rotate(ctx context.Context, x RotateOptions) (rotation.Rollout, error) {
 	if x.Within != 0 && (x.Within < minWithin || x.Within > ca.MaxTTL) {
 		return rotation.Rollout{}, fmt.Errorf("a bound of %s: it must lie between %s and %s", x.Within, minWithin, ca.MaxTTL)
@@ -60,28 +63,43 @@ func (o *Operator) Rotate(ctx context.Context, x RotateOptions) (rotation.Rollou
 	if x.Within != 0 && x.Canary != 0 {
 		return rotation.Rollout{}, errors.New("an emergency has no canary: what is not to be trusted must not go on signing")
 	}
-	old := o.roots.c.Authority.Assignment().Root
-	next, err := o.choose(ctx, old, x)
+	if x.Within != 0 {
+		return o.taint(ctx, x)
+	}
+	record, err := o.roller.Record(ctx)
+	if err != nil {
+		return rotation.Rollout{}, err
+	}
+	if record.Active() { // before a root is made in vain
+		return rotation.Rollout{}, rotation.ErrRolling
+	}
+	old := o.signs(record)
+	next, err := o.choose(ctx, record, x)
 	if err != nil {
 		return rotation.Rollout{}, err
 	}
 	begin := func(before rotation.Rollout) (rotation.Rollout, error) {
-		return rotation.Begin(before, rotation.Party{ID: old.ID, Ref: old.Ref}, next, rotation.BeginOptions{By: x.By, Canary: x.Canary, Within: x.Within}, time.Now())
+		return rotation.Begin(before, old, next, rotation.BeginOptions{By: x.By, Canary: x.Canary}, time.Now())
 	}
 	if x.DryRun {
-		standing, _ := o.roller.Standing()
-		return begin(standing.Rollout)
+		return begin(record)
 	}
 	o.changing.Lock()
 	defer o.changing.Unlock()
 	return o.roller.Change(ctx, begin)
 }
 
-// choose finds the issuer to go to.
-func (o *Operator) choose(ctx context.Context, old ca.Root, x RotateOptions) (rotation.Party, error) {
-	if s, _ := o.roller.Standing(); s.Rollout.Active() {
-		return rotation.Party{}, rotation.ErrRolling // before a root is made in vain
+// signs is the root that signs for most.
+func (o *Operator) signs(record rotation.Rollout) rotation.Party {
+	if record.Active() {
+		return record.Signer()
 	}
+	root := o.roots.c.Authority.Assignment().Root
+	return rotation.Party{ID: root.ID, Ref: root.Ref}
+}
+
+// choose finds the issuer to go to.
+func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x RotateOptions) (rotation.Party, error) {
 	maker, makes := o.roots.c.Upstream.(Maker)
 	if x.Issuer == "" && makes {
 		if x.DryRun {
@@ -97,25 +115,31 @@ func (o *Operator) choose(ctx context.Context, old ca.Root, x RotateOptions) (ro
 	if err != nil {
 		return rotation.Party{}, fmt.Errorf("asking the upstream for its issuers: %w", err)
 	}
+	old := o.signs(record)
 	var found []ca.UpstreamIssuer
 	for _, i := range issuers {
 		switch {
 		case x.Issuer != "" && (i.Ref == x.Issuer || i.Name == x.Issuer):
 			found = append(found, i)
-		case x.Issuer == "" && i.Root != nil && i.Fault == nil && ca.RootID(i.Root) != old.ID && !o.trusted(i.Root):
-			found = append(found, i)
+		case x.Issuer != "" || i.Root == nil || i.Fault != nil || taintOf(record, i.Root) != nil:
+		default:
+			if id := ca.RootID(i.Root); id != old.ID && (!record.Active() || id != record.Old.ID && id != record.New.ID) {
+				found = append(found, i)
+			}
 		}
 	}
-	if len(found) != 1 {
+	switch {
+	case len(found) == 0 && x.Issuer == "":
+		return rotation.Party{}, fmt.Errorf("the upstream makes no roots, and none of its issuers fits: make one there, and name it with --issuer. It has: %s", listed(issuers))
+	case len(found) != 1:
 		return rotation.Party{}, fmt.Errorf("%d of the upstream's issuers fit; name one of them by its reference: %s", len(found), listed(issuers))
 	}
+	if i := found[0]; i.Root != nil {
+		if t := taintOf(record, i.Root); t != nil {
+			return rotation.Party{}, tainted(i.Root, *t)
+		}
+	}
 	return usable(found[0], o.roots.c.Authority.Life())
-}
-
-// trusted reports whether the bundle holds a root.
-func (o *Operator) trusted(root *x509.Certificate) bool {
-	bundle, _ := o.roots.c.Trust.Bundle()
-	return bundle.HasX509Authority(root)
 }
 
 func usable(i ca.UpstreamIssuer, life time.Duration) (rotation.Party, error) {
@@ -217,6 +241,8 @@ type RootView struct {
 	// Live are SVIDs under it that have not ended; LastEnd is the end of the last one.
 	Live    int
 	LastEnd time.Time
+	// Tainted is when an operator said that it is not to be trusted; zero: nobody did.
+	Tainted time.Time
 }
 
 // viewPatience bounds how long a view waits for the upstream: who asks how things are wants to know that it does not
@@ -231,7 +257,11 @@ func (o *Operator) View(ctx context.Context) (View, error) {
 	index := map[string]*RootView{}
 	for _, c := range bundle.X509Authorities() {
 		id := ca.RootID(c)
-		v.Roots = append(v.Roots, RootView{Certificate: c, ID: id, State: o.state(standing.Rollout, id)})
+		view := RootView{Certificate: c, ID: id, State: o.state(standing.Rollout, id)}
+		if t := taintOf(standing.Rollout, c); t != nil {
+			view.Tainted = t.At
+		}
+		v.Roots = append(v.Roots, view)
 	}
 	for i := range v.Roots {
 		index[v.Roots[i].ID] = &v.Roots[i]
@@ -242,6 +272,9 @@ func (o *Operator) View(ctx context.Context) (View, error) {
 	v.UpstreamErr = err
 	for _, i := range issuers {
 		if i.Root == nil || index[ca.RootID(i.Root)] == nil {
+			if t := taintOf(standing.Rollout, i.Root); t != nil && i.Fault == nil {
+				i.Fault = tainted(i.Root, *t)
+			}
 			v.Candidates = append(v.Candidates, i)
 			continue
 		}
@@ -283,6 +316,8 @@ func (o *Operator) state(r rotation.Rollout, id string) string {
 		return fmt.Sprintf("signing %d %%", a.Share)
 	case r.Active() && (id == r.Goes().ID || id == r.Stays().ID):
 		return string(r.Step)
+	case slices.ContainsFunc(r.Behind, func(b rotation.Behind) bool { return b.ID == id }):
+		return string(rotation.StepLeaving)
 	}
 	return "trusted"
 }

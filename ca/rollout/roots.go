@@ -148,12 +148,11 @@ func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, erro
 	if r.Step != rotation.StepSigning {
 		return time.Time{}, nil
 	}
-	if r.Within > 0 {
-		if err := x.c.Renewals.RenewAll(ctx, r.Entered, renewalShare(r.Within)); err != nil {
-			return time.Time{}, err
-		}
+	end, err := x.lastEnd(ctx, r.Goes().ID)
+	if err != nil || end.IsZero() || r.Within == 0 {
+		return end, err
 	}
-	return x.lastEnd(ctx, r.Goes().ID)
+	return end, x.c.Renewals.RenewAll(ctx, r.Entered, renewalShare(r.Within))
 }
 
 // slack is how far the ledger's clock may have gone back between two entries.

@@ -43,7 +43,12 @@ type house struct {
 	agents   *agents
 	journal  journal
 	stop     func()
+	// makesNone: the upstream cannot make roots, as Vault.
+	makesNone bool
 }
+
+// keeper is an upstream that makes no roots.
+type keeper struct{ ca.Upstream }
 
 // agents stands for the agents that count.
 type agents struct {
@@ -125,13 +130,17 @@ func (h *house) open() {
 	h.must(err)
 	issuers, err := h.upstream.Issuers(ctx)
 	h.must(err)
+	var upstream ca.Upstream = h.upstream
+	if h.makesNone {
+		upstream = keeper{h.upstream}
+	}
 	trust := ca.TrustConfig{TrustDomain: domain, Store: h.store, Roots: []*x509.Certificate{issuers[0].Root}}
 	for _, i := range issuers[1:] {
 		trust.Others = append(trust.Others, i.Root)
 	}
 	h.trust, err = ca.NewTrust(ctx, trust)
 	h.must(err)
-	h.auth, err = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: domain, Upstream: h.upstream, Trust: h.trust, LeafTTL: ca.MinTTL})
+	h.auth, err = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: domain, Upstream: upstream, Trust: h.trust, LeafTTL: ca.MinTTL})
 	h.must(err)
 	h.ledger, err = ca.NewSequencer(ca.SequencerConfig{Store: h.store})
 	h.must(err)
@@ -140,7 +149,7 @@ func (h *house) open() {
 	h.issuer, err = ca.NewIssuer(ca.IssuerConfig{Authority: h.auth, Ledger: h.ledger, Linter: linter, Profiles: ca.Profiles(ca.MinTTL)})
 	h.must(err)
 	h.roots, err = rollout.New(rollout.Config{
-		Authority: h.auth, Trust: h.trust, Upstream: h.upstream, Ledger: h.store, Agents: h.agents, Renewals: h.agents, Serving: func() {},
+		Authority: h.auth, Trust: h.trust, Upstream: upstream, Ledger: h.store, Agents: h.agents, Renewals: h.agents, Serving: func() {},
 	})
 	h.must(err)
 	h.journal.Store = h.store

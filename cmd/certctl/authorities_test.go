@@ -114,6 +114,9 @@ func (x *roots) View(ctx context.Context) (rollout.View, error) {
 	signs := x.signs(r)
 	for _, c := range bundle.X509Authorities() {
 		view := rollout.RootView{Certificate: c, ID: ca.RootID(c), State: "trusted"}
+		if t, tainted := r.Tainted(view.ID); tainted {
+			view.Tainted = t.At
+		}
 		switch {
 		case view.ID == signs:
 			view.State, view.Live, view.LastEnd = "signing", 1234, x.f.at(5*time.Hour)
@@ -139,6 +142,9 @@ func (x *roots) View(ctx context.Context) (rollout.View, error) {
 		if !bundle.HasX509Authority(x.f.authority.cert) {
 			v.Candidates = append(v.Candidates, ca.UpstreamIssuer{Ref: "8a1f-main", Name: "main", Root: x.f.authority.cert, NotAfter: x.f.authority.cert.NotAfter})
 		}
+		for i, c := range v.Candidates {
+			v.Candidates[i].Fault = rollout.Tainted(r, c.Root)
+		}
 		v.Candidates = append(v.Candidates, ca.UpstreamIssuer{Ref: "90aa-old", Name: "old root", Fault: errors.New("it has no key")})
 	}
 	x.roller.Move(ctx) // the next look finds the next step
@@ -162,7 +168,18 @@ func (x *roots) Rotate(ctx context.Context, o rollout.RotateOptions) (rotation.R
 	}
 	begin := func(before rotation.Rollout) (rotation.Rollout, error) {
 		return rotation.Begin(before, rotation.Party{ID: x.signs(before)}, rotation.Party{ID: ca.RootID(x.f.stranger.cert), Ref: "77d2-next"},
-			rotation.BeginOptions{By: o.By, Canary: o.Canary, Within: o.Within}, time.Now())
+			rotation.BeginOptions{By: o.By, Canary: o.Canary}, time.Now())
+	}
+	if o.Within > 0 {
+		record := x.Standing().Rollout
+		signs := rotation.Party{ID: x.signs(record)}
+		if o.Tainted == "" {
+			o.Tainted = signs.ID
+		}
+		begin = func(before rotation.Rollout) (rotation.Rollout, error) {
+			return before.Taint(rotation.Party{ID: o.Tainted}, "", rotation.Emergency{By: o.By, Within: o.Within, Signs: signs,
+				Successor: rotation.Party{ID: ca.RootID(x.f.stranger.cert), Ref: "77d2-next"}}, time.Now())
+		}
 	}
 	if o.DryRun {
 		return begin(x.Standing().Rollout)
@@ -201,6 +218,9 @@ func (x *roots) RotateIntermediate(context.Context, time.Duration) (time.Time, e
 
 func (x *roots) TrustRoots(_ context.Context, all []*x509.Certificate) (added []string, err error) {
 	for _, c := range all {
+		if err := rollout.Tainted(x.Standing().Rollout, c); err != nil {
+			return nil, err
+		}
 		if err := c.CheckSignatureFrom(c); err != nil {
 			return nil, fmt.Errorf("%q is no self-signed CA certificate: %w", c.Subject, err)
 		}

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"fmt"
 	"io"
 	"strconv"
 	"strings"
@@ -74,7 +73,7 @@ func (c *cli) rotateRoot(cmd *cobra.Command, r *meshcav1.RotateRootRequest, watc
 		return err
 	}
 	if watch {
-		return c.follow(cmd.Context(), begun.GetRollout(), nil)
+		return c.follow(cmd.Context(), begun.GetRollout(), nil, false)
 	}
 	return c.show(begun, func(p *page) {
 		says := "Root %s is being replaced by %s"
@@ -178,101 +177,6 @@ func brief(d time.Duration) string {
 		s = strings.TrimSuffix(s, "0m")
 	}
 	return s
-}
-
-func (c *cli) taintRootCommand() *cobra.Command {
-	r := &meshcav1.RotateRootRequest{}
-	var within time.Duration
-	var watch, sure bool
-	cmd := &cobra.Command{
-		Use: "root --within D [--issuer REF] [--watch] [--yes]", Short: "The root is not to be trusted any more: replace it within a bound", Args: args(0, 0, "no arguments, but --within D"),
-		Long: `An emergency: a successor is published and waited for no longer than half of the time given, every SVID is renewed
-under it, and then the old root leaves the trust bundle, whatever still lives under it. Agents that have not confirmed by
-then are left behind: what runs there refuses the others and is refused, until the agent's bundle file has the new root.
-
-It asks before it begins; --yes is the answer where nobody can be asked.`,
-		Example: "  certctl ca taint root --within 10m --watch",
-	}
-	f := cmd.Flags()
-	f.DurationVar(&within, "within", 0, "the old root is out within this `time`, 20s to 6h (needed)")
-	f.StringVar(&r.Issuer, "issuer", "", "the upstream's issuer to go to, by its `reference` or name")
-	f.BoolVar(&watch, "watch", false, "follow the rollout until it is over")
-	f.BoolVar(&sure, "yes", false, "do not ask")
-	_ = cmd.RegisterFlagCompletionFunc("issuer", c.completeIssuers)
-	_ = cmd.RegisterFlagCompletionFunc("within", cobra.FixedCompletions([]string{"5m", "10m", "30m", "1h"}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := c.caOnly(cmd); err != nil {
-			return err
-		}
-		if within <= 0 {
-			return usage("say how long others may take to follow before the old root is out: --within 10m")
-		}
-		r.TaintedWithin = durationpb.New(within)
-		if err := c.confirmTaint(cmd, r, sure); err != nil {
-			return err
-		}
-		return c.rotateRoot(cmd, r, watch)
-	}
-	return cmd
-}
-
-// confirmTaint says what a taint does and to whom, and lets it pass when a person says yes.
-func (c *cli) confirmTaint(cmd *cobra.Command, r *meshcav1.RotateRootRequest, sure bool) error {
-	var now *meshcav1.GetAuthoritiesResponse
-	would, err := order(c, cmd, func(ctx context.Context, a meshcav1.AuthorityServiceClient) (*meshcav1.RotateRootResponse, error) {
-		var err error
-		if now, err = a.GetAuthorities(ctx, &meshcav1.GetAuthoritiesRequest{}); err != nil {
-			return nil, err
-		}
-		return a.RotateRoot(ctx, &meshcav1.RotateRootRequest{Issuer: r.GetIssuer(), TaintedWithin: r.GetTaintedWithin(), DryRun: true})
-	})
-	if err != nil {
-		return err
-	}
-	old := would.GetRollout().GetOldRoot()
-	if c.format == formatTable || !sure {
-		p := &page{now: c.now(), colour: c.colour && c.format == formatTable}
-		drawTaint(p, would, now)
-		_, _ = c.err.Write(p.bytes())
-	}
-	switch {
-	case sure:
-		return nil
-	case !c.asking:
-		return usage("nothing was changed: add --yes, as nobody can be asked here whether this is meant")
-	}
-	fmt.Fprintf(c.err, "Type %q to begin: ", shortID(old))
-	typed, err := c.typed(cmd.Context())
-	if err != nil {
-		return err
-	}
-	if typed != shortID(old) {
-		return no("nothing was changed", fmt.Errorf("%q is not %s", typed, shortID(old)), "")
-	}
-	return nil
-}
-
-// drawTaint says what happens to whom.
-func drawTaint(p *page, would *meshcav1.RotateRootResponse, now *meshcav1.GetAuthoritiesResponse) {
-	within := would.GetRollout().GetWithin().AsDuration()
-	p.line("Root %s leaves the trust bundle within %s, and %s takes its place:", shortID(would.GetRollout().GetOldRoot()), spell(within), shortID(would.GetRollout().GetNewRoot()))
-	drawPlan(p, would.GetPlan())
-	p.line("Whoever has not confirmed within %s is left behind: what runs there refuses the others from then on, and is refused by them", spell(within/2))
-	p.line("when the old root is out. It comes back by itself when its agent's bundle file has the new root: bring the CA's to that node.")
-	var silent []string
-	for _, a := range now.GetAgents() {
-		if !a.GetConnected() {
-			silent = append(silent, fmt.Sprintf("%s is silent since %s", a.GetSpiffeId(), p.since(a.GetLastSeen().AsTime())))
-		}
-	}
-	p.line("%s, %d of them connected now", plural(len(now.GetAgents()), "agent counts", "agents count"), len(now.GetAgents())-len(silent))
-	for i, name := range silent {
-		if i == waitsShown {
-			p.line("  and %d more: `certctl ca status` shows them", len(silent)-i)
-			break
-		}
-		p.line("  %s", name)
-	}
 }
 
 // typed reads a line of the standard input, of 256 bytes at most, until ctx ends. A read cannot be ended: it is left to

@@ -34,7 +34,7 @@ for each. To end the view does not touch the rollout.`,
 			return err
 		}
 		if watch && a.GetRollout().GetActive() {
-			return c.follow(cmd.Context(), a.GetRollout(), a)
+			return c.follow(cmd.Context(), a.GetRollout(), a, a.GetRollout().GetAborted() && a.GetRollout().GetWithin() != nil)
 		}
 		return c.show(a, func(p *page) {
 			drawAuthoritiesPage(p, a)
@@ -66,6 +66,9 @@ func drawRoots(p *page, roots []*meshcav1.RootStatus) {
 		if strings.HasPrefix(r.GetState(), "signing") {
 			state.tone = good
 		}
+		if r.GetTainted() != nil {
+			state = textf("%s, tainted", state.text).as(bad)
+		}
 		row := []cell{
 			text(shortID(r.GetId())), text(r.GetSubject()), state, p.ends(r.GetNotBefore(), r.GetNotAfter()), textf("%d", r.GetLiveSvids()), p.when(r.GetLastEnd()), {}, {}, {},
 		}
@@ -94,9 +97,6 @@ func drawCandidates(p *page, a *meshcav1.GetAuthoritiesResponse) {
 	usable := false
 	for _, c := range a.GetCandidates() {
 		fault := c.GetFault()
-		if r := a.GetRollout(); fault == "" && r.GetWithin() != nil && !r.GetAborted() && c.GetRoot() == r.GetOldRoot() {
-			fault = "it was tainted: an operator said that it is not to be trusted"
-		}
 		usable = usable || fault == ""
 		rows = append(rows, []cell{text(c.GetRef()), text(c.GetName()), text(shortID(c.GetRoot())), p.when(c.GetNotAfter()), text(fault).as(bad)})
 	}
@@ -135,7 +135,10 @@ func drawRollout(p *page, a *meshcav1.GetAuthoritiesResponse) {
 		list = append(list, pair{"share", shareSays(r)})
 	}
 	if r.GetWithin() != nil {
-		list = append(list, pair{"emergency", textf("the old root is tainted, and leaves within %s", spell(r.GetWithin().AsDuration()))})
+		list = append(list, pair{"emergency", textf("root %s is tainted, and leaves within %s", shortID(goes(r)), spell(r.GetWithin().AsDuration()))})
+	}
+	for _, id := range r.GetBehind() {
+		list = append(list, pair{"leaves too", textf("root %s", shortID(id))})
 	}
 	if len(r.GetDespite()) > 0 {
 		list = append(list, pair{"given up", text(strings.Join(r.GetDespite(), ", ")).as(doubtful)})
@@ -170,16 +173,16 @@ func (p *page) since(t time.Time) string {
 
 // stepSays tells what a step means.
 func stepSays(r *meshcav1.RolloutStatus) string {
-	stays, goes := shortID(r.GetNewRoot()), shortID(r.GetOldRoot())
-	if r.GetAborted() {
-		stays, goes = goes, stays
-	}
+	stays, goes := shortID(stays(r)), shortID(goes(r))
 	switch r.GetStep() {
 	case "chosen":
 		return fmt.Sprintf("%s is chosen, and about to come into the trust bundle", stays)
 	case "published":
 		return fmt.Sprintf("%s is in trust bundle %d, and signs for nobody before all who count have that", stays, r.GetBundleSequence())
 	case "confirmed":
+		if r.GetAborted() {
+			return fmt.Sprintf("%s is trusted still; it signs for all as soon as it has an intermediate", stays)
+		}
 		if r.GetWithin() != nil || len(r.GetDespite()) > 0 {
 			return fmt.Sprintf("confirmations are waited for no longer; %s signs as soon as it has an intermediate", stays)
 		}

@@ -34,11 +34,14 @@ type watch struct {
 	told string
 	// drawn is whether the page was drawn.
 	drawn bool
+	// back: it was turned round by a taint, and to end so is what is wanted.
+	back bool
 }
 
-// follow watches a rollout through the CA's socket. first is the answer that it was seen in; nil: there is none yet.
-func (c *cli) follow(ctx context.Context, r *meshcav1.RolloutStatus, first *meshcav1.GetAuthoritiesResponse) error {
-	w := &watch{c: c, rollout: r, every: cmp.Or(c.every, watchEvery), ask: func(ctx context.Context) (*meshcav1.GetAuthoritiesResponse, error) {
+// follow watches a rollout through the CA's socket. first is the answer that it was seen in; nil: there is none yet. back
+// is the watch's.
+func (c *cli) follow(ctx context.Context, r *meshcav1.RolloutStatus, first *meshcav1.GetAuthoritiesResponse, back bool) error {
+	w := &watch{c: c, rollout: r, back: back, every: cmp.Or(c.every, watchEvery), ask: func(ctx context.Context) (*meshcav1.GetAuthoritiesResponse, error) {
 		if a := first; a != nil {
 			first = nil
 			return a, nil
@@ -261,7 +264,7 @@ func (w *watch) gone(now *meshcav1.RolloutStatus) error {
 // ended is the end of the rollout, with what is left of it for people to do.
 func (w *watch) ended(a *meshcav1.GetAuthoritiesResponse) error {
 	r := a.GetRollout()
-	if r.GetAborted() {
+	if r.GetAborted() && !w.back {
 		return no(fmt.Sprintf("the rollout was aborted by %s", r.GetAbortedBy()), errors.New(stepSays(r)), "")
 	}
 	if w.c.format != formatTable {
@@ -282,6 +285,9 @@ func (w *watch) ended(a *meshcav1.GetAuthoritiesResponse) error {
 // leftBehind are the agents that count and have not the bundle that they had to confirm.
 func leftBehind(a *meshcav1.GetAuthoritiesResponse) []string {
 	var names []string
+	if a.GetRollout().GetAborted() {
+		return nil // what they had to confirm is out
+	}
 	for _, c := range a.GetAgents() {
 		if c.GetAckedBundleSequence() < a.GetRollout().GetBundleSequence() {
 			names = append(names, c.GetSpiffeId())

@@ -65,8 +65,9 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// setup gives each script its own CA ($CA), four more ($ROLLING with a rollout that waits, $LAGGING with an agent that
-// is away, $SEALED with an upstream that does not answer, $RESTORED with an old store), agents ($AGENT, and $TROUBLED with a denied workload), SDS sockets ($SDS,
+// setup gives each script its own CA ($CA), five more ($ROLLING and $WAITING with a rollout that waits, $LAGGING with an agent
+// that is away, $SEALED with an upstream that does not answer, $RESTORED with an old store), agents ($AGENT, and $TROUBLED with a
+// denied workload), SDS sockets ($SDS,
 // $SDS_ENDED, $SDS_EMPTY, $SDS_DENIED) and TLS server ($TLS), and files of certificates.
 func setup(env *testscript.Env) error {
 	f, err := newFacts()
@@ -81,12 +82,17 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	waiting, err := f.rolling()
+	if err != nil {
+		return err
+	}
 	restored := f.roots(0)
 	restored.loss = &ca.Loss{Mark: ca.Mark{Generation: 41, Bundle: 9}, Agent: agentID + "n1", Since: f.at(-time.Minute)}
 	sealed := f.roots(0, f.agent("n1", 0, true))
 	sealed.upstreamErr = errors.New("vault is sealed")
 	for name, x := range map[string]*roots{
-		"ca.sock": f.roots(0, f.agent("n1", 0, true)), "rolling.sock": rolling, "lagging.sock": f.roots(2, f.agent("n1", 0, true), f.agent("n2", 3, false)), "sealed.sock": sealed, "restored.sock": restored,
+		"ca.sock": f.roots(0, f.agent("n1", 0, true)), "rolling.sock": rolling, "waiting.sock": waiting,
+		"lagging.sock": f.roots(2, f.agent("n1", 0, true), f.agent("n2", 3, false)), "sealed.sock": sealed, "restored.sock": restored,
 	} {
 		ca, err := f.caServer(x)
 		if err != nil {
@@ -144,6 +150,7 @@ func setup(env *testscript.Env) error {
 	env.Values[auditKey{}] = f
 	env.Setenv("CA", "--socket="+path("ca.sock"))
 	env.Setenv("ROLLING", "--socket="+path("rolling.sock"))
+	env.Setenv("WAITING", "--socket="+path("waiting.sock"))
 	env.Setenv("LAGGING", "--socket="+path("lagging.sock"))
 	env.Setenv("RESTORED", "--socket="+path("restored.sock"))
 	env.Setenv("SEALED", "--socket="+path("sealed.sock"))

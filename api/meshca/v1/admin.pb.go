@@ -138,7 +138,11 @@ type GetStatusResponse struct {
 	// The last rollout of a root; unset before the first.
 	Rollout *RolloutStatus `protobuf:"bytes,17,opt,name=rollout,proto3" json:"rollout,omitempty"`
 	// Set while agents have shown that the store is an old one, and nobody has accepted that.
-	Rollback      *RollbackStatus `protobuf:"bytes,18,opt,name=rollback,proto3" json:"rollback,omitempty"`
+	Rollback *RollbackStatus `protobuf:"bytes,18,opt,name=rollback,proto3" json:"rollback,omitempty"`
+	// What is wrong though it is ready, a sentence each.
+	Degraded []string `protobuf:"bytes,19,rep,name=degraded,proto3" json:"degraded,omitempty"`
+	// Until when the CA can issue if the upstream signs no further intermediate; unset while it cannot issue.
+	IssuesUntil   *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=issues_until,json=issuesUntil,proto3" json:"issues_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -295,6 +299,20 @@ func (x *GetStatusResponse) GetRollout() *RolloutStatus {
 func (x *GetStatusResponse) GetRollback() *RollbackStatus {
 	if x != nil {
 		return x.Rollback
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetDegraded() []string {
+	if x != nil {
+		return x.Degraded
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetIssuesUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuesUntil
 	}
 	return nil
 }
@@ -3567,7 +3585,7 @@ var File_meshca_v1_admin_proto protoreflect.FileDescriptor
 const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x15meshca/v1/admin.proto\x12\tmeshca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19meshca/v1/authority.proto\x1a\x18meshca/v1/issuance.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\x8e\x06\n" +
+	"\x10GetStatusRequest\"\xe9\x06\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x129\n" +
@@ -3590,7 +3608,9 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\fmax_svid_ttl\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"maxSvidTtl\x122\n" +
 	"\arollout\x18\x11 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\x125\n" +
-	"\brollback\x18\x12 \x01(\v2\x19.meshca.v1.RollbackStatusR\brollback\"\xa9\x01\n" +
+	"\brollback\x18\x12 \x01(\v2\x19.meshca.v1.RollbackStatusR\brollback\x12\x1a\n" +
+	"\bdegraded\x18\x13 \x03(\tR\bdegraded\x12=\n" +
+	"\fissues_until\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\vissuesUntil\"\xa9\x01\n" +
 	"\x0eRollbackStatus\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
@@ -3954,91 +3974,92 @@ var file_meshca_v1_admin_proto_depIdxs = []int32{
 	49, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
 	50, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
 	3,  // 8: meshca.v1.GetStatusResponse.rollback:type_name -> meshca.v1.RollbackStatus
-	48, // 9: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
-	48, // 10: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
-	48, // 11: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	48, // 12: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
-	49, // 13: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
-	48, // 14: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
-	48, // 15: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
-	10, // 16: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
-	0,  // 17: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
-	13, // 18: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
-	48, // 19: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
-	48, // 20: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
-	14, // 21: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
-	20, // 22: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
-	21, // 23: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
-	51, // 24: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
-	19, // 25: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
-	49, // 26: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
-	49, // 27: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	23, // 28: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
-	25, // 29: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
-	28, // 30: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
-	48, // 31: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
-	48, // 32: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
-	14, // 33: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
-	48, // 34: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
-	28, // 35: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
-	48, // 36: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
-	48, // 37: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
-	28, // 38: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
-	49, // 39: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
-	52, // 40: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
-	37, // 41: meshca.v1.BackupResponse.summary:type_name -> meshca.v1.BackupSummary
-	48, // 42: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
-	48, // 43: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
-	48, // 44: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	48, // 45: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
-	42, // 46: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
-	48, // 47: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
-	49, // 48: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
-	43, // 49: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
-	48, // 50: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
-	49, // 51: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
-	49, // 52: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
-	48, // 53: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
-	42, // 54: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
-	51, // 55: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
-	48, // 56: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
-	48, // 57: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
-	10, // 58: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
-	1,  // 59: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
-	8,  // 60: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
-	11, // 61: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
-	15, // 62: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
-	17, // 63: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
-	22, // 64: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
-	26, // 65: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
-	29, // 66: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
-	31, // 67: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
-	33, // 68: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
-	35, // 69: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
-	38, // 70: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
-	40, // 71: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
-	44, // 72: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
-	46, // 73: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
-	2,  // 74: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
-	9,  // 75: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
-	12, // 76: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
-	16, // 77: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
-	18, // 78: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
-	24, // 79: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
-	27, // 80: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
-	30, // 81: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
-	32, // 82: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
-	34, // 83: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
-	36, // 84: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
-	39, // 85: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
-	41, // 86: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
-	45, // 87: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
-	47, // 88: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
-	74, // [74:89] is the sub-list for method output_type
-	59, // [59:74] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	48, // 9: meshca.v1.GetStatusResponse.issues_until:type_name -> google.protobuf.Timestamp
+	48, // 10: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
+	48, // 11: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
+	48, // 12: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	48, // 13: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
+	49, // 14: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
+	48, // 15: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
+	48, // 16: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
+	10, // 17: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
+	0,  // 18: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
+	13, // 19: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
+	48, // 20: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
+	48, // 21: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
+	14, // 22: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
+	20, // 23: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
+	21, // 24: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
+	51, // 25: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
+	19, // 26: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
+	49, // 27: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
+	49, // 28: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	23, // 29: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
+	25, // 30: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
+	28, // 31: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
+	48, // 32: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
+	48, // 33: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	14, // 34: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
+	48, // 35: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
+	28, // 36: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
+	48, // 37: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
+	48, // 38: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
+	28, // 39: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
+	49, // 40: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
+	52, // 41: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
+	37, // 42: meshca.v1.BackupResponse.summary:type_name -> meshca.v1.BackupSummary
+	48, // 43: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
+	48, // 44: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
+	48, // 45: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	48, // 46: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
+	42, // 47: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
+	48, // 48: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
+	49, // 49: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
+	43, // 50: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
+	48, // 51: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
+	49, // 52: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
+	49, // 53: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
+	48, // 54: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
+	42, // 55: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
+	51, // 56: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
+	48, // 57: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
+	48, // 58: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
+	10, // 59: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
+	1,  // 60: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
+	8,  // 61: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
+	11, // 62: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
+	15, // 63: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
+	17, // 64: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
+	22, // 65: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
+	26, // 66: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
+	29, // 67: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
+	31, // 68: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
+	33, // 69: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
+	35, // 70: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
+	38, // 71: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
+	40, // 72: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
+	44, // 73: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
+	46, // 74: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
+	2,  // 75: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
+	9,  // 76: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
+	12, // 77: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
+	16, // 78: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
+	18, // 79: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
+	24, // 80: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
+	27, // 81: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
+	30, // 82: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
+	32, // 83: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
+	34, // 84: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
+	36, // 85: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
+	39, // 86: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
+	41, // 87: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
+	45, // 88: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
+	47, // 89: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
+	75, // [75:90] is the sub-list for method output_type
+	60, // [60:75] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_admin_proto_init() }

@@ -75,7 +75,9 @@ type GetAuthoritiesResponse struct {
 	// Agents that count, and what they have.
 	Agents []*AgentConfirmation `protobuf:"bytes,6,rep,name=agents,proto3" json:"agents,omitempty"`
 	// While a root is published: those that read the bundle and cannot acknowledge it.
-	Readers       []*ReaderConfirmation `protobuf:"bytes,7,rep,name=readers,proto3" json:"readers,omitempty"`
+	Readers []*ReaderConfirmation `protobuf:"bytes,7,rep,name=readers,proto3" json:"readers,omitempty"`
+	// Until when the CA can issue if the upstream signs no further intermediate; unset while it cannot issue.
+	IssuesUntil   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=issues_until,json=issuesUntil,proto3" json:"issues_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -159,6 +161,13 @@ func (x *GetAuthoritiesResponse) GetReaders() []*ReaderConfirmation {
 	return nil
 }
 
+func (x *GetAuthoritiesResponse) GetIssuesUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuesUntil
+	}
+	return nil
+}
+
 type RootStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SHA-256 of the certificate, lower-case hex.
@@ -175,8 +184,10 @@ type RootStatus struct {
 	// When the last of them ends.
 	LastEnd *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_end,json=lastEnd,proto3" json:"last_end,omitempty"`
 	// The intermediate below it that this CA has; unset where it has none.
-	Intermediate  *AuthorityIntermediate `protobuf:"bytes,9,opt,name=intermediate,proto3" json:"intermediate,omitempty"`
-	Certificate   []byte                 `protobuf:"bytes,10,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Intermediate *AuthorityIntermediate `protobuf:"bytes,9,opt,name=intermediate,proto3" json:"intermediate,omitempty"`
+	Certificate  []byte                 `protobuf:"bytes,10,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// When an operator said that it is not to be trusted; unset: nobody did.
+	Tainted       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=tainted,proto3" json:"tainted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,6 +288,13 @@ func (x *RootStatus) GetIntermediate() *AuthorityIntermediate {
 func (x *RootStatus) GetCertificate() []byte {
 	if x != nil {
 		return x.Certificate
+	}
+	return nil
+}
+
+func (x *RootStatus) GetTainted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Tainted
 	}
 	return nil
 }
@@ -462,7 +480,9 @@ type RolloutStatus struct {
 	// Until when at most; unset: until it comes or an operator decides.
 	Until *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=until,proto3" json:"until,omitempty"`
 	// Why the step failed when it was last tried.
-	Error         string `protobuf:"bytes,18,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,18,opt,name=error,proto3" json:"error,omitempty"`
+	// Roots beside these two that leave the trust bundle.
+	Behind        []string `protobuf:"bytes,19,rep,name=behind,proto3" json:"behind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -621,6 +641,13 @@ func (x *RolloutStatus) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *RolloutStatus) GetBehind() []string {
+	if x != nil {
+		return x.Behind
+	}
+	return nil
 }
 
 type AgentConfirmation struct {
@@ -880,6 +907,9 @@ type RotateRootRequest struct {
 	// The root that signs is not to be trusted: confirmations and renewals are waited for this long and no longer, and then
 	// it leaves the bundle. Unset: no emergency.
 	TaintedWithin *durationpb.Duration `protobuf:"bytes,4,opt,name=tainted_within,json=taintedWithin,proto3" json:"tainted_within,omitempty"`
+	// The root that is not to be trusted, by the SHA-256 of its certificate in lower-case hex; empty: the one that signs. Only
+	// with tainted_within. A rollout that is under way is no hindrance: it is hastened, turned round, or replaced.
+	TaintedRoot   string `protobuf:"bytes,5,opt,name=tainted_root,json=taintedRoot,proto3" json:"tainted_root,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -942,11 +972,20 @@ func (x *RotateRootRequest) GetTaintedWithin() *durationpb.Duration {
 	return nil
 }
 
+func (x *RotateRootRequest) GetTaintedRoot() string {
+	if x != nil {
+		return x.TaintedRoot
+	}
+	return ""
+}
+
 type RotateRootResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Rollout *RolloutStatus         `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
 	// What is going to happen, a sentence a step.
-	Plan          []string `protobuf:"bytes,2,rep,name=plan,proto3" json:"plan,omitempty"`
+	Plan []string `protobuf:"bytes,2,rep,name=plan,proto3" json:"plan,omitempty"`
+	// The root that is tainted signs for nobody, and leaves the trust bundle at once; the rollout is none of it.
+	AtOnce        bool `protobuf:"varint,3,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -993,6 +1032,13 @@ func (x *RotateRootResponse) GetPlan() []string {
 		return x.Plan
 	}
 	return nil
+}
+
+func (x *RotateRootResponse) GetAtOnce() bool {
+	if x != nil {
+		return x.AtOnce
+	}
+	return false
 }
 
 type ContinueRolloutRequest struct {
@@ -1356,7 +1402,7 @@ var File_meshca_v1_authority_proto protoreflect.FileDescriptor
 const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\n" +
 	"\x19meshca/v1/authority.proto\x12\tmeshca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x17\n" +
-	"\x15GetAuthoritiesRequest\"\xf4\x02\n" +
+	"\x15GetAuthoritiesRequest\"\xb3\x03\n" +
 	"\x16GetAuthoritiesResponse\x12'\n" +
 	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\x12+\n" +
 	"\x05roots\x18\x02 \x03(\v2\x15.meshca.v1.RootStatusR\x05roots\x12:\n" +
@@ -1366,7 +1412,8 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x0eupstream_error\x18\x04 \x01(\tR\rupstreamError\x122\n" +
 	"\arollout\x18\x05 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\x124\n" +
 	"\x06agents\x18\x06 \x03(\v2\x1c.meshca.v1.AgentConfirmationR\x06agents\x127\n" +
-	"\areaders\x18\a \x03(\v2\x1d.meshca.v1.ReaderConfirmationR\areaders\"\x96\x03\n" +
+	"\areaders\x18\a \x03(\v2\x1d.meshca.v1.ReaderConfirmationR\areaders\x12=\n" +
+	"\fissues_until\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vissuesUntil\"\xcc\x03\n" +
 	"\n" +
 	"RootStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -1381,7 +1428,8 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\blast_end\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\alastEnd\x12D\n" +
 	"\fintermediate\x18\t \x01(\v2 .meshca.v1.AuthorityIntermediateR\fintermediate\x12 \n" +
 	"\vcertificate\x18\n" +
-	" \x01(\fR\vcertificate\"\xd8\x01\n" +
+	" \x01(\fR\vcertificate\x124\n" +
+	"\atainted\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\atainted\"\xd8\x01\n" +
 	"\x15AuthorityIntermediate\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x127\n" +
@@ -1394,7 +1442,7 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04root\x18\x03 \x01(\tR\x04root\x127\n" +
 	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x14\n" +
-	"\x05fault\x18\x05 \x01(\tR\x05fault\"\xe2\x04\n" +
+	"\x05fault\x18\x05 \x01(\tR\x05fault\"\xfa\x04\n" +
 	"\rRolloutStatus\x12\x19\n" +
 	"\bold_root\x18\x01 \x01(\tR\aoldRoot\x12\x19\n" +
 	"\bnew_root\x18\x02 \x01(\tR\anewRoot\x12\x12\n" +
@@ -1415,7 +1463,8 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x06active\x18\x0f \x01(\bR\x06active\x12\x14\n" +
 	"\x05waits\x18\x10 \x03(\tR\x05waits\x120\n" +
 	"\x05until\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x14\n" +
-	"\x05error\x18\x12 \x01(\tR\x05error\"\x9a\x02\n" +
+	"\x05error\x18\x12 \x01(\tR\x05error\x12\x16\n" +
+	"\x06behind\x18\x13 \x03(\tR\x06behind\"\x9a\x02\n" +
 	"\x11AgentConfirmation\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x122\n" +
 	"\x15acked_bundle_sequence\x18\x02 \x01(\x04R\x13ackedBundleSequence\x12\x1c\n" +
@@ -1434,15 +1483,17 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x1aRotateIntermediateResponse\x12?\n" +
 	"\rtrusted_until\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\ftrustedUntil\x12\x1f\n" +
 	"\vnew_serials\x18\x02 \x03(\tR\n" +
-	"newSerials\"\x9c\x01\n" +
+	"newSerials\"\xbf\x01\n" +
 	"\x11RotateRootRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x14\n" +
 	"\x05share\x18\x02 \x01(\rR\x05share\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12@\n" +
-	"\x0etainted_within\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rtaintedWithin\"\\\n" +
+	"\x0etainted_within\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rtaintedWithin\x12!\n" +
+	"\ftainted_root\x18\x05 \x01(\tR\vtaintedRoot\"u\n" +
 	"\x12RotateRootResponse\x122\n" +
 	"\arollout\x18\x01 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\x12\x12\n" +
-	"\x04plan\x18\x02 \x03(\tR\x04plan\"2\n" +
+	"\x04plan\x18\x02 \x03(\tR\x04plan\x12\x17\n" +
+	"\aat_once\x18\x03 \x01(\bR\x06atOnce\"2\n" +
 	"\x16ContinueRolloutRequest\x12\x18\n" +
 	"\adespite\x18\x01 \x03(\tR\adespite\"M\n" +
 	"\x17ContinueRolloutResponse\x122\n" +
@@ -1513,47 +1564,49 @@ var file_meshca_v1_authority_proto_depIdxs = []int32{
 	5,  // 2: meshca.v1.GetAuthoritiesResponse.rollout:type_name -> meshca.v1.RolloutStatus
 	6,  // 3: meshca.v1.GetAuthoritiesResponse.agents:type_name -> meshca.v1.AgentConfirmation
 	7,  // 4: meshca.v1.GetAuthoritiesResponse.readers:type_name -> meshca.v1.ReaderConfirmation
-	20, // 5: meshca.v1.RootStatus.not_before:type_name -> google.protobuf.Timestamp
-	20, // 6: meshca.v1.RootStatus.not_after:type_name -> google.protobuf.Timestamp
-	20, // 7: meshca.v1.RootStatus.last_end:type_name -> google.protobuf.Timestamp
-	3,  // 8: meshca.v1.RootStatus.intermediate:type_name -> meshca.v1.AuthorityIntermediate
-	20, // 9: meshca.v1.AuthorityIntermediate.not_after:type_name -> google.protobuf.Timestamp
-	20, // 10: meshca.v1.AuthorityIntermediate.last_try:type_name -> google.protobuf.Timestamp
-	20, // 11: meshca.v1.IssuerCandidate.not_after:type_name -> google.protobuf.Timestamp
-	20, // 12: meshca.v1.RolloutStatus.entered:type_name -> google.protobuf.Timestamp
-	20, // 13: meshca.v1.RolloutStatus.begun:type_name -> google.protobuf.Timestamp
-	21, // 14: meshca.v1.RolloutStatus.within:type_name -> google.protobuf.Duration
-	20, // 15: meshca.v1.RolloutStatus.last_end:type_name -> google.protobuf.Timestamp
-	20, // 16: meshca.v1.RolloutStatus.until:type_name -> google.protobuf.Timestamp
-	20, // 17: meshca.v1.AgentConfirmation.last_seen:type_name -> google.protobuf.Timestamp
-	20, // 18: meshca.v1.AgentConfirmation.counts_until:type_name -> google.protobuf.Timestamp
-	21, // 19: meshca.v1.ReaderConfirmation.refresh:type_name -> google.protobuf.Duration
-	20, // 20: meshca.v1.ReaderConfirmation.until:type_name -> google.protobuf.Timestamp
-	21, // 21: meshca.v1.RotateIntermediateRequest.tainted_within:type_name -> google.protobuf.Duration
-	20, // 22: meshca.v1.RotateIntermediateResponse.trusted_until:type_name -> google.protobuf.Timestamp
-	21, // 23: meshca.v1.RotateRootRequest.tainted_within:type_name -> google.protobuf.Duration
-	5,  // 24: meshca.v1.RotateRootResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	5,  // 25: meshca.v1.ContinueRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	5,  // 26: meshca.v1.AbortRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	0,  // 27: meshca.v1.AuthorityService.GetAuthorities:input_type -> meshca.v1.GetAuthoritiesRequest
-	8,  // 28: meshca.v1.AuthorityService.RotateIntermediate:input_type -> meshca.v1.RotateIntermediateRequest
-	10, // 29: meshca.v1.AuthorityService.RotateRoot:input_type -> meshca.v1.RotateRootRequest
-	12, // 30: meshca.v1.AuthorityService.ContinueRollout:input_type -> meshca.v1.ContinueRolloutRequest
-	14, // 31: meshca.v1.AuthorityService.AbortRollout:input_type -> meshca.v1.AbortRolloutRequest
-	16, // 32: meshca.v1.AuthorityService.TrustRoot:input_type -> meshca.v1.TrustRootRequest
-	18, // 33: meshca.v1.AuthorityService.RemoveRoot:input_type -> meshca.v1.RemoveRootRequest
-	1,  // 34: meshca.v1.AuthorityService.GetAuthorities:output_type -> meshca.v1.GetAuthoritiesResponse
-	9,  // 35: meshca.v1.AuthorityService.RotateIntermediate:output_type -> meshca.v1.RotateIntermediateResponse
-	11, // 36: meshca.v1.AuthorityService.RotateRoot:output_type -> meshca.v1.RotateRootResponse
-	13, // 37: meshca.v1.AuthorityService.ContinueRollout:output_type -> meshca.v1.ContinueRolloutResponse
-	15, // 38: meshca.v1.AuthorityService.AbortRollout:output_type -> meshca.v1.AbortRolloutResponse
-	17, // 39: meshca.v1.AuthorityService.TrustRoot:output_type -> meshca.v1.TrustRootResponse
-	19, // 40: meshca.v1.AuthorityService.RemoveRoot:output_type -> meshca.v1.RemoveRootResponse
-	34, // [34:41] is the sub-list for method output_type
-	27, // [27:34] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	20, // 5: meshca.v1.GetAuthoritiesResponse.issues_until:type_name -> google.protobuf.Timestamp
+	20, // 6: meshca.v1.RootStatus.not_before:type_name -> google.protobuf.Timestamp
+	20, // 7: meshca.v1.RootStatus.not_after:type_name -> google.protobuf.Timestamp
+	20, // 8: meshca.v1.RootStatus.last_end:type_name -> google.protobuf.Timestamp
+	3,  // 9: meshca.v1.RootStatus.intermediate:type_name -> meshca.v1.AuthorityIntermediate
+	20, // 10: meshca.v1.RootStatus.tainted:type_name -> google.protobuf.Timestamp
+	20, // 11: meshca.v1.AuthorityIntermediate.not_after:type_name -> google.protobuf.Timestamp
+	20, // 12: meshca.v1.AuthorityIntermediate.last_try:type_name -> google.protobuf.Timestamp
+	20, // 13: meshca.v1.IssuerCandidate.not_after:type_name -> google.protobuf.Timestamp
+	20, // 14: meshca.v1.RolloutStatus.entered:type_name -> google.protobuf.Timestamp
+	20, // 15: meshca.v1.RolloutStatus.begun:type_name -> google.protobuf.Timestamp
+	21, // 16: meshca.v1.RolloutStatus.within:type_name -> google.protobuf.Duration
+	20, // 17: meshca.v1.RolloutStatus.last_end:type_name -> google.protobuf.Timestamp
+	20, // 18: meshca.v1.RolloutStatus.until:type_name -> google.protobuf.Timestamp
+	20, // 19: meshca.v1.AgentConfirmation.last_seen:type_name -> google.protobuf.Timestamp
+	20, // 20: meshca.v1.AgentConfirmation.counts_until:type_name -> google.protobuf.Timestamp
+	21, // 21: meshca.v1.ReaderConfirmation.refresh:type_name -> google.protobuf.Duration
+	20, // 22: meshca.v1.ReaderConfirmation.until:type_name -> google.protobuf.Timestamp
+	21, // 23: meshca.v1.RotateIntermediateRequest.tainted_within:type_name -> google.protobuf.Duration
+	20, // 24: meshca.v1.RotateIntermediateResponse.trusted_until:type_name -> google.protobuf.Timestamp
+	21, // 25: meshca.v1.RotateRootRequest.tainted_within:type_name -> google.protobuf.Duration
+	5,  // 26: meshca.v1.RotateRootResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	5,  // 27: meshca.v1.ContinueRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	5,  // 28: meshca.v1.AbortRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	0,  // 29: meshca.v1.AuthorityService.GetAuthorities:input_type -> meshca.v1.GetAuthoritiesRequest
+	8,  // 30: meshca.v1.AuthorityService.RotateIntermediate:input_type -> meshca.v1.RotateIntermediateRequest
+	10, // 31: meshca.v1.AuthorityService.RotateRoot:input_type -> meshca.v1.RotateRootRequest
+	12, // 32: meshca.v1.AuthorityService.ContinueRollout:input_type -> meshca.v1.ContinueRolloutRequest
+	14, // 33: meshca.v1.AuthorityService.AbortRollout:input_type -> meshca.v1.AbortRolloutRequest
+	16, // 34: meshca.v1.AuthorityService.TrustRoot:input_type -> meshca.v1.TrustRootRequest
+	18, // 35: meshca.v1.AuthorityService.RemoveRoot:input_type -> meshca.v1.RemoveRootRequest
+	1,  // 36: meshca.v1.AuthorityService.GetAuthorities:output_type -> meshca.v1.GetAuthoritiesResponse
+	9,  // 37: meshca.v1.AuthorityService.RotateIntermediate:output_type -> meshca.v1.RotateIntermediateResponse
+	11, // 38: meshca.v1.AuthorityService.RotateRoot:output_type -> meshca.v1.RotateRootResponse
+	13, // 39: meshca.v1.AuthorityService.ContinueRollout:output_type -> meshca.v1.ContinueRolloutResponse
+	15, // 40: meshca.v1.AuthorityService.AbortRollout:output_type -> meshca.v1.AbortRolloutResponse
+	17, // 41: meshca.v1.AuthorityService.TrustRoot:output_type -> meshca.v1.TrustRootResponse
+	19, // 42: meshca.v1.AuthorityService.RemoveRoot:output_type -> meshca.v1.RemoveRootResponse
+	36, // [36:43] is the sub-list for method output_type
+	29, // [29:36] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_authority_proto_init() }

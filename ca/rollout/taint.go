@@ -1,0 +1,124 @@
+package rollout
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+// taint has a root leave the trust bundle within a bound, and never come back.
+func (o *Operator) taint(ctx context.Context, x RotateOptions) (rotation.Rollout, error) {
+	record, err := o.roller.Record(ctx)
+	if err != nil {
+		return rotation.Rollout{}, err
+	}
+	signs := o.signs(record)
+	if x.Tainted == "" {
+		x.Tainted = signs.ID
+	}
+	what, key, err := o.known(ctx, record, x.Tainted)
+	if err != nil {
+		return rotation.Rollout{}, err
+	}
+	e := rotation.Emergency{By: x.By, Within: x.Within, Signs: signs}
+	command := func(r rotation.Rollout) (rotation.Rollout, error) { return r.Taint(what, key, e, time.Now()) }
+	would, err := command(record)
+	switch {
+	case errors.Is(err, rotation.ErrNeedsSuccessor):
+		if e.Successor, err = o.choose(ctx, marked(record, what, key), x); err != nil {
+			return rotation.Rollout{}, fmt.Errorf("nothing was changed, for without the root %s nobody could sign: %w", what.ID, err)
+		}
+		would, err = command(record)
+	case err == nil && x.Issuer != "" && would.Stays().Ref != x.Issuer:
+		return rotation.Rollout{}, fmt.Errorf("nothing was changed: without the root %s, %s signs, and --issuer names another one: leave that out, or taint %[2]s too",
+			what.ID, would.Stays().ID)
+	}
+	if err != nil || x.DryRun {
+		return would, err
+	}
+	o.changing.Lock()
+	defer o.changing.Unlock()
+	return o.roller.Change(ctx, command)
+}
+
+// marked is the record with one taint more, to choose a successor by.
+func marked(r rotation.Rollout, what rotation.Party, key string) rotation.Rollout {
+	r.Taints = append(append([]rotation.Taint(nil), r.Taints...), rotation.Taint{ID: what.ID, Key: key, At: time.Now()})
+	return r
+}
+
+// known finds a root that can be tainted: of the trust bundle, of the upstream, or of the rollout that is under way. Where
+// its certificate is not at hand its key has no name.
+func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string) (what rotation.Party, key string, err error) {
+	what = rotation.Party{ID: id}
+	for _, p := range []rotation.Party{record.Old, record.New} {
+		if p.ID == id {
+			what = p
+		}
+	}
+	bundle, _ := o.roots.c.Trust.Bundle()
+	for _, c := range bundle.X509Authorities() {
+		if ca.RootID(c) == id {
+			return what, keyOf(c), nil
+		}
+	}
+	ask, cancel := context.WithTimeout(ctx, viewPatience)
+	defer cancel()
+	issuers, err := o.roots.c.Upstream.Issuers(ask)
+	for _, i := range issuers {
+		if i.Root != nil && ca.RootID(i.Root) == id {
+			return rotation.Party{ID: id, Ref: i.Ref}, keyOf(i.Root), nil
+		}
+	}
+	if what.Ref != "" {
+		return what, "", nil
+	}
+	return what, "", errors.Join(fmt.Errorf("neither the trust bundle nor the upstream has a root %.64q: `certctl ca status` shows those there are", id), err)
+}
+
+// keyOf names a root's key: the SHA-256 of its SubjectPublicKeyInfo, in hex. Whoever has stolen a key can make another
+// certificate for it.
+func keyOf(root *x509.Certificate) string {
+	sum := sha256.Sum256(root.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:])
+}
+
+// taintOf is the taint of a root or of its key; nil when there is none, and for no root.
+func taintOf(r rotation.Rollout, root *x509.Certificate) *rotation.Taint {
+	if root == nil {
+		return nil
+	}
+	t, found := r.Tainted(ca.RootID(root))
+	if !found {
+		t, found = r.TaintedKey(keyOf(root))
+	}
+	if !found {
+		return nil
+	}
+	return &t
+}
+
+// Tainted says why a root may not be trusted; nil when it may.
+func Tainted(r rotation.Rollout, root *x509.Certificate) error {
+	if t := taintOf(r, root); t != nil {
+		return tainted(root, *t)
+	}
+	return nil
+}
+
+func tainted(root *x509.Certificate, t rotation.Taint) error {
+	what := "it"
+	if id := ca.RootID(root); id != t.ID {
+		what = fmt.Sprintf("its key, which the root %.16s… has too,", t.ID)
+	}
+	return refusal.New(refusal.RootTainted, "the root %q (SHA-256 %s): %s was tainted at %s by %s", root.Subject, ca.RootID(root), what,
+		t.At.UTC().Format(time.RFC3339), t.By)
+}
