@@ -6,8 +6,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,7 +20,13 @@ import (
 	"github.com/meshca/meshca/ca/upstream/disk"
 )
 
-func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"meshca": main}) }
+func TestMain(m *testing.M) {
+	// The runtime's goroutine for signals begins with the first Notify, and must not belong to a test's bubble.
+	first := make(chan os.Signal, 1)
+	signal.Notify(first, syscall.SIGWINCH)
+	signal.Stop(first)
+	testscript.Main(m, map[string]func(){"meshca": main})
+}
 
 // TestScripts runs testdata/*.txtar: the real program on real files.
 func TestScripts(t *testing.T) {
