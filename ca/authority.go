@@ -197,6 +197,19 @@ func (a *Authority) NotAfter() time.Time {
 	return end
 }
 
+// IssuesUntil is until when SVIDs of the longest life can be issued if no further intermediate comes: the end of what signs,
+// less what an issuer must have left. Zero: they cannot now.
+func (a *Authority) IssuesUntil() time.Time {
+	end := a.NotAfter()
+	if end.IsZero() {
+		return end
+	}
+	if end = end.Add(-margin(a.c.LeafTTL)); !end.After(time.Now()) {
+		return time.Time{}
+	}
+	return end
+}
+
 // begin holds the assignment in force until end.
 func (a *Authority) begin() { a.issuing.RLock() }
 

@@ -136,8 +136,8 @@ func TestAuthorityVerbsAreTaken(t *testing.T) {
 			t.Errorf("the audit log lacks %q:\n%s", verb, lines)
 		}
 	}
-	if n := strings.Count(lines, "ca rotate root"); n != 2 {
-		t.Errorf("%d lines for two rotations and a dry run", n)
+	if n, tainted := strings.Count(lines, "ca rotate root"), strings.Count(lines, "ca taint root "+by+" [old=old new=new issuer=r2 tainted=old within=4m0s outcome=done]"); n != 1 || tainted != 1 {
+		t.Errorf("%d and %d lines for a rotation, a taint and a dry run:\n%s", n, tainted, lines)
 	}
 	f.operator.broken = rotation.ErrRolling
 	if _, err := a.AbortRollout(ctx, &meshcav1.AbortRolloutRequest{}); err == nil || !strings.Contains(err.Error(), "under way") {

@@ -45,6 +45,9 @@ func Findings(s *meshcav1.GetStatusResponse, now time.Time) []*meshcav1.Finding 
 		add("history", levelError, refusal.CARolledBack.Do(), "the store is an old one: %s has followed state %d (trust bundle %d), and shows it since %s",
 			r.GetAgent(), r.GetSeenState(), r.GetSeenBundleSequence(), r.GetSince().AsTime().Format(time.RFC3339))
 	}
+	for _, what := range s.GetDegraded() {
+		add("upstream", levelWarning, refusal.UpstreamUnavailable.Do(), "%s", what)
+	}
 	for _, a := range s.GetAuthorities() {
 		found = append(found, authorityFinding(a, now))
 	}

@@ -30,6 +30,7 @@ func TestFindings(t *testing.T) {
 		want   string // level subject: detail
 	}{
 		"ready":     {&meshcav1.GetStatusResponse{Ready: true}, "OK ready: the CA can sign"},
+		"degraded":  {&meshcav1.GetStatusResponse{Ready: true, Degraded: []string{"vault is away"}}, "WARNING upstream: vault is away"},
 		"not ready": {&meshcav1.GetStatusResponse{NotReady: []string{"no intermediate"}}, "ERROR ready: no intermediate"},
 		"intermediate": {authority(&meshcav1.AuthorityStatus{Kind: "intermediate", Subject: "CN=i", NotAfter: at(71*time.Hour + 5*time.Minute), RenewAt: at(time.Hour)}),
 			"OK intermediate: CN=i ends in 71h5m"},

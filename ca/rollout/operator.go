@@ -224,6 +224,8 @@ type View struct {
 	// UpstreamErr is why the upstream could not be asked.
 	UpstreamErr error
 	Standing    rotation.Standing
+	// IssuesUntil is until when the CA can issue if the upstream signs no more; zero: it cannot now.
+	IssuesUntil time.Time
 	// Readers are those that a published root waits for, or waited for, by the clock.
 	Readers []ReaderView
 }
@@ -252,7 +254,7 @@ const viewPatience = 5 * time.Second
 // View describes everything as it is now.
 func (o *Operator) View(ctx context.Context) (View, error) {
 	standing, _ := o.roller.Standing()
-	v := View{Standing: standing, Readers: o.readers(standing.Rollout)}
+	v := View{Standing: standing, IssuesUntil: o.roots.c.Authority.IssuesUntil(), Readers: o.readers(standing.Rollout)}
 	bundle, _ := o.roots.c.Trust.Bundle()
 	index := map[string]*RootView{}
 	for _, c := range bundle.X509Authorities() {

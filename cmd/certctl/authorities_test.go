@@ -103,7 +103,7 @@ func (x *roots) Standing() rotation.Standing {
 }
 
 func (x *roots) View(ctx context.Context) (rollout.View, error) {
-	v := rollout.View{Standing: x.Standing(), UpstreamErr: x.upstreamErr}
+	v := rollout.View{Standing: x.Standing(), UpstreamErr: x.upstreamErr, IssuesUntil: x.f.at(70 * time.Hour)}
 	r := v.Standing.Rollout
 	if r.Step == rotation.StepPublished {
 		for _, reader := range x.reader {

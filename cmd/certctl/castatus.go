@@ -91,7 +91,7 @@ func drawRoots(p *page, roots []*meshcav1.RootStatus) {
 func drawCandidates(p *page, a *meshcav1.GetAuthoritiesResponse) {
 	if e := a.GetUpstreamError(); e != "" {
 		p.gap()
-		p.pairs(pair{"upstream", textf("could not be asked for its issuers: %s", e).as(bad)})
+		p.pairs(pair{"upstream", textf("could not be asked for its issuers: %s", e).as(bad)}, goesOn(p, a))
 	}
 	var rows [][]cell
 	usable := false
@@ -108,6 +108,16 @@ func drawCandidates(p *page, a *meshcav1.GetAuthoritiesResponse) {
 	if usable {
 		p.line("not trusted; `certctl ca rotate root --issuer CANDIDATE` goes to one")
 	}
+}
+
+// goesOn is how long the CA can do without its upstream.
+func goesOn(p *page, a *meshcav1.GetAuthoritiesResponse) pair {
+	if a.GetIssuesUntil() == nil {
+		return pair{"issuance", text("stands still: no intermediate lives long enough").as(bad)}
+	}
+	c := p.when(a.GetIssuesUntil())
+	c.text = "goes on without it, and ends " + c.text
+	return pair{"issuance", c.as(doubtful)}
 }
 
 // drawRollout tells where the rollout stands, and what keeps it there.

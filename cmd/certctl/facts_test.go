@@ -172,8 +172,15 @@ func (f *facts) caServer(x *roots) (*admin.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	status := func(ctx context.Context) (*meshcav1.GetStatusResponse, error) {
+		s, err := f.status(ctx)
+		if x.upstreamErr != nil {
+			s.Degraded = []string{"the upstream is away: " + x.upstreamErr.Error()}
+		}
+		return s, err
+	}
 	return admin.New(admin.Config{
-		TrustDomain: td, Status: f.status, Bundle: x.Bundle, Authorities: x, Roots: x, Agents: x.Agents,
+		TrustDomain: td, Status: status, Bundle: x.Bundle, Authorities: x, Roots: x, Agents: x.Agents,
 		Ledger: f, Decisions: f, Orders: orders, Policy: func() admin.Policy { return rules }, Clusters: map[string]admin.Attestor{"prod": f},
 		Connected: func() int { return 1 }, Backup: f.backup, Continuity: x, MaxLife: 6 * time.Hour, Audit: f.audit, Log: quiet(),
 	})

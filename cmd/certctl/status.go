@@ -95,6 +95,9 @@ func drawCA(p *page, s *meshcav1.GetStatusResponse) {
 	for _, why := range s.GetNotReady() {
 		list = append(list, pair{"not ready", text(why).as(bad)})
 	}
+	for _, what := range s.GetDegraded() {
+		list = append(list, pair{"degraded", text(what).as(doubtful)})
+	}
 	list = append(list,
 		pair{"started", p.when(s.GetStartedAt())},
 		pair{"bundle", textf("sequence %d", s.GetBundleSequence())},

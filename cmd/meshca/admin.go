@@ -58,6 +58,12 @@ func (d *daemon) status(ctx context.Context) (*meshcav1.GetStatusResponse, error
 		Ready: len(why) == 0, NotReady: why, BundleSequence: sequence, Issued: issued, Refused: refused,
 		Store: "bolt " + d.storePath(), LedgerEntries: entries, MaxSvidTtl: durationpb.New(d.config.SVID.TTL.Duration),
 	}
+	if s.GetReady() {
+		s.Degraded = d.degraded()
+	}
+	if until := d.authority.IssuesUntil(); !until.IsZero() {
+		s.IssuesUntil = timestamppb.New(until)
+	}
 	for _, root := range bundle.X509Authorities() {
 		s.Authorities = append(s.Authorities, describe("root", "trusted", root))
 	}

@@ -61,6 +61,12 @@ func opened(t *testing.T, c *Config) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	endWith(t, d)
+	return d
+}
+
+// endWith closes a CA that was not run when the test ends.
+func endWith(t *testing.T, d *daemon) {
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -72,7 +78,6 @@ func opened(t *testing.T, c *Config) *daemon {
 		_ = d.door.Serve(ended, l) // a door's workers end when it has served
 		_ = d.close()              // some tests break what is closed
 	})
-	return d
 }
 
 // signing is a CA that has its credentials and asks its clusters, so that it is ready if they are there.

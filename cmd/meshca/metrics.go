@@ -9,6 +9,7 @@ import (
 
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor/kubernetes"
+	"github.com/meshca/meshca/ca/upstream/vault"
 )
 
 // metrics are the CA's, beside the registration authority's own. No label is an identity or a peer.
@@ -17,6 +18,7 @@ type metrics struct {
 	groups       prometheus.Histogram
 	renewals     *prometheus.CounterVec
 	clusterCalls *prometheus.HistogramVec
+	upstream     *prometheus.HistogramVec
 
 	ledger fault
 }
@@ -35,11 +37,14 @@ func newMetrics(d *daemon) *metrics {
 		clusterCalls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "meshca_cluster_call_seconds", Help: "Calls to clusters' API servers and key sources.", Buckets: prometheus.ExponentialBuckets(.001, 2, 14),
 		}, []string{"cluster", "call", "outcome"}),
+		upstream: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "meshca_upstream_call_seconds", Help: "Calls to an upstream that is elsewhere (Vault).", Buckets: prometheus.ExponentialBuckets(.001, 2, 16),
+		}, []string{"operation", "outcome"}),
 	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	d.registry.MustRegister(m.commits, m.groups, m.renewals, m.clusterCalls,
+	d.registry.MustRegister(m.commits, m.groups, m.renewals, m.clusterCalls, m.upstream,
 		gauge("meshca_ready", "1 when the CA can sign now.", func() float64 { return truth(len(d.notReady()) == 0) }),
 		gauge("meshca_bundle_sequence", "Sequence of the trust bundle.", func() float64 {
 			b, _ := d.trust.Bundle()
@@ -56,7 +61,7 @@ func newMetrics(d *daemon) *metrics {
 			return truth(d.policy.status.Value().err == nil)
 		}),
 		gauge("meshca_agents_connected", "Agents with an open Sync stream.", func() float64 { return float64(d.connected()) }),
-		clusterCollector{d})
+		clusterCollector{d}, upstreamCollector{d})
 	return m
 }
 
@@ -87,6 +92,14 @@ func (m *metrics) clusterCall(cluster string) func(kubernetes.Call) {
 		}
 		m.clusterCalls.WithLabelValues(cluster, c.What, outcome).Observe(c.Took.Seconds())
 	}
+}
+
+func (m *metrics) upstreamCall(c vault.Call) {
+	outcome := "ok"
+	if c.Err != nil {
+		outcome = string(vault.KindOf(c.Err))
+	}
+	m.upstream.WithLabelValues(string(c.Operation), outcome).Observe(c.Took.Seconds())
 }
 
 // clusterCollector reads the clusters' states when Prometheus asks.

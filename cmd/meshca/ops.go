@@ -14,8 +14,8 @@ import (
 )
 
 // opsHandler answers /livez, /readyz and /metrics. notReady returns why the CA cannot sign now, a sentence each; none when
-// it can.
-func opsHandler(metrics *prometheus.Registry, notReady func() []string) http.Handler {
+// it can. degraded returns what is wrong though it can.
+func opsHandler(metrics *prometheus.Registry, notReady, degraded func() []string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -24,6 +24,9 @@ func opsHandler(metrics *prometheus.Registry, notReady func() []string) http.Han
 			return
 		}
 		fmt.Fprintln(w, "ok")
+		for _, what := range degraded() {
+			fmt.Fprintln(w, "degraded:", what)
+		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
 	return mux

@@ -83,7 +83,7 @@ func wantReasons(t *testing.T, d *daemon, want []string) {
 	}
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()
-		opsHandler(d.registry, d.notReady).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		opsHandler(d.registry, d.notReady, d.degraded).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		return w.Code, w.Body.String()
 	}
 	code, body := get("/readyz")

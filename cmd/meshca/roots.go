@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,13 +19,6 @@ import (
 // the one who moves that journal. A CA that has signed before starts also while its upstream is away.
 func (d *daemon) openRoots(ctx context.Context) error {
 	c := d.config
-	var err error
-	if d.upstream, err = openUpstream(c, d.log, nil); err != nil {
-		return err
-	}
-	if u, ok := d.upstream.(interface{ Close() error }); ok {
-		d.onClose(u.Close)
-	}
 	journal, version, err := d.store.Rollout(ctx)
 	if err != nil {
 		return err
@@ -34,7 +30,7 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	if err != nil {
 		d.log.Warn("the upstream is away; the CA goes on with the root that it knows", "err", err)
 	}
-	if err := d.openTrust(ctx, issuers); err != nil {
+	if err := d.openTrust(ctx, issuers, journal); err != nil {
 		return err
 	}
 	d.authority, err = ca.NewAuthority(ca.AuthorityConfig{
@@ -52,14 +48,21 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	return nil
 }
 
-func (d *daemon) openTrust(ctx context.Context, issuers []ca.UpstreamIssuer) error {
+func (d *daemon) openTrust(ctx context.Context, issuers []ca.UpstreamIssuer, journal rotation.Rollout) error {
 	trust := ca.TrustConfig{TrustDomain: d.config.trustDomain, Store: d.store}
 	if disk := d.config.Upstream.Disk; disk != nil {
 		anchors, err := readAnchors(disk.ExtraAnchors, d.log)
 		if err != nil {
 			return err
 		}
-		trust.Anchors = anchors
+		// A CA must not stay down over one that was tainted, and must not trust it again.
+		trust.Anchors = slices.DeleteFunc(anchors, func(c *x509.Certificate) bool {
+			err := rollout.Tainted(journal, c)
+			if err != nil {
+				d.log.Warn("an extra trust anchor was tainted and is left out: take it off upstream.disk.extraAnchors", "err", err)
+			}
+			return err != nil
+		})
 	}
 	for _, i := range issuers {
 		switch {
@@ -159,15 +162,16 @@ func (d *daemon) keepLines(ctx context.Context, signing func()) {
 			lineCtx, cancel := context.WithCancel(ctx)
 			kept[l] = cancel
 			running.Go(func() {
+				observe := d.observe("intermediate", func() {
+					d.roller.Wake()
+					if d.authority.Ready() == nil {
+						signing()
+					}
+				})
 				_ = rotation.Keep(lineCtx, l, rotation.KeepOptions{
-					Observe: d.observe("intermediate", func() {
-						d.roller.Wake()
-						if d.authority.Ready() == nil {
-							signing()
-						}
-					}),
-					Wake:  l.Wake(),
-					Retry: rotation.Retry{Max: 30 * time.Second},
+					Observe: func(a rotation.Attempt) { d.health.answered("sign below "+l.Root().ID, a.Err); observe(a) },
+					Wake:    l.Wake(),
+					Retry:   rotation.Retry{Max: 30 * time.Second},
 				})
 			})
 		}
@@ -175,6 +179,7 @@ func (d *daemon) keepLines(ctx context.Context, signing func()) {
 			if !now[l] {
 				cancel()
 				delete(kept, l)
+				d.health.forget("sign below " + l.Root().ID)
 			}
 		}
 		select {
@@ -199,4 +204,38 @@ func signs(a ca.Assignment, root ca.Root) string {
 		return fmt.Sprintf("signing %d %%", a.Share)
 	}
 	return "prepared"
+}
+
+// trustFound takes roots that appear at the upstream into the trust bundle, where the configuration says so.
+func (d *daemon) trustFound(ctx context.Context) {
+	u, polled := d.upstream.(interface {
+		Known() ([]ca.UpstreamIssuer, <-chan struct{})
+	})
+	if v := d.config.Upstream.Vault; v == nil || !v.AutoTrust || !polled {
+		return
+	}
+	again := time.NewTicker(time.Minute) // for what failed, or was a party of a rollout
+	defer again.Stop()
+	var told string
+	for {
+		issuers, stale := u.Known()
+		added, err := d.operator.TrustFound(ctx, issuers)
+		for _, i := range added {
+			d.log.Warn("a root that appeared at the upstream is trusted from now on, and signs for nobody (upstream.vault.autoTrust)",
+				"root", ca.RootID(i.Root), "subject", i.Root.Subject.String(), "issuer", i.Ref, "name", i.Name)
+			d.journal.Admin(ctx, "ca trust found root", "upstream.vault.autoTrust", slog.String("root", ca.RootID(i.Root)),
+				slog.String("subject", i.Root.Subject.String()), slog.String("issuer", i.Ref), slog.String("outcome", "done"))
+		}
+		if text := errorText(err); text != told && ctx.Err() == nil {
+			if told = text; err != nil {
+				d.log.Warn("a root that appeared at the upstream could not be trusted", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-stale:
+		case <-again.C:
+		}
+	}
 }

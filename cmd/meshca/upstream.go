@@ -64,6 +64,9 @@ func (u *UpstreamConfig) files() []namedFile {
 // successors is the directory of the roots that replace the one that the configuration names.
 func (c *Config) successors() string { return filepath.Join(c.StateDir, "roots") }
 
+// openUpstreamFunc opens an upstream; observe is told of each call to one that is elsewhere.
+type openUpstreamFunc func(c *Config, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error)
+
 // openUpstream opens what signs the intermediate. A Vault's is to be run (Run) and closed.
 func openUpstream(c *Config, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error) {
 	if c.Upstream.Vault != nil {

@@ -41,6 +41,7 @@ type daemon struct {
 	store        *bolt.Store
 	trust        *ca.Trust
 	upstream     ca.Upstream
+	health       *upstreamHealth
 	authority    *ca.Authority
 	roller       *rotation.Roller
 	operator     *rollout.Operator
@@ -79,9 +80,14 @@ func serve(ctx context.Context, c *Config, stderr io.Writer) (err error) {
 	return d.run(ctx)
 }
 
-// open puts the CA together, in a straight line. What it opened is closed again when it fails.
-func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_ *daemon, err error) {
-	d := &daemon{config: c, log: log, started: time.Now(), registry: prometheus.NewRegistry(),
+// open puts the CA together with the upstream that the configuration names.
+func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (*daemon, error) {
+	return openOn(ctx, c, log, stderr, openUpstream)
+}
+
+// openOn puts the CA together, in a straight line. What it opened is closed again when it fails.
+func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, upstream openUpstreamFunc) (_ *daemon, err error) {
+	d := &daemon{config: c, log: log, started: time.Now(), registry: prometheus.NewRegistry(), health: newUpstreamHealth(),
 		servingWake: make(chan struct{}, 1), attempts: attempts{"intermediate": {}, "server": {}}}
 	defer func() {
 		if err != nil {
@@ -101,6 +107,12 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (_
 	d.onClose(d.store.Close)
 
 	// Who signs, and what is recorded before.
+	if d.upstream, err = upstream(c, log, d.upstreamCalled); err != nil {
+		return nil, err
+	}
+	if u, ok := d.upstream.(interface{ Close() error }); ok {
+		d.onClose(u.Close)
+	}
 	if err := d.openRoots(ctx); err != nil {
 		return nil, err
 	}
@@ -224,6 +236,7 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	if u, ok := d.upstream.(interface{ Run(context.Context) error }); ok {
 		g.Go(func() error { return ignoreEnd(ctx, u.Run(ctx), "upstream") })
 	}
+	g.Go(func() error { d.trustFound(ctx); return nil })
 	for name, cluster := range d.clusters {
 		g.Go(func() error { return ignoreEnd(ctx, cluster.Run(ctx), name) })
 	}
@@ -241,7 +254,7 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	if d.audit != nil {
 		g.Go(func() error { d.audit.reopenOnHangup(ctx, d.log); return nil })
 	}
-	g.Go(func() error { return serveOps(ctx, ops, opsHandler(d.registry, d.notReady)) })
+	g.Go(func() error { return serveOps(ctx, ops, opsHandler(d.registry, d.notReady, d.degraded)) })
 	g.Go(func() error { return adminServer.Serve(ctx, socket) })
 	g.Go(func() error { return d.door.Serve(ctx, api) })
 	d.log.Info("meshca serves", "version", version, "trust_domain", c.trustDomain.Name(), "listen", api.Addr().String(),
@@ -306,9 +319,16 @@ func (d *daemon) notReady() []string {
 func (d *daemon) followReadiness(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	ready := false
+	ready, told := false, false
 	for {
 		why := d.notReady()
+		if bad := d.degraded(); (len(bad) > 0) != told {
+			if told = len(bad) > 0; told {
+				d.log.Warn("degraded: the CA can sign, but something it needs does not answer", "why", bad)
+			} else {
+				d.log.Info("no longer degraded")
+			}
+		}
 		if now := len(why) == 0; now != ready {
 			ready = now
 			d.door.SetServing(ready)

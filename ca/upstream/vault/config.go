@@ -36,6 +36,12 @@ type Config struct {
 	RootFile string `json:"rootFile,omitempty"`
 	// Timeout bounds each call to Vault. Default 30s, at most 2m.
 	Timeout metav1.Duration `json:"timeout,omitzero"`
+	// AutoTrust takes each root into the trust bundle that appears in the mount and could sign: its chain is whole, it has a
+	// key, and lasts longer than an intermediate would. From then on every proxy accepts what it signs; for this CA it signs
+	// nothing before `certctl ca rotate root --issuer` says so. Whoever may add issuers to the mount then decides whom the
+	// mesh trusts: it is for mounts that nobody else administers. A root that was tainted, removed or replaced is never taken
+	// in again. Default: false, they are listed as candidates.
+	AutoTrust bool `json:"autoTrust,omitempty"`
 	// Poll is how often the issuers are looked at. Default 1m, at least 5s.
 	Poll metav1.Duration `json:"poll,omitzero"`
 }

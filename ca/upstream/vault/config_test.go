@@ -15,7 +15,7 @@ func TestConfig(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"least":            {"address: https://v:8200\nissuer: root-1\n" + auth, ""},
 		"loopback":         {"address: http://127.0.0.1:8200\nissuer: root-1\n" + auth, ""},
-		"all":              {"address: https://v\nnamespace: /a/b/\nmount: pki/mesh/\nissuer: i\ncaFile: /c\nrootFile: /r\ntimeout: 10s\npoll: 30s\nauth: {appRole: {roleIDFile: /r, secretIDFile: /s}}", ""},
+		"all":              {"address: https://v\nnamespace: /a/b/\nmount: pki/mesh/\nissuer: i\ncaFile: /c\nrootFile: /r\ntimeout: 10s\nautoTrust: true\npoll: 30s\nauth: {appRole: {roleIDFile: /r, secretIDFile: /s}}", ""},
 		"kubernetes":       {"address: https://v\nissuer: i\nauth: {kubernetes: {role: meshca}}", ""},
 		"cert":             {"address: https://v\nissuer: i\nauth: {cert: {certFile: /c, keyFile: /k}}", ""},
 		"no address":       {"issuer: i\n" + auth, "address: required"},
