@@ -70,6 +70,8 @@ type Rollout struct {
 	AbortedAt time.Time `json:"abortedAt,omitzero"`
 	// LastEnd is when the last certificate under the one that goes ends; set when it has retired.
 	LastEnd time.Time `json:"lastEnd,omitzero"`
+	// Passed are the steps that are over, in their order: who looks now and then sees them all.
+	Passed []Passage `json:"passed,omitempty"`
 
 	// What follows outlives this Rollout: the next one takes it over.
 
@@ -80,6 +82,12 @@ type Rollout struct {
 	// Gone names those that a Rollout or a command took out of the set, the newest last: nobody takes them in again
 	// unasked.
 	Gone []string `json:"gone,omitempty"`
+}
+
+// Passage is a step that is over.
+type Passage struct {
+	Step    Step      `json:"step"`
+	Entered time.Time `json:"entered"`
 }
 
 // Errors of commands that a Rollout is not in the state for.
@@ -210,6 +218,7 @@ func (r Rollout) back(by string, now time.Time) Rollout {
 
 // enter is the Rollout in another step.
 func (r Rollout) enter(s Step, newShare int, now time.Time) Rollout {
+	r.Passed = append(slices.Clip(r.Passed), Passage{Step: r.Step, Entered: r.Entered})
 	r.Step, r.NewShare, r.Entered = s, newShare, now
 	return r
 }

@@ -45,6 +45,34 @@ func TestBegin(t *testing.T) {
 	}
 }
 
+// What has passed stands in the Rollout, and is no other Rollout's.
+func TestPassages(t *testing.T) {
+	begun := time.Unix(1000, 0)
+	r, err := Begin(Rollout{}, oldRoot, newRoot, BeginOptions{}, begun)
+	if err != nil {
+		t.Fatal(err)
+	}
+	published := r.enter(StepPublished, 0, begun.Add(time.Second))
+	confirmed := published.enter(StepConfirmed, 0, begun.Add(2*time.Second))
+	aborted, err := published.Abort("uid 0", begun.Add(3*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Passage{{StepChosen, begun}, {StepPublished, begun.Add(time.Second)}}
+	for _, got := range []Rollout{confirmed, aborted} {
+		if !slices.Equal(got.Passed, want) {
+			t.Errorf("%s: %v, want %v", got.Step, got.Passed, want)
+		}
+	}
+	if r.Passed != nil || len(published.Passed) != 1 {
+		t.Errorf("%v, %v", r.Passed, published.Passed)
+	}
+	next, err := Begin(confirmed.enter(StepOut, 100, begun), newRoot, oldRoot, BeginOptions{}, begun)
+	if err != nil || next.Passed != nil {
+		t.Errorf("a new one begins with %v, %v", next.Passed, err)
+	}
+}
+
 func TestCommandsInEachStep(t *testing.T) {
 	now := time.Unix(1000, 0)
 	for _, c := range []struct {

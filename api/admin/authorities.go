@@ -135,6 +135,11 @@ func encodeRollout(r rotation.Rollout) *meshcav1.RolloutStatus {
 	for _, b := range r.Behind {
 		out.Behind = append(out.Behind, b.ID)
 	}
+	for _, x := range r.Passed {
+		out.Passed = append(out.Passed, &meshcav1.RolloutPassage{
+			Step: string(x.Step), Entered: stamp(x.Entered), Aborted: r.Aborted && !x.Entered.Before(r.AbortedAt),
+		})
+	}
 	return out
 }
 

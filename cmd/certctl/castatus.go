@@ -137,6 +137,7 @@ func drawRollout(p *page, a *meshcav1.GetAuthoritiesResponse) {
 		{"step", textf("%s, since %s", r.GetStep(), p.since(r.GetEntered().AsTime()))},
 		{"that is", text(stepSays(r))},
 		{"begun", textf("%s, by %s", p.when(r.GetBegun()).text, r.GetBy())},
+		{"passed", text(passedSays(r))},
 	}
 	if r.GetAborted() {
 		list = append(list, pair{"aborted by", text(r.GetAbortedBy())})
@@ -157,6 +158,15 @@ func drawRollout(p *page, a *meshcav1.GetAuthoritiesResponse) {
 		list = append(list, pair{"waits for", text(waitsSay(r.GetWaits())).as(doubtful)}, pair{"at most", atMost(p, a)})
 	}
 	p.pairs(append(list, pair{"last try", failedSays(r)})...)
+}
+
+// passedSays names the steps that are over; -o json has their times.
+func passedSays(r *meshcav1.RolloutStatus) string {
+	var all []string
+	for _, x := range r.GetPassed() {
+		all = append(all, x.GetStep())
+	}
+	return strings.Join(all, ", ")
 }
 
 func failedSays(r *meshcav1.RolloutStatus) cell {

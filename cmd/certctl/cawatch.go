@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -36,6 +37,8 @@ type watch struct {
 	drawn bool
 	// back: it was turned round by a taint, and to end so is what is wanted.
 	back bool
+	// steps is how many steps of the rollout have a line.
+	steps int
 }
 
 // follow watches a rollout through the CA's socket. first is the answer that it was seen in; nil: there is none yet. back
@@ -109,7 +112,30 @@ func (w *watch) show(a *meshcav1.GetAuthoritiesResponse) error {
 			}
 		})
 	}
+	if err := w.passed(a.GetRollout()); err != nil {
+		return err
+	}
 	return w.line(lineSays(a))
+}
+
+// passed tells of the steps that came and went since the CA was last asked, each with the time when it came.
+func (w *watch) passed(r *meshcav1.RolloutStatus) error {
+	for i, x := range r.GetPassed() {
+		if i < w.steps {
+			continue
+		}
+		then := proto.CloneOf(r)
+		then.Step, then.Aborted, then.NewShare = x.GetStep(), x.GetAborted(), r.GetCanary() // a share is told of in the canary alone
+		says := x.GetStep() + ": " + stepSays(then)
+		if x.GetAborted() {
+			says = "aborted by " + r.GetAbortedBy() + ", " + says
+		}
+		if _, err := fmt.Fprintf(w.c.out, "%s %s\n", absolute(x.GetEntered().AsTime()), plain(says)); err != nil {
+			return err
+		}
+	}
+	w.steps = len(r.GetPassed()) + 1
+	return nil
 }
 
 func (w *watch) showSilence(since time.Time, err error) error {

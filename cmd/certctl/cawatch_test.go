@@ -112,6 +112,37 @@ func TestWatchTellsChanges(t *testing.T) {
 	})
 }
 
+// Steps that came and went between two looks have their lines too, with the times when they came.
+func TestWatchTellsStepsThatPassed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		at := func(second int64, steps ...string) (all []*meshcav1.RolloutPassage) {
+			for i, s := range steps {
+				all = append(all, &meshcav1.RolloutPassage{Step: s, Entered: timestamppb.New(time.Unix(946684800+second+int64(i), 0))})
+			}
+			return all
+		}
+		w := &watched{answers: []any{
+			rolled("published", func(r *meshcav1.RolloutStatus) { r.Passed = at(0, "chosen") }),
+			rolled("retired", func(r *meshcav1.RolloutStatus) { r.Passed = at(0, "chosen", "published", "confirmed", "signing") }),
+			rolled("out", func(r *meshcav1.RolloutStatus) {
+				r.Passed = append(at(0, "chosen", "published", "confirmed", "signing"), &meshcav1.RolloutPassage{Step: "retired", Entered: timestamppb.New(time.Unix(946684803, 0)), Aborted: true})
+				r.Aborted, r.AbortedBy = true, "uid 7"
+			}),
+		}}
+		_, _ = w.run(t.Context())
+		const want = `2000-01-01 00:00:00Z chosen: bbbbbbbbbbbb is chosen, and about to come into the trust bundle
+2000-01-01 00:00:00Z published: bbbbbbbbbbbb is in trust bundle 4, and signs for nobody before all who count have that
+2000-01-01 00:00:02Z confirmed: all who count trust bbbbbbbbbbbb; it signs as soon as it has an intermediate
+2000-01-01 00:00:03Z signing: bbbbbbbbbbbb signs for all; what aaaaaaaaaaaa has begun is being finished
+2000-01-01 00:00:02Z retired: bbbbbbbbbbbb signs for all; nothing lives under aaaaaaaaaaaa, and it leaves the trust bundle
+2000-01-01 00:00:04Z aborted by uid 7, out: aaaaaaaaaaaa signs for all, and bbbbbbbbbbbb has left the trust bundle
+`
+		if w.out.String() != want {
+			t.Errorf("got\n%s", w.out.String())
+		}
+	})
+}
+
 func TestWatchEnds(t *testing.T) {
 	refused := &failure{code: exitNo, what: "the CA could not do it", why: "disk full"}
 	away := &failure{code: exitUnreachable, what: "cannot reach the CA", why: "nobody answers"}

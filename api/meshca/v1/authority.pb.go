@@ -482,7 +482,9 @@ type RolloutStatus struct {
 	// Why the step failed when it was last tried.
 	Error string `protobuf:"bytes,18,opt,name=error,proto3" json:"error,omitempty"`
 	// Roots beside these two that leave the trust bundle.
-	Behind        []string `protobuf:"bytes,19,rep,name=behind,proto3" json:"behind,omitempty"`
+	Behind []string `protobuf:"bytes,19,rep,name=behind,proto3" json:"behind,omitempty"`
+	// The steps that are over, in their order.
+	Passed        []*RolloutPassage `protobuf:"bytes,20,rep,name=passed,proto3" json:"passed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -650,6 +652,75 @@ func (x *RolloutStatus) GetBehind() []string {
 	return nil
 }
 
+func (x *RolloutStatus) GetPassed() []*RolloutPassage {
+	if x != nil {
+		return x.Passed
+	}
+	return nil
+}
+
+// RolloutPassage is a step that is over.
+type RolloutPassage struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Step    string                 `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
+	Entered *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=entered,proto3" json:"entered,omitempty"`
+	// It was entered on the way back.
+	Aborted       bool `protobuf:"varint,3,opt,name=aborted,proto3" json:"aborted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutPassage) Reset() {
+	*x = RolloutPassage{}
+	mi := &file_meshca_v1_authority_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutPassage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutPassage) ProtoMessage() {}
+
+func (x *RolloutPassage) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_authority_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutPassage.ProtoReflect.Descriptor instead.
+func (*RolloutPassage) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RolloutPassage) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *RolloutPassage) GetEntered() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Entered
+	}
+	return nil
+}
+
+func (x *RolloutPassage) GetAborted() bool {
+	if x != nil {
+		return x.Aborted
+	}
+	return false
+}
+
 type AgentConfirmation struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	SpiffeId            string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
@@ -666,7 +737,7 @@ type AgentConfirmation struct {
 
 func (x *AgentConfirmation) Reset() {
 	*x = AgentConfirmation{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[6]
+	mi := &file_meshca_v1_authority_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +749,7 @@ func (x *AgentConfirmation) String() string {
 func (*AgentConfirmation) ProtoMessage() {}
 
 func (x *AgentConfirmation) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[6]
+	mi := &file_meshca_v1_authority_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +762,7 @@ func (x *AgentConfirmation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentConfirmation.ProtoReflect.Descriptor instead.
 func (*AgentConfirmation) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{6}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AgentConfirmation) GetSpiffeId() string {
@@ -750,7 +821,7 @@ type ReaderConfirmation struct {
 
 func (x *ReaderConfirmation) Reset() {
 	*x = ReaderConfirmation{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[7]
+	mi := &file_meshca_v1_authority_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +833,7 @@ func (x *ReaderConfirmation) String() string {
 func (*ReaderConfirmation) ProtoMessage() {}
 
 func (x *ReaderConfirmation) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[7]
+	mi := &file_meshca_v1_authority_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +846,7 @@ func (x *ReaderConfirmation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReaderConfirmation.ProtoReflect.Descriptor instead.
 func (*ReaderConfirmation) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{7}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReaderConfirmation) GetName() string {
@@ -809,7 +880,7 @@ type RotateIntermediateRequest struct {
 
 func (x *RotateIntermediateRequest) Reset() {
 	*x = RotateIntermediateRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[8]
+	mi := &file_meshca_v1_authority_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +892,7 @@ func (x *RotateIntermediateRequest) String() string {
 func (*RotateIntermediateRequest) ProtoMessage() {}
 
 func (x *RotateIntermediateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[8]
+	mi := &file_meshca_v1_authority_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +905,7 @@ func (x *RotateIntermediateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateIntermediateRequest.ProtoReflect.Descriptor instead.
 func (*RotateIntermediateRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{8}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RotateIntermediateRequest) GetTaintedWithin() *durationpb.Duration {
@@ -855,7 +926,7 @@ type RotateIntermediateResponse struct {
 
 func (x *RotateIntermediateResponse) Reset() {
 	*x = RotateIntermediateResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[9]
+	mi := &file_meshca_v1_authority_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +938,7 @@ func (x *RotateIntermediateResponse) String() string {
 func (*RotateIntermediateResponse) ProtoMessage() {}
 
 func (x *RotateIntermediateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[9]
+	mi := &file_meshca_v1_authority_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +951,7 @@ func (x *RotateIntermediateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateIntermediateResponse.ProtoReflect.Descriptor instead.
 func (*RotateIntermediateResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{9}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RotateIntermediateResponse) GetTrustedUntil() *timestamppb.Timestamp {
@@ -916,7 +987,7 @@ type RotateRootRequest struct {
 
 func (x *RotateRootRequest) Reset() {
 	*x = RotateRootRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[10]
+	mi := &file_meshca_v1_authority_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +999,7 @@ func (x *RotateRootRequest) String() string {
 func (*RotateRootRequest) ProtoMessage() {}
 
 func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[10]
+	mi := &file_meshca_v1_authority_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1012,7 @@ func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRootRequest.ProtoReflect.Descriptor instead.
 func (*RotateRootRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{10}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RotateRootRequest) GetIssuer() string {
@@ -992,7 +1063,7 @@ type RotateRootResponse struct {
 
 func (x *RotateRootResponse) Reset() {
 	*x = RotateRootResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[11]
+	mi := &file_meshca_v1_authority_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1075,7 @@ func (x *RotateRootResponse) String() string {
 func (*RotateRootResponse) ProtoMessage() {}
 
 func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[11]
+	mi := &file_meshca_v1_authority_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1088,7 @@ func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRootResponse.ProtoReflect.Descriptor instead.
 func (*RotateRootResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{11}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RotateRootResponse) GetRollout() *RolloutStatus {
@@ -1051,7 +1122,7 @@ type ContinueRolloutRequest struct {
 
 func (x *ContinueRolloutRequest) Reset() {
 	*x = ContinueRolloutRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[12]
+	mi := &file_meshca_v1_authority_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1134,7 @@ func (x *ContinueRolloutRequest) String() string {
 func (*ContinueRolloutRequest) ProtoMessage() {}
 
 func (x *ContinueRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[12]
+	mi := &file_meshca_v1_authority_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1147,7 @@ func (x *ContinueRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueRolloutRequest.ProtoReflect.Descriptor instead.
 func (*ContinueRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{12}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ContinueRolloutRequest) GetDespite() []string {
@@ -1095,7 +1166,7 @@ type ContinueRolloutResponse struct {
 
 func (x *ContinueRolloutResponse) Reset() {
 	*x = ContinueRolloutResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[13]
+	mi := &file_meshca_v1_authority_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1178,7 @@ func (x *ContinueRolloutResponse) String() string {
 func (*ContinueRolloutResponse) ProtoMessage() {}
 
 func (x *ContinueRolloutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[13]
+	mi := &file_meshca_v1_authority_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1191,7 @@ func (x *ContinueRolloutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueRolloutResponse.ProtoReflect.Descriptor instead.
 func (*ContinueRolloutResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{13}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ContinueRolloutResponse) GetRollout() *RolloutStatus {
@@ -1138,7 +1209,7 @@ type AbortRolloutRequest struct {
 
 func (x *AbortRolloutRequest) Reset() {
 	*x = AbortRolloutRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[14]
+	mi := &file_meshca_v1_authority_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1221,7 @@ func (x *AbortRolloutRequest) String() string {
 func (*AbortRolloutRequest) ProtoMessage() {}
 
 func (x *AbortRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[14]
+	mi := &file_meshca_v1_authority_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1234,7 @@ func (x *AbortRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRolloutRequest.ProtoReflect.Descriptor instead.
 func (*AbortRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{14}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{15}
 }
 
 type AbortRolloutResponse struct {
@@ -1175,7 +1246,7 @@ type AbortRolloutResponse struct {
 
 func (x *AbortRolloutResponse) Reset() {
 	*x = AbortRolloutResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[15]
+	mi := &file_meshca_v1_authority_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1258,7 @@ func (x *AbortRolloutResponse) String() string {
 func (*AbortRolloutResponse) ProtoMessage() {}
 
 func (x *AbortRolloutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[15]
+	mi := &file_meshca_v1_authority_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1271,7 @@ func (x *AbortRolloutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRolloutResponse.ProtoReflect.Descriptor instead.
 func (*AbortRolloutResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{15}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AbortRolloutResponse) GetRollout() *RolloutStatus {
@@ -1220,7 +1291,7 @@ type TrustRootRequest struct {
 
 func (x *TrustRootRequest) Reset() {
 	*x = TrustRootRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[16]
+	mi := &file_meshca_v1_authority_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1303,7 @@ func (x *TrustRootRequest) String() string {
 func (*TrustRootRequest) ProtoMessage() {}
 
 func (x *TrustRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[16]
+	mi := &file_meshca_v1_authority_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1316,7 @@ func (x *TrustRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustRootRequest.ProtoReflect.Descriptor instead.
 func (*TrustRootRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{16}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TrustRootRequest) GetPem() []byte {
@@ -1266,7 +1337,7 @@ type TrustRootResponse struct {
 
 func (x *TrustRootResponse) Reset() {
 	*x = TrustRootResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[17]
+	mi := &file_meshca_v1_authority_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1349,7 @@ func (x *TrustRootResponse) String() string {
 func (*TrustRootResponse) ProtoMessage() {}
 
 func (x *TrustRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[17]
+	mi := &file_meshca_v1_authority_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1362,7 @@ func (x *TrustRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustRootResponse.ProtoReflect.Descriptor instead.
 func (*TrustRootResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{17}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TrustRootResponse) GetBundleSequence() uint64 {
@@ -1318,7 +1389,7 @@ type RemoveRootRequest struct {
 
 func (x *RemoveRootRequest) Reset() {
 	*x = RemoveRootRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[18]
+	mi := &file_meshca_v1_authority_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1401,7 @@ func (x *RemoveRootRequest) String() string {
 func (*RemoveRootRequest) ProtoMessage() {}
 
 func (x *RemoveRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[18]
+	mi := &file_meshca_v1_authority_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1414,7 @@ func (x *RemoveRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRootRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRootRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{18}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemoveRootRequest) GetId() string {
@@ -1362,7 +1433,7 @@ type RemoveRootResponse struct {
 
 func (x *RemoveRootResponse) Reset() {
 	*x = RemoveRootResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[19]
+	mi := &file_meshca_v1_authority_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1445,7 @@ func (x *RemoveRootResponse) String() string {
 func (*RemoveRootResponse) ProtoMessage() {}
 
 func (x *RemoveRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[19]
+	mi := &file_meshca_v1_authority_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1458,7 @@ func (x *RemoveRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRootResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRootResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{19}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RemoveRootResponse) GetBundleSequence() uint64 {
@@ -1442,7 +1513,7 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04root\x18\x03 \x01(\tR\x04root\x127\n" +
 	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x14\n" +
-	"\x05fault\x18\x05 \x01(\tR\x05fault\"\xfa\x04\n" +
+	"\x05fault\x18\x05 \x01(\tR\x05fault\"\xad\x05\n" +
 	"\rRolloutStatus\x12\x19\n" +
 	"\bold_root\x18\x01 \x01(\tR\aoldRoot\x12\x19\n" +
 	"\bnew_root\x18\x02 \x01(\tR\anewRoot\x12\x12\n" +
@@ -1464,7 +1535,12 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x05waits\x18\x10 \x03(\tR\x05waits\x120\n" +
 	"\x05until\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x14\n" +
 	"\x05error\x18\x12 \x01(\tR\x05error\x12\x16\n" +
-	"\x06behind\x18\x13 \x03(\tR\x06behind\"\x9a\x02\n" +
+	"\x06behind\x18\x13 \x03(\tR\x06behind\x121\n" +
+	"\x06passed\x18\x14 \x03(\v2\x19.meshca.v1.RolloutPassageR\x06passed\"t\n" +
+	"\x0eRolloutPassage\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\tR\x04step\x124\n" +
+	"\aentered\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aentered\x12\x18\n" +
+	"\aaborted\x18\x03 \x01(\bR\aaborted\"\x9a\x02\n" +
 	"\x11AgentConfirmation\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x122\n" +
 	"\x15acked_bundle_sequence\x18\x02 \x01(\x04R\x13ackedBundleSequence\x12\x1c\n" +
@@ -1533,7 +1609,7 @@ func file_meshca_v1_authority_proto_rawDescGZIP() []byte {
 	return file_meshca_v1_authority_proto_rawDescData
 }
 
-var file_meshca_v1_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_meshca_v1_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_meshca_v1_authority_proto_goTypes = []any{
 	(*GetAuthoritiesRequest)(nil),      // 0: meshca.v1.GetAuthoritiesRequest
 	(*GetAuthoritiesResponse)(nil),     // 1: meshca.v1.GetAuthoritiesResponse
@@ -1541,72 +1617,75 @@ var file_meshca_v1_authority_proto_goTypes = []any{
 	(*AuthorityIntermediate)(nil),      // 3: meshca.v1.AuthorityIntermediate
 	(*IssuerCandidate)(nil),            // 4: meshca.v1.IssuerCandidate
 	(*RolloutStatus)(nil),              // 5: meshca.v1.RolloutStatus
-	(*AgentConfirmation)(nil),          // 6: meshca.v1.AgentConfirmation
-	(*ReaderConfirmation)(nil),         // 7: meshca.v1.ReaderConfirmation
-	(*RotateIntermediateRequest)(nil),  // 8: meshca.v1.RotateIntermediateRequest
-	(*RotateIntermediateResponse)(nil), // 9: meshca.v1.RotateIntermediateResponse
-	(*RotateRootRequest)(nil),          // 10: meshca.v1.RotateRootRequest
-	(*RotateRootResponse)(nil),         // 11: meshca.v1.RotateRootResponse
-	(*ContinueRolloutRequest)(nil),     // 12: meshca.v1.ContinueRolloutRequest
-	(*ContinueRolloutResponse)(nil),    // 13: meshca.v1.ContinueRolloutResponse
-	(*AbortRolloutRequest)(nil),        // 14: meshca.v1.AbortRolloutRequest
-	(*AbortRolloutResponse)(nil),       // 15: meshca.v1.AbortRolloutResponse
-	(*TrustRootRequest)(nil),           // 16: meshca.v1.TrustRootRequest
-	(*TrustRootResponse)(nil),          // 17: meshca.v1.TrustRootResponse
-	(*RemoveRootRequest)(nil),          // 18: meshca.v1.RemoveRootRequest
-	(*RemoveRootResponse)(nil),         // 19: meshca.v1.RemoveRootResponse
-	(*timestamppb.Timestamp)(nil),      // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 21: google.protobuf.Duration
+	(*RolloutPassage)(nil),             // 6: meshca.v1.RolloutPassage
+	(*AgentConfirmation)(nil),          // 7: meshca.v1.AgentConfirmation
+	(*ReaderConfirmation)(nil),         // 8: meshca.v1.ReaderConfirmation
+	(*RotateIntermediateRequest)(nil),  // 9: meshca.v1.RotateIntermediateRequest
+	(*RotateIntermediateResponse)(nil), // 10: meshca.v1.RotateIntermediateResponse
+	(*RotateRootRequest)(nil),          // 11: meshca.v1.RotateRootRequest
+	(*RotateRootResponse)(nil),         // 12: meshca.v1.RotateRootResponse
+	(*ContinueRolloutRequest)(nil),     // 13: meshca.v1.ContinueRolloutRequest
+	(*ContinueRolloutResponse)(nil),    // 14: meshca.v1.ContinueRolloutResponse
+	(*AbortRolloutRequest)(nil),        // 15: meshca.v1.AbortRolloutRequest
+	(*AbortRolloutResponse)(nil),       // 16: meshca.v1.AbortRolloutResponse
+	(*TrustRootRequest)(nil),           // 17: meshca.v1.TrustRootRequest
+	(*TrustRootResponse)(nil),          // 18: meshca.v1.TrustRootResponse
+	(*RemoveRootRequest)(nil),          // 19: meshca.v1.RemoveRootRequest
+	(*RemoveRootResponse)(nil),         // 20: meshca.v1.RemoveRootResponse
+	(*timestamppb.Timestamp)(nil),      // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 22: google.protobuf.Duration
 }
 var file_meshca_v1_authority_proto_depIdxs = []int32{
 	2,  // 0: meshca.v1.GetAuthoritiesResponse.roots:type_name -> meshca.v1.RootStatus
 	4,  // 1: meshca.v1.GetAuthoritiesResponse.candidates:type_name -> meshca.v1.IssuerCandidate
 	5,  // 2: meshca.v1.GetAuthoritiesResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	6,  // 3: meshca.v1.GetAuthoritiesResponse.agents:type_name -> meshca.v1.AgentConfirmation
-	7,  // 4: meshca.v1.GetAuthoritiesResponse.readers:type_name -> meshca.v1.ReaderConfirmation
-	20, // 5: meshca.v1.GetAuthoritiesResponse.issues_until:type_name -> google.protobuf.Timestamp
-	20, // 6: meshca.v1.RootStatus.not_before:type_name -> google.protobuf.Timestamp
-	20, // 7: meshca.v1.RootStatus.not_after:type_name -> google.protobuf.Timestamp
-	20, // 8: meshca.v1.RootStatus.last_end:type_name -> google.protobuf.Timestamp
+	7,  // 3: meshca.v1.GetAuthoritiesResponse.agents:type_name -> meshca.v1.AgentConfirmation
+	8,  // 4: meshca.v1.GetAuthoritiesResponse.readers:type_name -> meshca.v1.ReaderConfirmation
+	21, // 5: meshca.v1.GetAuthoritiesResponse.issues_until:type_name -> google.protobuf.Timestamp
+	21, // 6: meshca.v1.RootStatus.not_before:type_name -> google.protobuf.Timestamp
+	21, // 7: meshca.v1.RootStatus.not_after:type_name -> google.protobuf.Timestamp
+	21, // 8: meshca.v1.RootStatus.last_end:type_name -> google.protobuf.Timestamp
 	3,  // 9: meshca.v1.RootStatus.intermediate:type_name -> meshca.v1.AuthorityIntermediate
-	20, // 10: meshca.v1.RootStatus.tainted:type_name -> google.protobuf.Timestamp
-	20, // 11: meshca.v1.AuthorityIntermediate.not_after:type_name -> google.protobuf.Timestamp
-	20, // 12: meshca.v1.AuthorityIntermediate.last_try:type_name -> google.protobuf.Timestamp
-	20, // 13: meshca.v1.IssuerCandidate.not_after:type_name -> google.protobuf.Timestamp
-	20, // 14: meshca.v1.RolloutStatus.entered:type_name -> google.protobuf.Timestamp
-	20, // 15: meshca.v1.RolloutStatus.begun:type_name -> google.protobuf.Timestamp
-	21, // 16: meshca.v1.RolloutStatus.within:type_name -> google.protobuf.Duration
-	20, // 17: meshca.v1.RolloutStatus.last_end:type_name -> google.protobuf.Timestamp
-	20, // 18: meshca.v1.RolloutStatus.until:type_name -> google.protobuf.Timestamp
-	20, // 19: meshca.v1.AgentConfirmation.last_seen:type_name -> google.protobuf.Timestamp
-	20, // 20: meshca.v1.AgentConfirmation.counts_until:type_name -> google.protobuf.Timestamp
-	21, // 21: meshca.v1.ReaderConfirmation.refresh:type_name -> google.protobuf.Duration
-	20, // 22: meshca.v1.ReaderConfirmation.until:type_name -> google.protobuf.Timestamp
-	21, // 23: meshca.v1.RotateIntermediateRequest.tainted_within:type_name -> google.protobuf.Duration
-	20, // 24: meshca.v1.RotateIntermediateResponse.trusted_until:type_name -> google.protobuf.Timestamp
-	21, // 25: meshca.v1.RotateRootRequest.tainted_within:type_name -> google.protobuf.Duration
-	5,  // 26: meshca.v1.RotateRootResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	5,  // 27: meshca.v1.ContinueRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	5,  // 28: meshca.v1.AbortRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	0,  // 29: meshca.v1.AuthorityService.GetAuthorities:input_type -> meshca.v1.GetAuthoritiesRequest
-	8,  // 30: meshca.v1.AuthorityService.RotateIntermediate:input_type -> meshca.v1.RotateIntermediateRequest
-	10, // 31: meshca.v1.AuthorityService.RotateRoot:input_type -> meshca.v1.RotateRootRequest
-	12, // 32: meshca.v1.AuthorityService.ContinueRollout:input_type -> meshca.v1.ContinueRolloutRequest
-	14, // 33: meshca.v1.AuthorityService.AbortRollout:input_type -> meshca.v1.AbortRolloutRequest
-	16, // 34: meshca.v1.AuthorityService.TrustRoot:input_type -> meshca.v1.TrustRootRequest
-	18, // 35: meshca.v1.AuthorityService.RemoveRoot:input_type -> meshca.v1.RemoveRootRequest
-	1,  // 36: meshca.v1.AuthorityService.GetAuthorities:output_type -> meshca.v1.GetAuthoritiesResponse
-	9,  // 37: meshca.v1.AuthorityService.RotateIntermediate:output_type -> meshca.v1.RotateIntermediateResponse
-	11, // 38: meshca.v1.AuthorityService.RotateRoot:output_type -> meshca.v1.RotateRootResponse
-	13, // 39: meshca.v1.AuthorityService.ContinueRollout:output_type -> meshca.v1.ContinueRolloutResponse
-	15, // 40: meshca.v1.AuthorityService.AbortRollout:output_type -> meshca.v1.AbortRolloutResponse
-	17, // 41: meshca.v1.AuthorityService.TrustRoot:output_type -> meshca.v1.TrustRootResponse
-	19, // 42: meshca.v1.AuthorityService.RemoveRoot:output_type -> meshca.v1.RemoveRootResponse
-	36, // [36:43] is the sub-list for method output_type
-	29, // [29:36] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	21, // 10: meshca.v1.RootStatus.tainted:type_name -> google.protobuf.Timestamp
+	21, // 11: meshca.v1.AuthorityIntermediate.not_after:type_name -> google.protobuf.Timestamp
+	21, // 12: meshca.v1.AuthorityIntermediate.last_try:type_name -> google.protobuf.Timestamp
+	21, // 13: meshca.v1.IssuerCandidate.not_after:type_name -> google.protobuf.Timestamp
+	21, // 14: meshca.v1.RolloutStatus.entered:type_name -> google.protobuf.Timestamp
+	21, // 15: meshca.v1.RolloutStatus.begun:type_name -> google.protobuf.Timestamp
+	22, // 16: meshca.v1.RolloutStatus.within:type_name -> google.protobuf.Duration
+	21, // 17: meshca.v1.RolloutStatus.last_end:type_name -> google.protobuf.Timestamp
+	21, // 18: meshca.v1.RolloutStatus.until:type_name -> google.protobuf.Timestamp
+	6,  // 19: meshca.v1.RolloutStatus.passed:type_name -> meshca.v1.RolloutPassage
+	21, // 20: meshca.v1.RolloutPassage.entered:type_name -> google.protobuf.Timestamp
+	21, // 21: meshca.v1.AgentConfirmation.last_seen:type_name -> google.protobuf.Timestamp
+	21, // 22: meshca.v1.AgentConfirmation.counts_until:type_name -> google.protobuf.Timestamp
+	22, // 23: meshca.v1.ReaderConfirmation.refresh:type_name -> google.protobuf.Duration
+	21, // 24: meshca.v1.ReaderConfirmation.until:type_name -> google.protobuf.Timestamp
+	22, // 25: meshca.v1.RotateIntermediateRequest.tainted_within:type_name -> google.protobuf.Duration
+	21, // 26: meshca.v1.RotateIntermediateResponse.trusted_until:type_name -> google.protobuf.Timestamp
+	22, // 27: meshca.v1.RotateRootRequest.tainted_within:type_name -> google.protobuf.Duration
+	5,  // 28: meshca.v1.RotateRootResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	5,  // 29: meshca.v1.ContinueRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	5,  // 30: meshca.v1.AbortRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	0,  // 31: meshca.v1.AuthorityService.GetAuthorities:input_type -> meshca.v1.GetAuthoritiesRequest
+	9,  // 32: meshca.v1.AuthorityService.RotateIntermediate:input_type -> meshca.v1.RotateIntermediateRequest
+	11, // 33: meshca.v1.AuthorityService.RotateRoot:input_type -> meshca.v1.RotateRootRequest
+	13, // 34: meshca.v1.AuthorityService.ContinueRollout:input_type -> meshca.v1.ContinueRolloutRequest
+	15, // 35: meshca.v1.AuthorityService.AbortRollout:input_type -> meshca.v1.AbortRolloutRequest
+	17, // 36: meshca.v1.AuthorityService.TrustRoot:input_type -> meshca.v1.TrustRootRequest
+	19, // 37: meshca.v1.AuthorityService.RemoveRoot:input_type -> meshca.v1.RemoveRootRequest
+	1,  // 38: meshca.v1.AuthorityService.GetAuthorities:output_type -> meshca.v1.GetAuthoritiesResponse
+	10, // 39: meshca.v1.AuthorityService.RotateIntermediate:output_type -> meshca.v1.RotateIntermediateResponse
+	12, // 40: meshca.v1.AuthorityService.RotateRoot:output_type -> meshca.v1.RotateRootResponse
+	14, // 41: meshca.v1.AuthorityService.ContinueRollout:output_type -> meshca.v1.ContinueRolloutResponse
+	16, // 42: meshca.v1.AuthorityService.AbortRollout:output_type -> meshca.v1.AbortRolloutResponse
+	18, // 43: meshca.v1.AuthorityService.TrustRoot:output_type -> meshca.v1.TrustRootResponse
+	20, // 44: meshca.v1.AuthorityService.RemoveRoot:output_type -> meshca.v1.RemoveRootResponse
+	38, // [38:45] is the sub-list for method output_type
+	31, // [31:38] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_authority_proto_init() }
@@ -1620,7 +1699,7 @@ func file_meshca_v1_authority_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_authority_proto_rawDesc), len(file_meshca_v1_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
