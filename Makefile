@@ -13,7 +13,8 @@ GO_BUILD := go build -ldflags "-s -w -X main.version=$(VERSION)"
 export CGO_ENABLED := 0
 export GOFLAGS := -trimpath -buildvcs=false
 
-# What `make run` may be told: SVID_TTL=30s RUN_FOR=60s RATE=50 make run
+# What `make run` may be told: UPSTREAM=vault SVID_TTL=30s RUN_FOR=60s RATE=50 make run
+UPSTREAM ?=
 SVID_TTL ?=
 RUN_FOR ?=
 RATE ?=
@@ -23,11 +24,11 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: need-go ## the demo: two real Envoys, mTLS, rotation under traffic (SVID_TTL=30s, RUN_FOR=60s, RATE=50)
-	@test/parts/build $(PARTS) envoy
+run: need-go ## the demo: two real Envoys, mTLS, rotation under traffic (UPSTREAM=vault, SVID_TTL=30s, RUN_FOR=60s, RATE=50)
+	@test/parts/build $(PARTS) envoy $(if $(filter vault,$(UPSTREAM)),vault)
 	@echo "building meshca and the demo (a minute or two the first time)"
 	@$(GO_BUILD) -o bin/ ./cmd/meshca ./cmd/certctl ./test/demo
-	@exec bin/demo $(if $(SVID_TTL),-svid-ttl=$(SVID_TTL)) $(if $(RUN_FOR),-run-for=$(RUN_FOR)) $(if $(RATE),-rate=$(RATE))
+	@exec bin/demo $(if $(UPSTREAM),-upstream=$(UPSTREAM)) $(if $(SVID_TTL),-svid-ttl=$(SVID_TTL)) $(if $(RUN_FOR),-run-for=$(RUN_FOR)) $(if $(RATE),-rate=$(RATE))
 
 .PHONY: build
 build: need-go ## the three binaries, static, into bin/

@@ -25,6 +25,7 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/ca/upstream/disk"
+	"github.com/meshca/meshca/cmd/internal/strictyaml"
 	"github.com/meshca/meshca/rotation"
 )
 
@@ -46,6 +47,7 @@ type devOptions struct {
 	listen, ops string
 	agentOps    string
 	policy      string
+	upstream    string
 	ttl         time.Duration
 	logLevel    string
 }
@@ -57,7 +59,8 @@ func devCommand() *cobra.Command {
 		Short: "Run a CA and an agent here, without a cluster, to try meshca out",
 		Long: "A CA and an agent in one process, for a laptop: a root on disk, a bolt store, and an issuer of tokens in\n" +
 			"Kubernetes' form in place of a cluster. Tokens go through the same verification as a cluster's.\n" +
-			"Each workload gets a socket at STATE/run/NAMESPACE/SERVICE-ACCOUNT.sock that speaks SDS.",
+			"Each workload gets a socket at STATE/run/NAMESPACE/SERVICE-ACCOUNT.sock that speaks SDS.\n" +
+			"With --upstream the root is elsewhere, such as in Vault.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return fmt.Errorf("%q is no flag", args[0])
@@ -74,6 +77,7 @@ func devCommand() *cobra.Command {
 	f.StringVar(&o.ops, "ops", "127.0.0.1:9090", "address of the CA's /readyz and /metrics (port 0: any)")
 	f.StringVar(&o.agentOps, "agent-ops", "127.0.0.1:9091", "address of the agent's /readyz and /metrics (port 0: any)")
 	f.StringVar(&o.policy, "policy", "", "policy file (default: the plain ID for all)")
+	f.StringVar(&o.upstream, "upstream", "", "file with the piece `upstream:` of a CA's configuration, as deploy/vault shows it (default: a root on disk, made here)")
 	f.DurationVar(&o.ttl, "svid-ttl", ca.MaxTTL, "life of SVIDs")
 	f.StringVar(&o.logLevel, "log-level", "warn", "debug, info, warn or error")
 	return c
@@ -178,9 +182,13 @@ func dev(ctx context.Context, o devOptions, out, stderr io.Writer) error {
 
 // devConfig is a configuration as serve would read it from a file.
 func devConfig(o devOptions, state devState) (*Config, error) {
+	upstream, err := devUpstream(o.upstream)
+	if err != nil {
+		return nil, usageError{err}
+	}
 	c := &Config{
 		TrustDomain: o.trustDomain, Listen: o.listen, OpsAddress: o.ops, AdminSocket: state.adminSocket(), StateDir: state.dir,
-		BundleFile: state.bundle(), Upstream: UpstreamConfig{Disk: &DiskConfig{}}, SVID: SVIDConfig{TTL: metav1.Duration{Duration: o.ttl}},
+		BundleFile: state.bundle(), Upstream: upstream, SVID: SVIDConfig{TTL: metav1.Duration{Duration: o.ttl}},
 		PolicyFile: o.policy, LogLevel: o.logLevel, Audit: AuditConfig{File: filepath.Join(state.dir, "audit.log")},
 		Clusters: []ClusterConfig{{Agents: []string{devAgent.namespace + "/" + devAgent.account}, Config: kubernetes.Config{
 			Name: devCluster, Mode: kubernetes.JWKS, Issuer: devIssuer, Keys: kubernetes.KeysConfig{File: state.keys()}, Liveness: kubernetes.LivenessNone,
@@ -192,8 +200,29 @@ func devConfig(o devOptions, state devState) (*Config, error) {
 	return c, nil
 }
 
-// ensureRoot makes the root at the first start, and says so: for dev this is the explicit step.
+// devUpstream is the piece in the file; without a file, a root on disk.
+func devUpstream(file string) (UpstreamConfig, error) {
+	if file == "" {
+		return UpstreamConfig{Disk: &DiskConfig{}}, nil
+	}
+	data, err := readBounded(file)
+	if err != nil {
+		return UpstreamConfig{}, fmt.Errorf("--upstream: %w", err)
+	}
+	var piece struct {
+		Upstream UpstreamConfig `json:"upstream"`
+	}
+	if err := strictyaml.Decode(data, &piece); err != nil {
+		return UpstreamConfig{}, fmt.Errorf("--upstream %s: it holds `upstream:` and nothing else: %w", file, err)
+	}
+	return piece.Upstream, nil
+}
+
+// ensureRoot makes a root on disk at the first start, and says so: for dev this is the explicit step.
 func ensureRoot(out io.Writer, c *Config) error {
+	if c.Upstream.Disk == nil {
+		return nil
+	}
 	if _, err := os.Stat(c.Upstream.Disk.CertFile); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

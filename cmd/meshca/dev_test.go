@@ -25,7 +25,15 @@ func meshcaDev(ctx context.Context, args ...string) error {
 }
 
 func TestDevRefusesWrongUsage(t *testing.T) {
-	state := filepath.Join(t.TempDir(), "state")
+	dir := t.TempDir()
+	state := filepath.Join(dir, "state")
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
 	for name, c := range map[string]struct{ args, want string }{
 		"no workload":    {"", "--workload"},
 		"no flag before": {"--workload shop/cart shop/till", `"shop/till" is no flag`},
@@ -34,6 +42,9 @@ func TestDevRefusesWrongUsage(t *testing.T) {
 		"less than none": {"--workload shop/cart --svid-ttl -1h", "--svid-ttl -1h0m0s is no life"},
 		"too short":      {"--workload shop/cart --svid-ttl 1s", "svid.ttl"},
 		"no such flag":   {"--workloads shop/cart", "--help"},
+		"no upstream":    {"--workload shop/cart --upstream " + filepath.Join(state, "absent.yaml"), "--upstream: " + filepath.Join(state, "absent.yaml") + " does not exist"},
+		"too much":       {"--workload shop/cart --upstream " + file("much.yaml", "trustDomain: x\nupstream: {disk: {}}\n"), "`upstream:` and nothing else"},
+		"two upstreams":  {"--workload shop/cart --upstream " + file("two.yaml", "upstream: {disk: {}, vault: {}}\n"), "both disk and vault"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

@@ -67,13 +67,14 @@ func TestResult(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	fine := options{ttl: 30 * time.Second, rate: 50}
+	fine := options{upstream: upstreamDisk, ttl: 30 * time.Second, rate: 50}
 	if err := fine.check(nil); err != nil {
 		t.Errorf("%+v: %v", fine, err)
 	}
 	for name, spoil := range map[string]func(*options){
 		"a life that is over before it began": func(o *options) { o.ttl = time.Second },
 		"more than meshca issues":             func(o *options) { o.ttl = 7 * time.Hour },
+		"a root that is nowhere":              func(o *options) { o.upstream = "tape" },
 		"no requests":                         func(o *options) { o.rate = 0 },
 		"a negative time":                     func(o *options) { o.runFor = -time.Second },
 	} {
@@ -90,7 +91,7 @@ func TestOptions(t *testing.T) {
 
 // moment is a frame with everything in it.
 func moment() frame {
-	f := frame{running: 83 * time.Second, ttl: 30 * time.Second, rate: 49.6, ok: 4150, hints: []string{"certctl status"}}
+	f := frame{running: 83 * time.Second, ttl: 30 * time.Second, rate: 49.6, ok: 4150, root: "on disk", hints: []string{"certctl svid list", "certctl ca rotate root", "certctl status"}}
 	for i, side := range mesh.Sides {
 		f.proxies[i] = proxyFrame{
 			Reading: mesh.Reading{Identity: "spiffe://demo.test/ns/demo/sa/" + side, Serial: "0123456789abcdef", OK: 4150},
@@ -105,7 +106,7 @@ func TestScreen(t *testing.T) {
 	page := render(f)
 	for _, want := range []string{
 		"spiffe://demo.test/ns/demo/sa/client", "spiffe://demo.test/ns/demo/sa/server", "0123456789abcdef",
-		"[=========               ] 12s", "rotations  5\n", "rotations  6\n", "ok 4150  failed 0\n", "(50 a second)", "running 1m23s", "certctl status",
+		"[=========               ] 12s", "rotations  5\n", "rotations  6\n", "ok 4150  failed 0\n", "(50 a second)", "running 1m23s", "certctl status", "CA's root  on disk\n",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)

@@ -15,18 +15,26 @@ import (
 	"golang.org/x/term"
 )
 
+// Where the CA's root can be.
+const (
+	upstreamDisk  = "disk"
+	upstreamVault = "vault"
+)
+
 // options are the flags.
 type options struct {
-	meshca string
-	ttl    time.Duration
-	runFor time.Duration
-	rate   int
-	state  string
+	meshca   string
+	upstream string
+	ttl      time.Duration
+	runFor   time.Duration
+	rate     int
+	state    string
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.meshca, "meshca", "bin/meshca", "the meshca binary")
+	flag.StringVar(&o.upstream, "upstream", upstreamDisk, "where the CA's root is: disk, or vault, which starts a Vault")
 	flag.DurationVar(&o.ttl, "svid-ttl", time.Minute, "life of the SVIDs; meshca's own default is six hours")
 	flag.DurationVar(&o.runFor, "run-for", 0, "end after so much traffic (0: at Ctrl-C)")
 	flag.IntVar(&o.rate, "rate", 50, "requests a second")
@@ -51,7 +59,9 @@ func main() {
 func (o options) check(rest []string) error {
 	switch {
 	case len(rest) > 0:
-		return fmt.Errorf("%q is no flag: SVID_TTL, RUN_FOR and RATE are what `make run` takes", rest[0])
+		return fmt.Errorf("%q is no flag: UPSTREAM, SVID_TTL, RUN_FOR and RATE are what `make run` takes", rest[0])
+	case o.upstream != upstreamDisk && o.upstream != upstreamVault:
+		return fmt.Errorf("the upstream %q: it is disk or vault", o.upstream)
 	case o.ttl < 10*time.Second || o.ttl > 6*time.Hour:
 		return fmt.Errorf("SVIDs of %s: 10s to 6h makes sense here", o.ttl)
 	case o.rate < 1 || o.rate > 1000:

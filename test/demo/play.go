@@ -82,7 +82,7 @@ type watch struct {
 }
 
 func (w *watch) frame(ctx context.Context, now time.Time) frame {
-	f := frame{running: now.Sub(w.begin), ttl: w.ttl, hints: w.stage.hints()}
+	f := frame{running: now.Sub(w.begin), ttl: w.ttl, root: w.stage.root(), hints: w.stage.hints()}
 	for i := range w.last {
 		r, err := w.stage.mesh.ReadSide(ctx, i)
 		if err != nil {

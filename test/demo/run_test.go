@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +33,45 @@ func TestRun(t *testing.T) {
 		if !strings.Contains(d.out.String(), want) {
 			t.Errorf("the output lacks %q:\n%s", want, d.out.String())
 		}
+	}
+	d.leavesNothing(t)
+}
+
+// TestRotateRootInVault is `UPSTREAM=vault make run`, and in a second terminal the command that it shows: each step of the
+// rollout comes by, and no request fails.
+func TestRotateRootInVault(t *testing.T) {
+	parts.Path(t, "vault")
+	d := start(t, "-upstream=vault", "-svid-ttl=15s")
+	d.await(t, "the CA's root is in Vault at https://127.0.0.1:")
+	d.await(t, "ok=")
+	hint := regexp.MustCompile(`look inside: bin/certctl (--socket .* ca rotate root --watch)\n`).FindStringSubmatch(d.out.String())
+	if hint == nil {
+		t.Fatalf("it does not tell how to replace the root:\n%s", d.out.String())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program(t, "./cmd/certctl"), strings.Fields(hint[1])...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("certctl: %v\n%s", err, out)
+	}
+	steps := regexp.MustCompile(`(?m)^\S+ \S+ ([a-z]+): `).FindAllStringSubmatch(string(out), -1)
+	var seen []string
+	for _, s := range steps {
+		if len(seen) == 0 || seen[len(seen)-1] != s[1] {
+			seen = append(seen, s[1])
+		}
+	}
+	if want := []string{"chosen", "published", "confirmed", "signing", "retired", "leaving", "out"}; !slices.Equal(seen, want) {
+		t.Errorf("--watch showed the steps %v, want %v:\n%s", seen, want, out)
+	}
+	if err := d.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.wait(t); err != nil {
+		t.Errorf("%v\n%s", err, d.out.String())
+	}
+	if !regexp.MustCompile(`\nrequests ok=[1-9][0-9]{2,} failed=0 rotations=[1-9][0-9]*\n$`).MatchString(d.out.String()) {
+		t.Errorf("requests failed, or nothing rotated:\n%s", d.out.String())
 	}
 	d.leavesNothing(t)
 }

@@ -19,6 +19,7 @@ type frame struct {
 	ok      int64
 	failed  int64
 	fault   string
+	root    string // where the CA's root is
 	proxies [2]proxyFrame
 	hints   []string
 }
@@ -137,6 +138,7 @@ func render(f frame) string {
 		bold, plain, clock(f.running), f.ttl, f.ttl/2)
 	fmt.Fprintf(&b, "  requests > Envoy (client) > mTLS, a handshake for each > Envoy (server) > HTTP service\n")
 	fmt.Fprintf(&b, "  %srequests%s   ok %s%d%s  failed %s  (%.0f a second)\n", bold, plain, green, f.ok, plain, count(f.failed), f.rate)
+	fmt.Fprintf(&b, "  CA's root  %s\n", f.root)
 	if f.fault != "" {
 		fmt.Fprintf(&b, "  %slast fault%s %s\n", red, plain, oneLine(f.fault))
 	}
@@ -155,7 +157,7 @@ func render(f frame) string {
 	}
 	fmt.Fprintf(&b, "  Ctrl-C ends it. Look inside from a second terminal:\n")
 	for _, hint := range f.hints {
-		fmt.Fprintf(&b, "    %s\n", hint)
+		fmt.Fprintf(&b, "  %s\n", hint)
 	}
 	return b.String()
 }
@@ -208,6 +210,7 @@ func (l *lines) show(f frame) {
 		for i, p := range f.proxies {
 			fmt.Fprintf(l.w, "%s is %s\n", mesh.Sides[i], p.Identity)
 		}
+		fmt.Fprintf(l.w, "the CA's root is %s\n", f.root)
 		for _, hint := range f.hints {
 			fmt.Fprintf(l.w, "look inside: %s\n", hint)
 		}

@@ -13,6 +13,7 @@ import (
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/test/mesh"
 	"github.com/meshca/meshca/test/parts"
+	"github.com/meshca/meshca/test/vault"
 )
 
 // stage is everything that the demo started.
@@ -22,6 +23,7 @@ type stage struct {
 	meshca    *parts.Process
 	log       *os.File
 	mesh      *mesh.Mesh
+	vault     *vault.Server // nil: the root is on disk
 }
 
 const (
@@ -43,8 +45,8 @@ func setUp(ctx context.Context, o options) (*stage, error) {
 	}
 	s := &stage{dir: o.state}
 	if s.dir == "" {
-		// A short path: a unix socket's may have 107 bytes.
-		if s.dir, err = os.MkdirTemp("", "meshca-demo-"); err != nil {
+		// A short path: a unix socket's may have 107 bytes, and a hint that has it is to fit into 80 columns.
+		if s.dir, err = os.MkdirTemp("", "demo"); err != nil {
 			return nil, err
 		}
 		s.temporary = true
@@ -60,15 +62,22 @@ func setUp(ctx context.Context, o options) (*stage, error) {
 }
 
 func (s *stage) start(ctx context.Context, o options, envoy string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	for _, dir := range []string{s.dir, filepath.Join(s.dir, "envoy")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
+	var upstream string
+	if o.upstream == upstreamVault {
+		var err error
+		if upstream, err = s.startVault(ctx); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	say("starting meshca dev")
-	if err := s.startMeshca(ctx, o); err != nil {
+	if err := s.startMeshca(ctx, o, upstream); err != nil {
 		return err
 	}
 	var sides [2]mesh.Workload
@@ -85,8 +94,29 @@ func (s *stage) start(ctx context.Context, o options, envoy string) error {
 	return err
 }
 
+// startVault starts a Vault and sets it up as deploy/vault tells, with a root and the one that can follow it. It returns
+// the file with the upstream's piece of meshca's configuration.
+func (s *stage) startVault(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
+	defer cancel()
+	say("starting Vault, and setting it up as deploy/vault tells")
+	var err error
+	if s.vault, err = vault.LaunchDev(ctx, filepath.Join(s.dir, "vault")); err != nil {
+		return "", err
+	}
+	d, err := vault.SetUp(ctx, s.vault, filepath.Join(s.dir, "vault", "setup"))
+	if err != nil {
+		return "", err
+	}
+	if err := d.NextRoot(ctx, "root-2"); err != nil {
+		return "", err
+	}
+	file := filepath.Join(s.dir, "upstream.yaml")
+	return file, os.WriteFile(file, []byte(d.Upstream), 0o600)
+}
+
 // startMeshca starts `meshca dev` and returns when its agent holds an SVID for each side.
-func (s *stage) startMeshca(ctx context.Context, o options) error {
+func (s *stage) startMeshca(ctx context.Context, o options, upstream string) error {
 	var err error
 	if s.log, err = os.OpenFile(filepath.Join(s.dir, "meshca.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
 		return err
@@ -94,6 +124,9 @@ func (s *stage) startMeshca(ctx context.Context, o options) error {
 	args := []string{
 		"dev", "--state", s.dir, "--trust-domain", trustDomain, "--svid-ttl", o.ttl.String(),
 		"--listen", "127.0.0.1:0", "--ops", "127.0.0.1:0", "--agent-ops", "127.0.0.1:0",
+	}
+	if upstream != "" {
+		args = append(args, "--upstream", upstream)
 	}
 	for _, side := range mesh.Sides {
 		args = append(args, "--workload", workload(side))
@@ -135,7 +168,16 @@ func (s *stage) hints() []string {
 	return []string{
 		"bin/certctl --socket " + s.caSocket() + " status",
 		"bin/certctl --agent=" + s.agentSocket() + " svid list",
+		"bin/certctl --socket " + s.caSocket() + " ca rotate root --watch",
 	}
+}
+
+// root says where the CA's root is.
+func (s *stage) root() string {
+	if s.vault == nil {
+		return "on disk"
+	}
+	return "in Vault at " + s.vault.Address + ": root-1, and root-2 to rotate to"
 }
 
 // tearDown stops what runs, proxies first, and removes what is temporary.
@@ -145,6 +187,9 @@ func (s *stage) tearDown() {
 	}
 	if s.meshca != nil {
 		s.meshca.Stop(10 * time.Second)
+	}
+	if s.vault != nil {
+		s.vault.Close()
 	}
 	if s.log != nil {
 		_ = s.log.Close()
