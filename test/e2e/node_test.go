@@ -20,6 +20,7 @@ import (
 
 	"github.com/meshca/meshca/test/kube"
 	"github.com/meshca/meshca/test/parts"
+	"github.com/meshca/meshca/test/vault"
 )
 
 const startLimit = 60 * time.Second
@@ -67,7 +68,42 @@ type agentNode struct {
 	agent     *parts.Process
 }
 
+// holder holds the root of a site.
+type holder struct {
+	// upstream is its piece of the CA's configuration.
+	upstream string
+	// create says that `meshca root create` makes the root.
+	create bool
+	// next returns the issuer to name when the root is to be replaced; empty where the upstream makes one by itself.
+	next func() string
+}
+
+// onDisk has the root in files.
+func onDisk() holder {
+	return holder{upstream: "upstream: {disk: {}}\n", create: true, next: func() string { return "" }}
+}
+
+// inVault starts a Vault that was set up as deploy/vault tells.
+func inVault(t *testing.T) holder {
+	t.Helper()
+	d, err := vault.SetUp(t.Context(), vault.Dev(t), filepath.Join(t.TempDir(), "setup"))
+	check(t, err)
+	made := 1
+	return holder{upstream: d.Upstream, next: func() string {
+		made++
+		name := fmt.Sprintf("root-%d", made)
+		check(t, d.NextRoot(t.Context(), name))
+		return name
+	}}
+}
+
+// newSite is a site with its root on disk.
 func newSite(t *testing.T, mode string, ttl time.Duration) *site {
+	t.Helper()
+	return newSiteOf(t, onDisk(), mode, ttl)
+}
+
+func newSiteOf(t *testing.T, root holder, mode string, ttl time.Duration) *site {
 	t.Helper()
 	bin, err := binaries()
 	check(t, err)
@@ -94,14 +130,15 @@ adminSocket: %[3]s/admin.sock
 stateDir: %[3]s/state
 bundleFile: %[3]s/bundle.json
 audit: {file: %[3]s/audit.log}
-upstream: {disk: {}}
 svid: {ttl: %[4]s}
 clusters:
   - {name: one, mode: %[5]s, kubeconfig: %[6]s}
-`, s.port, freePort(t), dir, ttl, mode, s.kube.Kubeconfig))
-	out, err := exec.CommandContext(t.Context(), s.path("meshca"), "root", "create", "--config", s.file("ca.yaml")).CombinedOutput()
-	if err != nil {
-		t.Fatalf("root create: %v\n%s", err, out)
+%[7]s`, s.port, freePort(t), dir, ttl, mode, s.kube.Kubeconfig, root.upstream))
+	if root.create {
+		out, err := exec.CommandContext(t.Context(), s.path("meshca"), "root", "create", "--config", s.file("ca.yaml")).CombinedOutput()
+		if err != nil {
+			t.Fatalf("root create: %v\n%s", err, out)
+		}
 	}
 	t.Cleanup(func() {
 		if s.ca != nil {
