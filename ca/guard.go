@@ -48,6 +48,7 @@ func (g *guard) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 	if opts.HashFunc() != crypto.SHA256 || len(digest) != sha256.Size {
 		return nil, errNotSHA256
 	}
+	// gofail: var leafPrepared struct{}
 	copy(g.digest[:], digest)
 	g.entry.TBSDigest = g.digest[:]
 	if err := g.ledger.Append(g.ctx, g.entry); err != nil {
@@ -55,6 +56,7 @@ func (g *guard) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 		return nil, err
 	}
 	g.signed = true
+	// gofail: var leafRecorded struct{}
 	return g.key.Sign(rand, g.digest[:], opts)
 }
 

@@ -133,6 +133,8 @@ func (i *Issuer) Issue(ctx context.Context, r Request) (SVID, error) {
 		return SVID{}, i.notSigned(g, err)
 	}
 
+	// gofail: var leafSigned struct{}
+
 	// 5. Compare: field by field with the template, and the whole with the digest that was recorded.
 	if err := compare(made.Certificate, template, signer, g.recorded()); err != nil {
 		return SVID{}, i.mismatched(err)

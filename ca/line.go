@@ -48,7 +48,9 @@ func (l *Line) Renew(ctx context.Context) (rotation.Term, error) {
 	for _, c := range s.chain {
 		l.authority.adopt(c.PublicKey)
 	}
+	// gofail: var intermediateSigned struct{}
 	l.current.Store(s)
+	// gofail: var intermediateInUse struct{}
 	now := time.Now()
 	left := s.notAfter.Sub(now)
 	return rotation.Term{Life: left, Left: left, Received: now}, nil
@@ -68,6 +70,7 @@ func (l *Line) renew(ctx context.Context) (*Signer, error) {
 		return nil, fmt.Errorf("ca: requesting the intermediate: %w", err)
 	}
 	request := IntermediateRequest{PublicKey: key.Public(), TrustDomain: td, Life: c.Life, CommonName: c.CommonName, CSR: csr}
+	// gofail: var intermediateAsked struct{}
 	chain, err := c.Upstream.SignIntermediate(ctx, l.root.Ref, request)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", refusal.New(refusal.UpstreamUnavailable, "the upstream did not sign an intermediate"), err)

@@ -187,6 +187,7 @@ func (t *Trust) change(ctx context.Context, beyond uint64, edit func(*spiffebund
 		if err != nil {
 			return err
 		}
+		// gofail: var bundleMade struct{}
 		err = t.store.SwapBundle(ctx, sequence(old), StoredBundle{Sequence: sequence(next), JSON: data})
 		switch {
 		case errors.Is(err, ErrConflict):
@@ -195,7 +196,9 @@ func (t *Trust) change(ctx context.Context, beyond uint64, edit func(*spiffebund
 			// It may have taken effect all the same: whoever asks next reads what is stored.
 			return fmt.Errorf("ca: storing the trust bundle: %w", err)
 		}
+		// gofail: var bundleStored struct{}
 		t.publish(next)
+		// gofail: var bundlePublished struct{}
 		return nil
 	}
 	return fmt.Errorf("ca: storing the trust bundle: %w, %d times", ErrConflict, maxSwaps)

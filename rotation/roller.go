@@ -119,7 +119,9 @@ func (x *Roller) Change(ctx context.Context, command func(Rollout) (Rollout, err
 		if err != nil {
 			return now, err
 		}
+		// gofail: var rolloutOrdered struct{}
 		err = x.o.Journal.SwapRollout(ctx, version, next)
+		// gofail: var rolloutOrderEntered struct{}
 		if errors.Is(err, ErrConflict) {
 			continue
 		}
@@ -164,6 +166,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 		x.stand(s)
 		return false
 	}
+	// gofail: var rolloutStepDone struct{}
 	switch err := x.o.Journal.SwapRollout(ctx, version, next); {
 	case errors.Is(err, ErrConflict):
 		return true // a command came between: look again
@@ -172,6 +175,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 		x.stand(s)
 		return false
 	}
+	// gofail: var rolloutStepEntered struct{}
 	if next.Step != now.Step {
 		x.o.Observe(next)
 	}

@@ -91,6 +91,7 @@ func (x *Roots) Publish(ctx context.Context, p rotation.Party) (uint64, error) {
 	if err := x.c.Trust.AddRoots(ctx, root); err != nil {
 		return 0, err
 	}
+	// gofail: var rolloutPublished struct{}
 	bundle, _ := x.c.Trust.Bundle()
 	set, _ := bundle.SequenceNumber()
 	return set, nil
@@ -141,7 +142,9 @@ func renewalShare(within time.Duration) time.Duration { return within * 3 / 8 }
 func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, error) {
 	next := Assignment(r, ca.Root{})
 	changed := x.c.Authority.Assignment() != next
+	// gofail: var rolloutBeforeAssign struct{}
 	x.c.Authority.Assign(next)
+	// gofail: var rolloutAssigned struct{}
 	if changed {
 		x.c.Serving()
 	}
@@ -152,7 +155,11 @@ func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, erro
 	if err != nil || end.IsZero() || r.Within == 0 {
 		return end, err
 	}
-	return end, x.c.Renewals.RenewAll(ctx, r.Entered, renewalShare(r.Within))
+	if err := x.c.Renewals.RenewAll(ctx, r.Entered, renewalShare(r.Within)); err != nil {
+		return time.Time{}, err
+	}
+	// gofail: var rolloutRenewing struct{}
+	return end, nil
 }
 
 // slack is how far the ledger's clock may have gone back between two entries.
@@ -177,5 +184,6 @@ func (x *Roots) lastEnd(ctx context.Context, id string) (time.Time, error) {
 
 // Withdraw takes a root out of the trust bundle.
 func (x *Roots) Withdraw(ctx context.Context, p rotation.Party) error {
+	// gofail: var rolloutBeforeWithdraw struct{}
 	return x.c.Trust.RemoveRoot(ctx, p.ID)
 }

@@ -158,6 +158,7 @@ func writeBoth(f Files, chain []*x509.Certificate, key []byte) error {
 	if err := writeNew(f.Key, key, 0o600); err != nil {
 		return fmt.Errorf("writing the root's key: %w", err)
 	}
+	// gofail: var rootKeyWritten struct{}
 	var certs bytes.Buffer
 	for _, c := range chain {
 		if err := pem.Encode(&certs, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {

@@ -166,6 +166,7 @@ func (u *Upstream) NewIssuer(context.Context) (ca.UpstreamIssuer, error) {
 	if _, err := Create(f, CreateOptions{TrustDomain: u.o.TrustDomain, Life: like.NotAfter.Sub(like.NotBefore)}); err != nil {
 		return ca.UpstreamIssuer{}, err
 	}
+	// gofail: var rootMade struct{}
 	i, err := open(f)
 	if err != nil {
 		return ca.UpstreamIssuer{}, err

@@ -1,0 +1,268 @@
+package kill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/agent"
+	"github.com/meshca/meshca/api/admin/client"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
+	"github.com/meshca/meshca/ca/registration"
+	"github.com/meshca/meshca/ca/upstream/disk"
+	"github.com/meshca/meshca/rotation"
+	"github.com/meshca/meshca/test/parts"
+)
+
+var domain = spiffeid.RequireTrustDomainFromString("mesh.test")
+
+const (
+	tokenIssuer = "https://tokens.test"
+	// share is that of a canary, in percent.
+	share = 50
+)
+
+// accounts are two workloads' service accounts: a canary signs for the first of them and not for the second.
+var accounts = func() []string {
+	var in, out string
+	for i := 0; in == "" || out == ""; i++ {
+		name := fmt.Sprintf("w%d", i)
+		if rotation.InShare(idOf(name), share) {
+			in = name
+		} else {
+			out = name
+		}
+	}
+	return []string{in, out}
+}()
+
+func idOf(account string) string { return domain.IDString() + "/ns/shop/sa/" + account }
+
+// site is a CA as a process, with a folder, and an agent with two workloads that lives through the CA's deaths.
+type site struct {
+	dir                    string
+	api, failpoints, admin string
+	ca                     *parts.Process
+	conn                   *client.Conn
+	meshca                 string
+	http                   *http.Client
+	stop                   func()
+}
+
+// settings are what differs between runs.
+type settings struct {
+	ttl time.Duration
+	// published is how long a root is held published at least: a reader's refresh time.
+	published time.Duration
+}
+
+// newSite makes the CA's root, its configuration and everybody's tokens, and starts both.
+func newSite(ctx context.Context, dir, meshca string, o settings) (_ *site, err error) {
+	ports, err := freePorts(3)
+	if err != nil {
+		return nil, err
+	}
+	s := &site{dir: dir, meshca: meshca, api: ports[0], failpoints: ports[1], admin: filepath.Join(dir, "admin.sock"),
+		http: &http.Client{Timeout: 30 * time.Second}, stop: func() {}}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	tokens, err := localissuer.Open(dir, tokenIssuer)
+	if err != nil {
+		return nil, err
+	}
+	jwks, err := tokens.JWKS()
+	if err != nil {
+		return nil, err
+	}
+	readers := ""
+	if o.published > 0 {
+		readers = fmt.Sprintf("readers: [{name: mirror, refresh: %s}]\n", o.published)
+	}
+	if err := s.write("jwks.json", string(jwks)); err != nil {
+		return nil, err
+	}
+	if err := s.write("ca.yaml", fmt.Sprintf(`
+trustDomain: %s
+listen: %s
+opsAddress: %s
+adminSocket: %s
+stateDir: %[5]s/state
+bundleFile: %[5]s/bundle.json
+audit: {file: %[5]s/audit.log}
+upstream: {disk: {}}
+svid: {ttl: %[6]s}
+rememberedDecisions: 10
+clusters:
+  - {name: one, mode: jwks, issuer: %[7]q, jwks: {file: %[5]s/jwks.json}, liveness: none}
+%[8]s`, domain.Name(), s.api, ports[2], s.admin, dir, o.ttl, tokenIssuer, readers)); err != nil {
+		return nil, err
+	}
+	root := disk.Files{Cert: filepath.Join(dir, "state", "root.crt"), Key: filepath.Join(dir, "state", "root.key")}
+	if _, err := disk.Create(root, disk.CreateOptions{TrustDomain: domain}); err != nil {
+		return nil, err
+	}
+	if err := s.start(nil); err != nil {
+		return nil, err
+	}
+	return s, s.startAgent(ctx, tokens)
+}
+
+func (s *site) write(name, text string) error {
+	return os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600)
+}
+
+// start starts the CA. armed are failpoints that are set from its first moment on.
+func (s *site) start(armed map[string]string) error {
+	var terms []string
+	for name, term := range armed {
+		terms = append(terms, name+"="+term)
+	}
+	var err error
+	s.ca, err = parts.Start(parts.Command{Path: s.meshca, Args: []string{"serve", "--config", filepath.Join(s.dir, "ca.yaml")},
+		Env: append(os.Environ(), "GOFAIL_HTTP="+s.failpoints, "GOFAIL_FAILPOINTS="+strings.Join(terms, ";"))})
+	return err
+}
+
+// kill ends the CA as kill -9 does.
+func (s *site) kill() {
+	s.hangUp()
+	s.ca.Kill()
+}
+
+// startAgent starts an agent in this process: the one that meshca-agent runs.
+func (s *site) startAgent(ctx context.Context, tokens *localissuer.Issuer) error {
+	bundle := filepath.Join(s.dir, "bundle.json")
+	err := s.ca.Await(ctx, func(context.Context) error { _, err := os.Stat(bundle); return err })
+	if err != nil {
+		return err
+	}
+	token := func(namespace, account, audience string) (string, error) {
+		text, err := tokens.Token(localissuer.Subject{
+			Namespace: namespace, ServiceAccount: account, ServiceAccountUID: "sa-" + account, Pod: account, PodUID: "pod-" + account, Node: "node1", NodeUID: "node-1",
+		}, audience, time.Hour)
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(s.dir, account+".token"), s.write(account+".token", text)
+	}
+	c := agent.Config{TrustDomain: domain, Cluster: "one", Server: s.api, BundleFile: bundle, RuntimeDir: filepath.Join(s.dir, "agent"), Log: slog.New(slog.DiscardHandler)}
+	if c.TokenFile, err = token("meshca", "meshca-agent", registration.AgentAudience); err != nil {
+		return err
+	}
+	for _, account := range accounts {
+		file, err := token("shop", account, registration.WorkloadAudience)
+		if err != nil {
+			return err
+		}
+		c.Workloads = append(c.Workloads, agent.Workload{Socket: filepath.Join(s.dir, account+".sock"), TokenFile: file})
+	}
+	a, err := agent.New(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { _ = a.Run(ctx) })
+	s.stop = func() { cancel(); running.Wait() }
+	return nil
+}
+
+// close ends everything.
+func (s *site) close() {
+	s.stop()
+	s.hangUp()
+	if s.ca != nil {
+		s.ca.Kill()
+	}
+	s.http.CloseIdleConnections()
+}
+
+func (s *site) hangUp() {
+	if s.conn != nil {
+		_ = s.conn.Close()
+		s.conn = nil
+	}
+}
+
+// authorities asks the CA how its roots are. A CA that is away, or stands at a failpoint, gives an error soon.
+func (s *site) authorities(ctx context.Context) (*meshcav1.GetAuthoritiesResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if s.conn == nil {
+		conn, err := client.Open(ctx, s.admin)
+		if err != nil {
+			return nil, err
+		}
+		s.conn = conn
+	}
+	return s.conn.Authorities.GetAuthorities(ctx, &meshcav1.GetAuthoritiesRequest{})
+}
+
+// arm sets a failpoint of the running CA.
+func (s *site) arm(ctx context.Context, name, term string) error {
+	_, err := s.failpoint(ctx, http.MethodPut, name, term)
+	return err
+}
+
+// passed is how often a failpoint that is set was passed; the one that a process stands at counts.
+func (s *site) passed(ctx context.Context, name string) (int, error) {
+	text, err := s.failpoint(ctx, http.MethodGet, name+"/count", "")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(text)
+}
+
+func (s *site) failpoint(ctx context.Context, method, path, body string) (string, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+s.failpoints+"/"+path, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	answer, err := s.http.Do(r)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode/100 != 2 {
+		err = fmt.Errorf("failpoint %s: %s: %s", path, answer.Status, text)
+	}
+	return string(text), err
+}
+
+// lastPort is where the search for free ports stands: below those that the kernel gives to connections, for a CA that was
+// killed is to find its own free again.
+var lastPort atomic.Int32
+
+func freePorts(n int) ([]string, error) {
+	var all []string
+	for range 8000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 20_000+lastPort.Add(1)%12_000)
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		_ = l.Close()
+		if all = append(all, address); len(all) == n {
+			return all, nil
+		}
+	}
+	return nil, errors.New("no free ports from 20000 to 32000")
+}
