@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -31,10 +32,14 @@ type AuthorityConfig struct {
 	CommonName string
 	// LeafTTL is the longest life that will be asked for, MaxTTL by default: what Ready measures by.
 	LeafTTL time.Duration
+	// Keys makes and keeps the intermediates' keys. By default they live in memory, and end with the process.
+	Keys Keyring
+	// Log is told what becomes of keys that were kept, and of those that could not be destroyed; nil: nobody is.
+	Log *slog.Logger
 }
 
 // Authority is this replica's power to sign. Below each root that signs, or is about to, it has a Line: an intermediate
-// whose key is made here, stays in memory, and goes with its successor. Which Line signs for an identity is the
+// whose key the Keyring makes, and destroys when its successor has come. Which Line signs for an identity is the
 // Assignment's to say. It is safe for concurrent use.
 //
 // It is also the registry of the CA's own keys: see IsOwnKey.
@@ -91,6 +96,12 @@ func NewAuthority(c AuthorityConfig) (*Authority, error) {
 	if c.LeafTTL == 0 {
 		c.LeafTTL = MaxTTL
 	}
+	if c.Keys == nil {
+		c.Keys = memoryKeys{}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
 	if c.Life <= c.LeafTTL {
 		return nil, fmt.Errorf("ca: the intermediate's life (%s) must be longer than that of the SVIDs under it (%s)", c.Life, c.LeafTTL)
 	}
@@ -130,6 +141,13 @@ func (a *Authority) line(r Root) *Line {
 // Assign puts an assignment into force. It returns when nothing that was begun under another one is in hand any more; the
 // lines of other roots, and their keys, are gone then.
 func (a *Authority) Assign(x Assignment) {
+	for _, l := range a.assign(x) {
+		l.release()
+	}
+}
+
+// assign does it, but for the keys of the lines that it returns.
+func (a *Authority) assign(x Assignment) (dropped []*Line) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	next := &plan{Assignment: x, line: a.line(x.Root)}
@@ -137,20 +155,27 @@ func (a *Authority) Assign(x Assignment) {
 		next.successor = a.line(x.Successor)
 	}
 	if now := a.plan.Load(); now != nil && now.Assignment == x && len(a.lines.Value()) == next.count() {
-		return
+		return nil
 	}
 	a.plan.Store(next)
-	a.issuing.Lock()
-	a.issuing.Unlock() //nolint:staticcheck // a barrier: what began under the last plan has ended
+	a.settle()
 	var kept []*Line
 	for _, l := range a.lines.Value() {
 		if l == next.line || l == next.successor {
 			kept = append(kept, l)
 			continue
 		}
-		l.Expired()
+		l.drop()
+		dropped = append(dropped, l)
 	}
 	a.lines.Set(kept)
+	return dropped
+}
+
+// settle waits until nothing that has begun by now is in hand any more.
+func (a *Authority) settle() {
+	a.issuing.Lock()
+	a.issuing.Unlock() //nolint:staticcheck // a barrier
 }
 
 func (p *plan) count() int {
@@ -264,12 +289,13 @@ func (a *Authority) IsOwnKey(pub crypto.PublicKey) bool {
 	return root
 }
 
-// Signer is a line at one moment: a key with its chain. Whoever holds one may finish an issuance under it after its
-// successor came.
+// Signer is a line at one moment: a key with its chain. Who took one between begin and end of the Authority may finish an
+// issuance under it after its successor came: the key is destroyed behind that.
 type Signer struct {
 	rootSum  [sha256.Size]byte
 	chain    []*x509.Certificate
 	key      crypto.Signer
+	received time.Time
 	notAfter time.Time
 }
 
@@ -278,5 +304,22 @@ func (s *Signer) Certificate() *x509.Certificate { return s.chain[0] }
 
 // NotAfter is the earliest end in the chain, its root's included.
 func (s *Signer) NotAfter() time.Time { return s.notAfter }
+
+// ready says why the key cannot sign now; nil when it can, as far as is known.
+func (s *Signer) ready() error {
+	key, ok := s.key.(interface{ Ready() error })
+	if !ok {
+		return nil
+	}
+	if err := key.Ready(); err != nil {
+		return fmt.Errorf("%w: %w", keyAway(), err)
+	}
+	return nil
+}
+
+// keyAway is what callers hear of a key that does not sign; the cause is for the log and /readyz.
+func keyAway() *refusal.Error {
+	return refusal.New(refusal.SignerUnavailable, "the intermediate's key does not answer").After(5 * time.Second)
+}
 
 func fingerprint(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.Raw) }

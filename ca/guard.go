@@ -28,6 +28,7 @@ type guard struct {
 	asked   bool
 	signed  bool
 	refused error
+	failed  error // of the key
 }
 
 var _ crypto.Signer = (*guard)(nil)
@@ -55,9 +56,14 @@ func (g *guard) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 		g.refused = err
 		return nil, err
 	}
-	g.signed = true
 	// gofail: var leafRecorded struct{}
-	return g.key.Sign(rand, g.digest[:], opts)
+	signature, err := g.key.Sign(rand, g.digest[:], opts)
+	if err != nil {
+		g.failed = err
+		return nil, err
+	}
+	g.signed = true
+	return signature, nil
 }
 
 // recorded is the digest that the ledger holds; zero when nothing was signed.

@@ -184,6 +184,9 @@ func (i *Issuer) notSigned(g *guard, err error) error {
 	switch {
 	case g.refused != nil:
 		return g.refused
+	case g.failed != nil:
+		// It is recorded, and was never signed: a key that is elsewhere can be away.
+		return fmt.Errorf("%w: %w", keyAway(), g.failed)
 	case g.signed:
 		// The key was used, and x509.CreateCertificate did not verify what came back.
 		return i.mismatched(err)

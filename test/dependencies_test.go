@@ -24,7 +24,7 @@ var dependencies = map[string]string{
 	"github.com/zmap/zcrypto":                      "the certificate type that zlint reads",
 	"github.com/zmap/zlint/v3":                     "RFC 5280, 5480 and 8813 as lints",
 	"go.etcd.io/bbolt":                             "the store of a single replica",
-	"go.step.sm/crypto":                            "keys and PEM of the disk root",
+	"go.step.sm/crypto":                            "keys and PEM of the disk root, and keys in PKCS #11 tokens",
 	"go.uber.org/goleak":                           "a test that leaves a goroutine behind fails",
 	"golang.org/x/sync":                            "errgroup, singleflight, semaphore",
 	"golang.org/x/crypto":                          "cryptobyte, to find what encoding/asn1 passes over in a CSR",

@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
 	"path"
 	"slices"
@@ -38,8 +39,12 @@ var layers = []rule{
 		"the core signs what it is granted; who asks, where things are stored and who signs for it are handed in"},
 	{"ca/store/storetest", []string{"ca", "rotation", "api/refusal"},
 		"the suite holds every store to the same contract, so it knows none of them"},
-	{"ca/...", []string{"ca", "rotation", "api/refusal"},
-		"an implementation knows the contract it fulfils, not its neighbours"},
+	{"ca/keyfile", nil,
+		"files that hold secrets are read and written in one place"},
+	{"ca/pkcs11", []string{"ca", "ca/keyfile"},
+		"tokens are spoken to in one place, whoever's keys are in them"},
+	{"ca/...", []string{"ca", "ca/keyfile", "ca/pkcs11", "rotation", "api/refusal"},
+		"an implementation knows the contract it fulfils, not its neighbours; keys lie in files and tokens for all of them"},
 	{"api/sds", []string{"rotation", "api/refusal"},
 		"the engine knows nothing of agents, so that the CA can open the same door"},
 	{"api/workload", []string{"rotation", "api/refusal"},
@@ -84,6 +89,8 @@ var links = []struct {
 		"a decision about names needs neither certificates nor the network"},
 	{"api/sds", []string{"k8s.io/client-go", "go.etcd.io/bbolt", "github.com/smallstep/certificates"},
 		"the agent links it"},
+	{"cmd/...", []string{"github.com/miekg/pkcs11", "github.com/aws", "github.com/Azure", "cloud.google.com"},
+		"this test sees the static build: it loads no shared library, and the signers of clouds are not among those that it offers"},
 	{"cmd/...", []string{"testing", "testing/synctest", module + "/test", module + "/ca/store/storetest", "github.com/Shopify/toxiproxy", "github.com/rogpeppe/go-internal/testscript", "pgregory.net/rapid"},
 		"what is shipped holds no test code"},
 }
@@ -97,6 +104,7 @@ var importers = []struct {
 	{"go.etcd.io/bbolt", []string{"ca/store/bolt"}, "one store, one place that knows its transactions"},
 	{"github.com/smallstep/certificates", []string{"ca", "ca/upstream/*"}, "the signer stands behind our guard, nowhere else"},
 	{"github.com/hashicorp/vault", []string{"ca/upstream/vault", "test/..."}, "Vault is spoken to in one place"},
+	{"go.step.sm/crypto/kms", []string{"ca/pkcs11"}, "tokens are spoken to in one place"},
 	{"k8s.io/client-go", []string{"attestor/kubernetes", "test/..."}, "the cluster is asked by its attestor alone"},
 	{module + "/attestor/kubernetes/localissuer", []string{"cmd/meshca", "test/..."}, "it makes tokens: `meshca dev` and tests stand in for a cluster with it, nothing else may"},
 	{"github.com/spf13/cobra", []string{"cmd/..."}, "only cmd reads flags"},
@@ -172,6 +180,8 @@ func TestTheRulesBite(t *testing.T) {
 		{"ca/store/bolt", "ca", true},
 		{"ca/store/bolt", "ca/upstream/disk", false},
 		{"ca/upstream/disk", "ca/registration", false},
+		{"ca/upstream/disk", "ca/pkcs11", true},
+		{"ca/pkcs11", "ca/keyring", false},
 		{"ca/registration", "ca/policy", true},
 		{"ca/registration", "ca/store/bolt", false},
 		{"api/issuance", "ca/registration", true},
@@ -240,6 +250,7 @@ type pkg struct {
 func packages(t *testing.T) []pkg {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Doc,Imports,Deps,GoFiles", module+"/...")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // the static build: what is released
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("go list: %v: %s", err, stderrOf(err))

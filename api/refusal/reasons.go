@@ -89,6 +89,7 @@ const (
 	KeysUnavailable       Reason = "KEYS_UNAVAILABLE"
 	IssuerNotReady        Reason = "ISSUER_NOT_READY"
 	IssuerEnding          Reason = "ISSUER_ENDING"
+	SignerUnavailable     Reason = "SIGNER_UNAVAILABLE"
 	LedgerUnavailable     Reason = "LEDGER_UNAVAILABLE"
 	StoreUnavailable      Reason = "STORE_UNAVAILABLE"
 	UpstreamUnavailable   Reason = "UPSTREAM_UNAVAILABLE"
@@ -290,6 +291,9 @@ var table = map[Reason]entry{
 	IssuerEnding: {codes.Unavailable,
 		"The CA's intermediate ends too soon to issue under it, and a new one has not come.",
 		"Look at the upstream: `certctl ca status` shows why it does not sign. Agents keep what they have."},
+	SignerUnavailable: {codes.Unavailable,
+		"The key that the CA signs with does not answer.",
+		"Look at the PKCS#11 token that holds it: /readyz and the CA's log say what it said. It resumes by itself."},
 	LedgerUnavailable: {codes.Unavailable,
 		"The ledger could not be written, and nothing is signed that is not recorded.",
 		"Look at the store: a full disk is the usual cause. It resumes by itself."},

@@ -202,6 +202,14 @@ func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration
 	since := time.Now()
 	lines, _ := o.roots.c.Authority.Lines()
 	for _, l := range lines {
+		if tainted == 0 {
+			break
+		}
+		if err := l.Forget(); err != nil { // also if nothing replaces it now, a restart must not bring it back
+			return until, fmt.Errorf("the intermediate below the root %s stays on record: %w", l.Root().ID, err)
+		}
+	}
+	for _, l := range lines {
 		if end := l.Status().NotAfter; end.After(until) {
 			until = end
 		}

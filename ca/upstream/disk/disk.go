@@ -1,4 +1,5 @@
-// Package disk is an upstream whose roots lie in files, two for each: a certificate, and its key with mode 0600.
+// Package disk is an upstream whose roots lie in files, two for each: a certificate, and its key with mode 0600. The keys
+// may be in a PKCS #11 token instead.
 //
 // A root is made once, by an explicit step (Create), or brought along (Import); neither ever overwrites a file. Its
 // successors, made by NewIssuer when a root is replaced, lie in a directory of their own.
@@ -28,6 +29,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/keyfile"
+	"github.com/meshca/meshca/ca/pkcs11"
 )
 
 // Files names where a root lies.
@@ -35,10 +38,13 @@ type Files struct {
 	// Cert is a PEM file: the certificate of the key first. For a key that is itself an intermediate's, what leads to
 	// its root follows, the root last.
 	Cert string
-	// Key is the private key in PEM: PKCS #8, PKCS #1 or SEC 1; mode 0600 or less.
+	// Key is the private key in PEM: PKCS #8, PKCS #1 or SEC 1; mode 0600 or less. Or it is a PKCS #11 URI that names a
+	// key, and then Tokens reaches it.
 	Key string
 	// Passphrase is a file (mode 0600 or less) with the passphrase of an encrypted key; empty for a plain key.
 	Passphrase string
+	// Tokens is needed for a Key that is a URI.
+	Tokens *pkcs11.Modules
 }
 
 // backdate is how far the NotBefore of what is signed here lies back, for clocks that are behind.
@@ -49,13 +55,14 @@ type Options struct {
 	// Root is the one that the configuration names.
 	Root Files
 	// Successors is the directory of those that replace it, in two files each, NAME.crt and NAME.key; it may be missing.
-	// Empty: there are none, and none can be made.
+	// Empty: there are none, and none can be made. Where Root's key is in a token those of its successors are there too,
+	// and NAME.pkcs11 names each in place of NAME.key.
 	Successors string
 	// TrustDomain is whose successors are made.
 	TrustDomain spiffeid.TrustDomain
 }
 
-// Upstream signs intermediates with keys in files. It is safe for concurrent use.
+// Upstream signs intermediates with keys in files or a token. It is safe for concurrent use.
 type Upstream struct {
 	o Options
 
@@ -74,7 +81,9 @@ type issuer struct {
 var _ ca.Upstream = (*Upstream)(nil)
 
 // Open reads the roots and checks them: modes, that key and certificate belong together, that it is a CA that can have
-// an intermediate below it, and that it is valid now. Of successors, one that has ended is passed over.
+// an intermediate below it, and that it is valid now. Of successors, one that has ended is passed over. A token is not
+// asked for its keys before they are to sign, and then they must be those of the certificates: one that is away now makes
+// a fault of the issuer, and no error here.
 func Open(o Options) (*Upstream, error) {
 	named, err := open(o.Root)
 	if err != nil {
@@ -85,12 +94,19 @@ func Open(o Options) (*Upstream, error) {
 	if o.Successors == "" {
 		return u, nil
 	}
-	certs, err := filepath.Glob(filepath.Join(globEscape(o.Successors), "*.crt"))
+	if err := u.sweep(); err != nil {
+		return nil, err
+	}
+	certs, err := filepath.Glob(filepath.Join(keyfile.Literal(o.Successors), "*.crt"))
 	if err != nil {
 		return nil, fmt.Errorf("looking for successors of the root: %w", err)
 	}
 	for _, cert := range certs {
-		i, err := open(Files{Cert: cert, Key: strings.TrimSuffix(cert, ".crt") + ".key"})
+		f, err := u.successor(strings.TrimSuffix(cert, ".crt"))
+		if err != nil {
+			return nil, err
+		}
+		i, err := open(f)
 		if errors.Is(err, errEnded) {
 			continue
 		}
@@ -107,7 +123,7 @@ func open(f Files) (*issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := readKey(f)
+	key, err := openKey(f, chain[0])
 	if err != nil {
 		return nil, err
 	}
@@ -123,11 +139,6 @@ func refOf(root *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// globEscape makes a directory's name mean itself in a pattern.
-func globEscape(dir string) string {
-	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(dir)
-}
-
 // Issuers returns the root that the configuration names, and its successors.
 func (u *Upstream) Issuers(context.Context) ([]ca.UpstreamIssuer, error) {
 	u.mu.Lock()
@@ -141,7 +152,11 @@ func (u *Upstream) Issuers(context.Context) ([]ca.UpstreamIssuer, error) {
 
 func (i *issuer) shown() ca.UpstreamIssuer {
 	root := i.chain[len(i.chain)-1]
-	return ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, NotAfter: i.end(), Named: i.named}
+	shown := ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, NotAfter: i.end(), Named: i.named}
+	if k, ok := i.key.(*pkcs11.Key); ok {
+		shown.Fault = k.Ready()
+	}
+	return shown
 }
 
 // end is the earliest end in its chain.
@@ -160,10 +175,9 @@ func (u *Upstream) NewIssuer(context.Context) (ca.UpstreamIssuer, error) {
 	if u.o.Successors == "" {
 		return ca.UpstreamIssuer{}, errors.New("disk upstream: no directory for successors of the root")
 	}
-	name := "root-" + time.Now().UTC().Format("20060102T150405.000Z")
-	f := Files{Cert: filepath.Join(u.o.Successors, name+".crt"), Key: filepath.Join(u.o.Successors, name+".key")}
 	like := u.issuers[0].chain[len(u.issuers[0].chain)-1]
-	if _, err := Create(f, CreateOptions{TrustDomain: u.o.TrustDomain, Life: like.NotAfter.Sub(like.NotBefore)}); err != nil {
+	f, err := u.make(CreateOptions{TrustDomain: u.o.TrustDomain, Life: like.NotAfter.Sub(like.NotBefore)})
+	if err != nil {
 		return ca.UpstreamIssuer{}, err
 	}
 	// gofail: var rootMade struct{}
@@ -240,13 +254,17 @@ func (u *Upstream) SignIntermediate(ctx context.Context, ref string, r ca.Interm
 	return append([]*x509.Certificate{made.Certificate}, by.chain[:len(by.chain)-1]...), nil
 }
 
+// same tells whether two public keys are one.
+func same(a, b crypto.PublicKey) bool {
+	pub, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && pub.Equal(b)
+}
+
 var errEnded = errors.New("ended")
 
 // check says what is wrong with a root as it was read.
 func check(f Files, chain []*x509.Certificate, key crypto.Signer, now time.Time) error {
-	top := chain[0]
-	pub, ok := top.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
-	if !ok || !pub.Equal(key.Public()) {
+	if !same(chain[0].PublicKey, key.Public()) {
 		return fmt.Errorf("the key in %s does not belong to the certificate in %s", f.Key, f.Cert)
 	}
 	for i, c := range chain {

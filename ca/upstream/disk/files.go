@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -11,17 +10,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 
 	"go.step.sm/crypto/pemutil"
+
+	"github.com/meshca/meshca/ca/keyfile"
+	"github.com/meshca/meshca/ca/pkcs11"
 )
 
-// maxFile bounds what is read from a certificate, key or passphrase file.
-const maxFile = 1 << 20
-
 func readChain(path string) ([]*x509.Certificate, error) {
-	data, err := readFile(path)
+	data, err := keyfile.Read(path)
 	if err != nil {
 		return nil, fmt.Errorf("the root's certificate: %w", err)
 	}
@@ -32,12 +29,42 @@ func readChain(path string) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
+// openKey reads the key, or names the one in the token.
+func openKey(f Files, cert *x509.Certificate) (crypto.Signer, error) {
+	if !pkcs11.IsURI(f.Key) {
+		return readKey(f)
+	}
+	u, err := f.uri()
+	if err != nil {
+		return nil, err
+	}
+	return f.Tokens.Known(u, cert.PublicKey), nil
+}
+
+// uri reads the name of a key in a token.
+func (f Files) uri() (pkcs11.URI, error) {
+	if f.Passphrase != "" {
+		return pkcs11.URI{}, errors.New("the root's key is in a PKCS #11 token, which knows no passphrase: its PIN comes from the URI's pin-source")
+	}
+	u, err := pkcs11.Parse(f.Key)
+	if err == nil && u.Object == "" {
+		err = errors.New("the URI names no key: ;object=LABEL")
+	}
+	if err == nil && f.Tokens == nil {
+		err = errors.New("nothing is there to reach PKCS #11 tokens with")
+	}
+	if err != nil {
+		return pkcs11.URI{}, fmt.Errorf("the root's key: %w", err)
+	}
+	return u, nil
+}
+
 // readKey reads the key, with its passphrase where one is named.
 func readKey(f Files) (crypto.Signer, error) {
-	if err := checkPrivate(f.Key); err != nil {
+	if err := keyfile.Check(f.Key); err != nil {
 		return nil, fmt.Errorf("the root's key: %w", err)
 	}
-	data, err := readFile(f.Key)
+	data, err := keyfile.Read(f.Key)
 	if err != nil {
 		return nil, fmt.Errorf("the root's key: %w", err)
 	}
@@ -77,72 +104,18 @@ func readKey(f Files) (crypto.Signer, error) {
 }
 
 func readPassphrase(path string) ([]byte, error) {
-	if err := checkPrivate(path); err != nil {
-		return nil, fmt.Errorf("the passphrase of the root's key: %w", err)
-	}
-	data, err := readFile(path)
+	pass, err := keyfile.ReadSecret(path)
 	if err != nil {
 		return nil, fmt.Errorf("the passphrase of the root's key: %w", err)
-	}
-	pass := bytes.TrimRight(data, "\r\n")
-	if len(pass) == 0 {
-		return nil, fmt.Errorf("the passphrase file %s is empty", path)
 	}
 	return pass, nil
 }
 
-// checkPrivate refuses a secret that others than its owner can read or write.
-func checkPrivate(path string) error {
-	info, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return err
-	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s is no regular file", path)
-	case info.Mode().Perm()&0o077 != 0:
-		return fmt.Errorf("%s has mode %04o, so others than its owner can use it. Run: chmod 600 %s", path, info.Mode().Perm(), path)
-	}
-	return nil
-}
-
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s has %d bytes, and at most %d are read", path, info.Size(), maxFile)
-	}
-	return os.ReadFile(path)
-}
-
 // writeNew writes a file that must not be there yet, and makes it durable.
-func writeNew(path string, data []byte, mode fs.FileMode) (err error) {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+func writeNew(path string, data []byte, mode fs.FileMode) error {
+	err := keyfile.WriteNew(path, data, mode)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%w: %s. A root is never overwritten; if it is really to go, move it away yourself", fs.ErrExist, path)
 	}
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(path))
-		}
-	}()
-	if _, err = file.Write(data); err == nil {
-		err = file.Sync()
-	}
-	if err = errors.Join(err, file.Close()); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return err
 }

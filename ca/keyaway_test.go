@@ -1,0 +1,67 @@
+package ca
+
+import (
+	"crypto"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// elsewhere is a key that can be away, or lost.
+type elsewhere struct {
+	crypto.Signer
+	away, lost error
+}
+
+func (k *elsewhere) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if k.away != nil {
+		return nil, k.away
+	}
+	return k.Signer.Sign(rand, digest, opts)
+}
+
+func (k *elsewhere) Ready() error { return errors.Join(k.away, k.lost) }
+
+// A key that does not answer is a passing refusal, and no mismatch, which would last until somebody looked.
+func TestAKeyThatIsAway(t *testing.T) {
+	h := newHouse(t, MaxTTL, DefaultIntermediateLife)
+	s := *h.line.current.Load()
+	key := &elsewhere{Signer: s.key}
+	s.key = key
+	h.line.current.Store(&s)
+
+	key.away = errors.New("CKR_DEVICE_REMOVED")
+	_, err := h.issuer.Issue(t.Context(), workloadRequest(t))
+	wantReason(t, err, refusal.SignerUnavailable)
+	if !strings.Contains(err.Error(), "CKR_DEVICE_REMOVED") || !refusal.SignerUnavailable.Passing() {
+		t.Errorf("got %v", err)
+	}
+	if r, _ := refusal.From(err); strings.Contains(r.Detail, "CKR") || r.RetryAfter == 0 {
+		t.Errorf("callers hear %q, after %s", r.Detail, r.RetryAfter)
+	}
+	err = h.issuer.Ready()
+	wantReason(t, err, refusal.SignerUnavailable)
+	if !strings.Contains(err.Error(), "CKR_DEVICE_REMOVED") {
+		t.Errorf("ready: %v", err)
+	}
+	h.line.Mend()
+	if len(h.line.Wake()) != 0 {
+		t.Error("a key that is away is replaced")
+	}
+
+	key.away = nil
+	if _, err := h.issuer.Issue(t.Context(), workloadRequest(t)); err != nil || h.issuer.Ready() != nil {
+		t.Errorf("when it is back: %v, ready %v", err, h.issuer.Ready())
+	}
+
+	// One that is gone for good is replaced by whoever keeps the line.
+	key.lost = fmt.Errorf("%w: in the token", ErrKeyLost)
+	h.line.Mend()
+	if len(h.line.Wake()) != 1 {
+		t.Error("a lost key is not replaced")
+	}
+}
