@@ -153,8 +153,8 @@ func (d *daemon) checks(context.Context) []*meshcav1.Finding {
 		found = append(found, f)
 	}
 	private("store", d.storePath())
-	if disk := d.config.Upstream.Disk; disk != nil {
-		private("root key", disk.KeyFile)
+	for _, secret := range d.config.secrets() {
+		private(secret.key, secret.path)
 	}
 	private("admin socket", d.config.AdminSocket)
 	if d.config.Audit.File != "" {

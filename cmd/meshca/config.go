@@ -16,6 +16,7 @@ import (
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/pkcs11"
 	"github.com/meshca/meshca/ca/policy"
 	"github.com/meshca/meshca/ca/upstream/vault"
 	"github.com/meshca/meshca/cmd/internal/strictyaml"
@@ -35,7 +36,7 @@ type Config struct {
 	OpsAddress string `json:"opsAddress"`
 	// AdminSocket is the unix socket that certctl speaks to, mode 0600. Default "/run/meshca/admin.sock".
 	AdminSocket string `json:"adminSocket"`
-	// StateDir holds the store (meshca.db). Default "/var/lib/meshca".
+	// StateDir holds the store (meshca.db), and what is kept of intermediates and roots. Default "/var/lib/meshca".
 	StateDir string `json:"stateDir"`
 	// BundleFile, when set, is kept equal to the trust bundle (SPIFFE JSON with its sequence), for agents on this machine
 	// and for whoever distributes it.
@@ -83,7 +84,10 @@ type UpstreamConfig struct {
 type DiskConfig struct {
 	// CertFile is the root's certificate, PEM. Default "<stateDir>/root.crt".
 	CertFile string `json:"certFile"`
-	// KeyFile is its private key, PEM, mode 0600. Default "<stateDir>/root.key".
+	// KeyFile is its private key, PEM, mode 0600. Or it is the PKCS #11 URI (RFC 7512) of a key that stays in a token:
+	// "pkcs11:token=LABEL;object=LABEL?module-path=/path/to/module.so&pin-source=/path/to/pin". The PIN is in a file with
+	// mode 0600, never here. Roots that replace this one are then made in the same token. Only the build meshca-pkcs11 can
+	// do that. Default "<stateDir>/root.key".
 	KeyFile string `json:"keyFile"`
 	// PassphraseFile holds the passphrase of an encrypted key, mode 0600. Default: the key is not encrypted.
 	PassphraseFile string `json:"passphraseFile"`
@@ -111,6 +115,26 @@ type SVIDConfig struct {
 type IntermediateConfig struct {
 	// TTL is its life, at least twice that of an SVID; it is renewed at half of it. Default 72h.
 	TTL metav1.Duration `json:"ttl"`
+	// Key is where its key is.
+	Key KeyConfig `json:"key"`
+}
+
+// KeyConfig is where the key of the intermediate is, and so whether a start goes on with the intermediate of the last one.
+// Wherever it is, it is replaced at half-life, and the old key is destroyed at once.
+type KeyConfig struct {
+	// In is one of three. Default memory.
+	//   memory: it ends with the process, and each start takes a new intermediate. A CA that starts while its upstream is
+	//           away signs nothing until that is back.
+	//   disk:   in "<stateDir>/intermediates" (mode 0700), in a file with mode 0600. A start goes on with the intermediate
+	//           that is kept, if it is good, also while the upstream is away.
+	//   pkcs11: in a PKCS #11 token, from which it cannot be taken; otherwise as disk. Only the build meshca-pkcs11 can do
+	//           that.
+	In string `json:"in"`
+	// URI names the token for pkcs11, as upstream.disk.keyFile does. Its object is what the labels of the keys begin with,
+	// by default "meshca-intermediate"; it has no id.
+	URI string `json:"uri"`
+
+	token pkcs11.URI
 }
 
 // ClusterConfig is one Kubernetes cluster.
@@ -181,7 +205,9 @@ func (c *Config) complete() error {
 		set(&c.Upstream.Disk.CertFile, filepath.Join(c.StateDir, "root.crt"))
 		set(&c.Upstream.Disk.KeyFile, filepath.Join(c.StateDir, "root.key"))
 		clean(&c.Upstream.Disk.CertFile)
-		clean(&c.Upstream.Disk.KeyFile)
+		if !pkcs11.IsURI(c.Upstream.Disk.KeyFile) {
+			clean(&c.Upstream.Disk.KeyFile)
+		}
 	}
 	// What checkPaths compares and what the kernel opens must be one: it would go through a symlink before a "..".
 	for _, path := range []*string{&c.StateDir, &c.AdminSocket, &c.BundleFile, &c.Audit.File} {
@@ -206,6 +232,9 @@ func (c *Config) check() error {
 	}
 	if err := c.Upstream.check(); err != nil {
 		return err
+	}
+	if err := c.Intermediate.Key.complete(); err != nil {
+		return fmt.Errorf("intermediate.key.%w", err)
 	}
 	ttl, above := c.SVID.TTL.Duration, c.Intermediate.TTL.Duration
 	switch {

@@ -64,7 +64,7 @@ func TestDevRefusesWrongUsage(t *testing.T) {
 // Whatever is wrong with a command line is wrong usage, for every command.
 func TestWrongUsageIsTyped(t *testing.T) {
 	for _, line := range []string{
-		"server", "serve", "serve x --config y", "serve --wat", "config chek y", "config check", "root make", "root create", "root import x --config y", "root import --config y --cert z", "root import --cert y --key z", "version x",
+		"server", "serve", "serve x --config y", "serve --wat", "config chek y", "config check", "root make", "root create", "root import x --config y", "root import --cert y --key z", "version x",
 	} {
 		c := command()
 		c.SetArgs(strings.Fields(line))

@@ -66,6 +66,10 @@ func (d *daemon) mend(ctx context.Context) {
 		case <-tick.C:
 			d.metrics.ledger.probe(ctx, d.store.Probe, d.log)
 			d.journal.Restore()
+			lines, _ := d.authority.Lines()
+			for _, l := range lines {
+				l.Mend()
+			}
 		}
 	}
 }

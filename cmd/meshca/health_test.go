@@ -18,6 +18,7 @@ import (
 
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/pkcs11"
 	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/ca/upstream/disk"
 	"github.com/meshca/meshca/ca/upstream/vault"
@@ -51,9 +52,9 @@ func (u *distant) Known() ([]ca.UpstreamIssuer, <-chan struct{}) { return u.know
 func onDistant(t *testing.T, c *Config) (*daemon, *distant) {
 	t.Helper()
 	u := &distant{}
-	d, err := openOn(t.Context(), c, slog.New(slog.DiscardHandler), io.Discard, func(c *Config, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error) {
+	d, err := openOn(t.Context(), c, slog.New(slog.DiscardHandler), io.Discard, func(c *Config, tokens *pkcs11.Modules, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error) {
 		var err error
-		u.Upstream, err = openUpstream(c, log, observe)
+		u.Upstream, err = openUpstream(c, tokens, log, observe)
 		return u, err
 	})
 	if err != nil {

@@ -146,6 +146,7 @@ func rootCommand() *cobra.Command {
 	imported := &cobra.Command{
 		Use:   "import --config FILE --cert FILE --key FILE",
 		Short: "Check an existing root and put it where upstream.disk expects it",
+		Long:  "Where upstream.disk.keyFile names a key in a PKCS #11 token, that key must be there already, and --key is left out.",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			config, err := loadConfig(file)
@@ -158,7 +159,7 @@ func rootCommand() *cobra.Command {
 	imported.Flags().StringVar(&certFile, "cert", "", "the root's certificate, PEM")
 	imported.Flags().StringVar(&keyFile, "key", "", "the root's private key, PEM")
 	configFlag(imported, &file)
-	needs(imported, "config", "cert", "key")
+	needs(imported, "config", "cert")
 	group.AddCommand(create, imported)
 	return group
 }

@@ -27,6 +27,7 @@ func (c *Config) files() []namedFile {
 		{"the configuration itself", c.file, false},
 	}
 	all = append(all, c.Upstream.files()...)
+	all = append(all, c.Intermediate.Key.files(c.intermediatesDir())...)
 	for i, k := range c.Clusters {
 		all = append(all,
 			namedFile{fmt.Sprintf("clusters[%d].kubeconfig", i), k.Kubeconfig, false},

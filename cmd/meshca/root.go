@@ -11,6 +11,7 @@ import (
 
 	"go.step.sm/crypto/pemutil"
 
+	"github.com/meshca/meshca/ca/pkcs11"
 	"github.com/meshca/meshca/ca/upstream/disk"
 )
 
@@ -26,7 +27,10 @@ func createRoot(out io.Writer, c *Config, name string, years int) error {
 	if err := needsDisk(c); err != nil {
 		return err
 	}
-	root, err := disk.Create(c.Upstream.Disk.files(), disk.CreateOptions{
+	files := c.Upstream.Disk.files()
+	files.Tokens = pkcs11.New()
+	defer func() { _ = files.Tokens.Close() }()
+	root, err := disk.Create(files, disk.CreateOptions{
 		TrustDomain: c.trustDomain, CommonName: name, Life: time.Duration(years) * 365 * 24 * time.Hour,
 	})
 	if err != nil {
@@ -41,7 +45,13 @@ func importRoot(out io.Writer, c *Config, certFile, keyFile string) error {
 	if err := needsDisk(c); err != nil {
 		return err
 	}
-	root, err := disk.Import(disk.Files{Cert: certFile, Key: keyFile}, c.Upstream.Disk.files())
+	files := c.Upstream.Disk.files()
+	if keyFile == "" && !pkcs11.IsURI(files.Key) {
+		return usageError{errors.New("`meshca root import` needs --key FILE: upstream.disk.keyFile names no PKCS #11 token that has the key")}
+	}
+	files.Tokens = pkcs11.New()
+	defer func() { _ = files.Tokens.Close() }()
+	root, err := disk.Import(disk.Files{Cert: certFile, Key: keyFile}, files)
 	if err != nil {
 		return err
 	}
@@ -58,8 +68,12 @@ func needsDisk(c *Config) error {
 }
 
 func describeRoot(out io.Writer, what string, root *x509.Certificate, c *Config) {
-	fmt.Fprintf(out, "%s root %s\n  SHA-256      %x\n  ends         %s\n  certificate  %s\n  key          %s (mode 0600: keep a copy where only you can read it)\n",
-		what, root.Subject, sha256.Sum256(root.Raw), root.NotAfter.UTC().Format(time.RFC3339), c.Upstream.Disk.CertFile, c.Upstream.Disk.KeyFile)
+	key := c.Upstream.Disk.KeyFile + " (mode 0600: keep a copy where only you can read it)"
+	if u, err := pkcs11.Parse(c.Upstream.Disk.KeyFile); err == nil {
+		key = u.String() + " (it stays in the token: see that the token is backed up)"
+	}
+	fmt.Fprintf(out, "%s root %s\n  SHA-256      %x\n  ends         %s\n  certificate  %s\n  key          %s\n",
+		what, root.Subject, sha256.Sum256(root.Raw), root.NotAfter.UTC().Format(time.RFC3339), c.Upstream.Disk.CertFile, key)
 }
 
 // readAnchors reads the extra trust anchors that the configuration names. One that has ended vouches for nobody any

@@ -33,10 +33,13 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	if err := d.openTrust(ctx, issuers, journal); err != nil {
 		return err
 	}
-	d.authority, err = ca.NewAuthority(ca.AuthorityConfig{
-		TrustDomain: c.trustDomain, Upstream: d.upstream, Trust: d.trust, Life: c.Intermediate.TTL.Duration, LeafTTL: c.SVID.TTL.Duration,
-	})
-	if err != nil {
+	authority := ca.AuthorityConfig{
+		TrustDomain: c.trustDomain, Upstream: d.upstream, Trust: d.trust, Life: c.Intermediate.TTL.Duration, LeafTTL: c.SVID.TTL.Duration, Log: d.log,
+	}
+	if d.keys != nil {
+		authority.Keys = d.keys
+	}
+	if d.authority, err = ca.NewAuthority(authority); err != nil {
 		return err
 	}
 	if journal.Step == "" {
@@ -44,8 +47,7 @@ func (d *daemon) openRoots(ctx context.Context) error {
 			return err
 		}
 	}
-	d.authority.Assign(rollout.Assignment(journal, ca.Root{}))
-	return nil
+	return d.assign(rollout.Assignment(journal, ca.Root{}))
 }
 
 func (d *daemon) openTrust(ctx context.Context, issuers []ca.UpstreamIssuer, journal rotation.Rollout) error {
@@ -164,7 +166,7 @@ func (d *daemon) keepLines(ctx context.Context, signing func()) {
 			running.Go(func() {
 				observe := d.observe("intermediate", func() {
 					d.roller.Wake()
-					if d.authority.Ready() == nil {
+					if !d.authority.NotAfter().IsZero() { // whether its key answers now is the serving SVID's to try
 						signing()
 					}
 				})

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/pkcs11"
 	"github.com/meshca/meshca/ca/upstream/disk"
 )
 
@@ -32,6 +34,12 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata", RequireUniqueNames: true, RequireExplicitExec: true,
+		Condition: func(name string) (bool, error) {
+			if name != "pkcs11" {
+				return false, fmt.Errorf("no condition is called %q", name)
+			}
+			return pkcs11.Supported, nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"root": checkRootFiles},
 	})
 }

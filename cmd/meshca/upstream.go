@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/pkcs11"
 	"github.com/meshca/meshca/ca/upstream/disk"
 	"github.com/meshca/meshca/ca/upstream/vault"
 )
@@ -19,6 +20,17 @@ func (u *UpstreamConfig) check() error {
 		return errors.New("upstream: name one, such as `upstream: {disk: {}}`")
 	case u.Disk != nil && u.Vault != nil:
 		return errors.New("upstream: both disk and vault are named, and exactly one signs")
+	case u.Disk != nil && pkcs11.IsURI(u.Disk.KeyFile):
+		key, err := parseToken(u.Disk.KeyFile)
+		if err == nil && key.Object == "" {
+			err = errors.New("the URI names no key: ;object=LABEL")
+		}
+		if err == nil && u.Disk.PassphraseFile != "" {
+			err = errors.New("a key in a PKCS #11 token has no passphrase, its PIN comes from the URI's pin-source: leave passphraseFile out")
+		}
+		if err != nil {
+			return fmt.Errorf("upstream.disk.keyFile: %w", err)
+		}
 	case u.Vault != nil:
 		if err := u.Vault.Validate(); err != nil {
 			return fmt.Errorf("upstream.vault: %w", err)
@@ -32,8 +44,12 @@ func (u *UpstreamConfig) files() []namedFile {
 	if d := u.Disk; d != nil {
 		all := []namedFile{
 			{"upstream.disk.certFile", d.CertFile, true},
-			{"upstream.disk.keyFile", d.KeyFile, true},
 			{"upstream.disk.passphraseFile", d.PassphraseFile, false},
+		}
+		if pkcs11.IsURI(d.KeyFile) {
+			all = append(all, tokenFiles("upstream.disk.keyFile", d.KeyFile)...)
+		} else {
+			all = append(all, namedFile{"upstream.disk.keyFile", d.KeyFile, true})
 		}
 		for i, path := range d.ExtraAnchors {
 			all = append(all, namedFile{fmt.Sprintf("upstream.disk.extraAnchors[%d]", i), path, false})
@@ -65,14 +81,20 @@ func (u *UpstreamConfig) files() []namedFile {
 func (c *Config) successors() string { return filepath.Join(c.StateDir, "roots") }
 
 // openUpstreamFunc opens an upstream; observe is told of each call to one that is elsewhere.
-type openUpstreamFunc func(c *Config, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error)
+type openUpstreamFunc func(c *Config, tokens *pkcs11.Modules, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error)
 
 // openUpstream opens what signs the intermediate. A Vault's is to be run (Run) and closed.
-func openUpstream(c *Config, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error) {
+func openUpstream(c *Config, tokens *pkcs11.Modules, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error) {
 	if c.Upstream.Vault != nil {
 		return openVault(c, log, observe)
 	}
-	return disk.Open(disk.Options{Root: c.Upstream.Disk.files(), Successors: c.successors(), TrustDomain: c.trustDomain})
+	return openDisk(c, tokens)
+}
+
+func openDisk(c *Config, tokens *pkcs11.Modules) (*disk.Upstream, error) {
+	root := c.Upstream.Disk.files()
+	root.Tokens = tokens
+	return disk.Open(disk.Options{Root: root, Successors: c.successors(), TrustDomain: c.trustDomain})
 }
 
 func openVault(c *Config, log *slog.Logger, observe func(vault.Call)) (*vault.Upstream, error) {
@@ -81,9 +103,18 @@ func openVault(c *Config, log *slog.Logger, observe func(vault.Call)) (*vault.Up
 
 // checkLive tries the upstream as serve would use it, and tells what is wrong. It changes nothing.
 func checkLive(ctx context.Context, out io.Writer, c *Config) error {
+	tokens := pkcs11.New()
+	defer func() { _ = tokens.Close() }()
+	if err := checkToken(out, c, tokens); err != nil {
+		return err
+	}
 	if c.Upstream.Vault == nil {
-		if _, err := openUpstream(c, nil, nil); err != nil {
+		u, err := openDisk(c, tokens)
+		if err != nil {
 			return err
+		}
+		if err := u.Check(ctx); err != nil {
+			return fmt.Errorf("upstream.disk: %w", err)
 		}
 		fmt.Fprintln(out, "upstream.disk: the root can sign")
 		return nil

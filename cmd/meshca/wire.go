@@ -24,7 +24,9 @@ import (
 	"github.com/meshca/meshca/api/issuance"
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/keyring"
 	"github.com/meshca/meshca/ca/lint"
+	"github.com/meshca/meshca/ca/pkcs11"
 	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/ca/store/bolt"
@@ -40,6 +42,8 @@ type daemon struct {
 	metrics      *metrics
 	store        *bolt.Store
 	trust        *ca.Trust
+	tokens       *pkcs11.Modules
+	keys         *keyring.Ring // nil: the intermediates' keys stay in memory
 	upstream     ca.Upstream
 	health       *upstreamHealth
 	authority    *ca.Authority
@@ -107,7 +111,12 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 	d.onClose(d.store.Close)
 
 	// Who signs, and what is recorded before.
-	if d.upstream, err = upstream(c, log, d.upstreamCalled); err != nil {
+	d.tokens = pkcs11.New()
+	d.onClose(d.tokens.Close)
+	if d.keys, err = openKeys(c, d.tokens, log); err != nil {
+		return nil, err
+	}
+	if d.upstream, err = upstream(c, d.tokens, log, d.upstreamCalled); err != nil {
 		return nil, err
 	}
 	if u, ok := d.upstream.(interface{ Close() error }); ok {
@@ -248,6 +257,7 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	g.Go(func() error { d.prune(ctx); return nil })
 	g.Go(func() error { d.followReadiness(ctx); return nil })
 	g.Go(func() error { d.mend(ctx); return nil })
+	g.Go(func() error { d.tokens.Run(ctx); return nil })
 	if c.BundleFile != "" {
 		g.Go(func() error { keepBundleFile(ctx, c.BundleFile, d.trust, d.log); return nil })
 	}
