@@ -9,7 +9,8 @@ TOOLS := .tools
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unversioned)
 GO_BUILD := go build -ldflags "-s -w -X main.version=$(VERSION)"
 
-# One set of flags for everything, or Go would compile it all once for each set. No cgo: binaries are static.
+# One set of flags for everything, or Go would compile it all once for each set. No cgo: binaries are static, but for
+# meshca-pkcs11.
 export CGO_ENABLED := 0
 export GOFLAGS := -trimpath -buildvcs=false
 
@@ -21,7 +22,7 @@ RATE ?=
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: need-go ## the demo: two real Envoys, mTLS, rotation under traffic (UPSTREAM=vault, SVID_TTL=30s, RUN_FOR=60s, RATE=50)
@@ -34,6 +35,11 @@ run: need-go ## the demo: two real Envoys, mTLS, rotation under traffic (UPSTREA
 build: need-go ## the three binaries, static, into bin/
 	$(GO_BUILD) -o bin/ ./cmd/...
 
+.PHONY: build-pkcs11
+build-pkcs11: need-go ## bin/meshca-pkcs11: meshca for keys in HSMs; not static, needs a C compiler
+	@command -v "$${CC:-gcc}" >/dev/null || { echo "a C compiler is missing (Debian: apt-get install gcc libc6-dev)"; exit 1; }
+	CGO_ENABLED=1 $(GO_BUILD) -o bin/meshca-pkcs11 ./cmd/meshca
+
 .PHONY: test
 test: proto-check test-unit test-real ## everything: generated code, unit tests, and the tests against real servers
 
@@ -43,8 +49,16 @@ test-unit: need-go ## the tests that need no server: beside the code, and the ru
 	go test -timeout 30m $$(go list ./... | grep -v /meshca/test/) ./test
 
 .PHONY: test-real
-test-real: parts ## the tests against a real etcd, kube-apiserver, Envoy and Vault
-	go test -p 1 -timeout 30m $$(go list ./test/... | grep -v /meshca/test$$)
+test-real: parts test-pkcs11 ## the tests against a real etcd, kube-apiserver, Envoy, Vault and SoftHSM
+	go test -p 1 -timeout 30m $$(go list ./test/... | grep -v -e /meshca/test$$ -e /meshca/test/softhsm$$)
+
+# With cgo, and so compiled once more. What the machine lacks is said last, where it is seen; CI installs it.
+.PHONY: test-pkcs11
+test-pkcs11: need-go ## the tests of keys in PKCS #11, against SoftHSM (needs softhsm2 and a C compiler)
+	@if command -v softhsm2-util >/dev/null && command -v gcc >/dev/null; then set -x; \
+	  CGO_ENABLED=1 go vet ./ca/pkcs11 ./test/softhsm; CGO_ENABLED=1 go test -timeout 20m ./ca/pkcs11 ./test/softhsm; \
+	else printf '%s\n' '' '!! NOT TESTED: keys in PKCS #11. This machine lacks SoftHSM or a C compiler.' \
+	  '!! Debian: apt-get install softhsm2 gcc libc6-dev' ''; fi
 
 .PHONY: test-race
 test-race: need-go ## the unit tests under the race detector (needs a C compiler)

@@ -1,7 +1,6 @@
 package pkcs11
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -187,11 +186,7 @@ func (u URI) String() string {
 		s += ";object=" + escape(u.Object)
 	}
 	if u.ID != "" {
-		id := hex.EncodeToString([]byte(u.ID))
-		s += ";id="
-		for i := 0; i < len(id); i += 2 {
-			s += "%" + id[i:i+2]
-		}
+		s += ";id=" + escape(u.ID)
 	}
 	return s
 }
