@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,15 +29,15 @@ var domain = spiffeid.RequireTrustDomainFromString("mesh.test")
 // link is the way to an upstream, which can be cut.
 type link struct {
 	ca.Upstream
-	cut    bool
-	signed int
+	cut    atomic.Bool
+	signed atomic.Int32
 }
 
 func (l *link) SignIntermediate(ctx context.Context, ref string, r ca.IntermediateRequest) ([]*x509.Certificate, error) {
-	if l.cut {
+	if l.cut.Load() {
 		return nil, errors.New("no route to the upstream")
 	}
-	l.signed++
+	l.signed.Add(1)
 	return l.Upstream.SignIntermediate(ctx, ref, r)
 }
 
@@ -141,7 +142,7 @@ func TestARestartGoesOnWithTheUpstreamAway(t *testing.T) {
 			t.Errorf("mode %v, %v", info.Mode(), err)
 		}
 		time.Sleep(10 * time.Hour)
-		h.upstream.cut = true
+		h.upstream.cut.Store(true)
 		h.start()
 		term := h.renew()
 		if h.serial() != serial || h.auth.Ready() != nil {
@@ -155,7 +156,7 @@ func TestARestartGoesOnWithTheUpstreamAway(t *testing.T) {
 		if _, err := h.line.Renew(t.Context()); err == nil || h.serial() != serial {
 			t.Errorf("renewed with the upstream away: %v", err)
 		}
-		h.upstream.cut = false
+		h.upstream.cut.Store(false)
 		h.renew()
 		if h.serial() == serial {
 			t.Error("the old one is still in use")
@@ -176,7 +177,7 @@ func TestAStartPastHalfLife(t *testing.T) {
 		h.renew()
 		serial := h.serial()
 		time.Sleep(40 * time.Hour)
-		h.upstream.cut = true
+		h.upstream.cut.Store(true)
 		h.start()
 		ctx, stop := context.WithCancel(t.Context())
 		go func() { _ = rotation.Keep(ctx, h.line, rotation.KeepOptions{Wake: h.line.Wake()}) }()
@@ -185,7 +186,7 @@ func TestAStartPastHalfLife(t *testing.T) {
 		if h.serial() != serial || h.auth.Ready() != nil || h.line.Status().LastError == nil {
 			t.Errorf("%s, ready %v, last error %v", h.serial(), h.auth.Ready(), h.line.Status().LastError)
 		}
-		h.upstream.cut = false
+		h.upstream.cut.Store(false)
 		time.Sleep(10 * time.Hour)
 		if h.serial() == serial {
 			t.Error("the next one did not come")
@@ -200,7 +201,7 @@ func TestWhatHasEndedIsNotUsed(t *testing.T) {
 		h := newHouse(t)
 		h.renew()
 		time.Sleep(72*time.Hour - 5*time.Minute) // less than is issued under
-		h.upstream.cut = true
+		h.upstream.cut.Store(true)
 		h.start()
 		_, err := h.line.Renew(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "too soon to issue under it") || !strings.Contains(err.Error(), "no route") {
@@ -209,7 +210,7 @@ func TestWhatHasEndedIsNotUsed(t *testing.T) {
 		if r, ok := refusal.From(h.auth.Ready()); !ok || r.Reason != refusal.IssuerNotReady {
 			t.Errorf("ready: %v", h.auth.Ready())
 		}
-		h.upstream.cut = false
+		h.upstream.cut.Store(false)
 		h.renew()
 		h.file()
 	})
@@ -221,7 +222,7 @@ func TestATaintedIntermediateIsNotRecalled(t *testing.T) {
 	h.renew()
 	stolen := h.serial()
 	h.must(h.line.Forget())
-	h.upstream.cut = true
+	h.upstream.cut.Store(true)
 	if _, err := h.line.Renew(t.Context()); err == nil || h.serial() != stolen {
 		t.Fatal(err)
 	}
@@ -229,7 +230,7 @@ func TestATaintedIntermediateIsNotRecalled(t *testing.T) {
 	if _, err := h.line.Renew(t.Context()); err == nil {
 		t.Errorf("the stolen one is used again: %s", h.serial())
 	}
-	h.upstream.cut = false
+	h.upstream.cut.Store(false)
 	h.renew()
 	if h.serial() == stolen {
 		t.Error("the stolen one is used again")
@@ -306,16 +307,16 @@ func TestWhatIsKeptOfOthersIsReplaced(t *testing.T) {
 			h := newHouse(t)
 			h.renew()
 			change(h)
-			signed := h.upstream.signed
+			signed := h.upstream.signed.Load()
 			h.start()
 			h.renew()
-			if h.upstream.signed != signed+1 {
-				t.Errorf("%d signings, want a new one", h.upstream.signed-signed)
+			if n := h.upstream.signed.Load() - signed; n != 1 {
+				t.Errorf("%d signings, want a new one", n)
 			}
 			// The new one stands alone, and is good.
 			h.file()
 			serial := h.serial()
-			h.upstream.cut = true
+			h.upstream.cut.Store(true)
 			h.start()
 			if h.renew(); h.serial() != serial {
 				t.Error("the new one was not kept")

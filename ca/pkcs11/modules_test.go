@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,6 +24,7 @@ import (
 
 // library stands in for a PKCS #11 library with one token. A restart ends all sessions, as an HSM's does.
 type library struct {
+	mu       sync.Mutex
 	pin      string
 	down     bool
 	keys     map[[2]string]*ecdsa.PrivateKey
@@ -41,7 +43,14 @@ type handle struct {
 
 var errSession = errors.New("pkcs11: 0xB3: CKR_SESSION_HANDLE_INVALID")
 
+// set changes what is so, and get reads it, while others use the library.
+func (l *library) set(change func()) { l.mu.Lock(); defer l.mu.Unlock(); change() }
+
+func (l *library) get(n *int) int { l.mu.Lock(); defer l.mu.Unlock(); return *n }
+
 func (l *library) start(_ URI, pin string) (device, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.opened++
 	if l.down {
 		return nil, errors.New("pkcs11: 0xE0: CKR_TOKEN_NOT_PRESENT")
@@ -73,6 +82,8 @@ type remote struct {
 func (r remote) Public() crypto.PublicKey { return r.key.Public() }
 
 func (r remote) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	r.h.l.mu.Lock()
+	defer r.h.l.mu.Unlock()
 	if err := r.h.ok(); err != nil {
 		return nil, err
 	}
@@ -80,6 +91,8 @@ func (r remote) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 }
 
 func (h *handle) find(object, id string) (crypto.Signer, error) {
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
 	if err := h.ok(); err != nil {
 		return nil, err
 	}
@@ -92,6 +105,8 @@ func (h *handle) find(object, id string) (crypto.Signer, error) {
 }
 
 func (h *handle) make(object, id string) (crypto.Signer, error) {
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
 	if err := h.ok(); err != nil {
 		return nil, err
 	}
@@ -101,6 +116,8 @@ func (h *handle) make(object, id string) (crypto.Signer, error) {
 }
 
 func (h *handle) destroy(object, id string) error {
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
 	if err := h.ok(); err != nil {
 		return err
 	}
@@ -109,6 +126,8 @@ func (h *handle) destroy(object, id string) error {
 }
 
 func (h *handle) close() error {
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
 	h.closed = true
 	h.l.open--
 	return errors.New("pkcs11: 0x190: CKR_CRYPTOKI_NOT_INITIALIZED")
@@ -179,13 +198,13 @@ func TestAKnownKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.down = true
+	l.set(func() { l.down = true })
 	known := m.Known(u, made.Public())
 	if known.Ready() != nil {
 		t.Errorf("nobody asked, and it is known to be away: %v", known.Ready())
 	}
-	l.down = false
-	l.restarts++
+	l.set(func() { l.down = false })
+	l.set(func() { l.restarts++ })
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +231,7 @@ func TestATokenComesBack(t *testing.T) {
 		defer synctest.Wait()
 		defer stop()
 		// It restarts: what is asked first fails, and what is asked then does not.
-		l.restarts++
+		l.set(func() { l.restarts++ })
 		if err := signs(k); !errors.Is(err, errSession) || k.Ready() == nil || errors.Is(k.Ready(), ca.ErrKeyLost) {
 			t.Errorf("a dead session: %v, ready %v", err, k.Ready())
 		}
@@ -220,26 +239,25 @@ func TestATokenComesBack(t *testing.T) {
 			t.Errorf("behind it: %v, ready %v", err, k.Ready())
 		}
 		// It is away for a while, and nobody asks for a signature when it is back.
-		l.restarts++
-		l.down = true
+		l.set(func() { l.restarts++; l.down = true })
 		_ = signs(k)
-		before := l.opened
+		before := l.get(&l.opened)
 		for range 10 {
 			if err := signs(k); err == nil || !strings.Contains(err.Error(), "CKR_TOKEN_NOT_PRESENT") || len(err.Error()) > 400 {
 				t.Errorf("while it is away: %v", err)
 			}
 		}
-		if l.opened > before+1 {
-			t.Errorf("opened %d times in a moment", l.opened-before)
+		if n := l.get(&l.opened) - before; n > 1 {
+			t.Errorf("opened %d times in a moment", n)
 		}
 		time.Sleep(time.Minute)
 		if err := k.Ready(); err == nil || !strings.Contains(err.Error(), "pkcs11:token=t by /m.so") || len(err.Error()) > 400 {
 			t.Errorf("ready: %v", err)
 		}
-		if n := l.opened - before; n < 10 || n > 25 {
+		if n := l.get(&l.opened) - before; n < 10 || n > 25 {
 			t.Errorf("opened %d times in a minute", n)
 		}
-		l.down = false
+		l.set(func() { l.down = false })
 		time.Sleep(2 * tryAgain)
 		if err := k.Ready(); err != nil {
 			t.Errorf("it is back, and that is not seen: %v", err)
@@ -269,20 +287,20 @@ func TestAWrongPINIsTriedOnce(t *testing.T) {
 		if !errors.Is(err, errPIN) || !strings.Contains(err.Error(), "Put the right one into the file") || strings.Contains(err.Error(), "9999") {
 			t.Errorf("got %v", err)
 		}
-		if l.logins != 1 {
-			t.Errorf("the wrong PIN was tried %d times", l.logins)
+		if n := l.get(&l.logins); n != 1 {
+			t.Errorf("the wrong PIN was tried %d times", n)
 		}
 		if err := os.WriteFile(u.PinSource, []byte("1234"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * tryAgain)
-		if m.fault(u) != nil || l.logins != 2 {
-			t.Errorf("the right one: %v, %d logins", m.fault(u), l.logins)
+		if n := l.get(&l.logins); m.fault(u) != nil || n != 2 {
+			t.Errorf("the right one: %v, %d logins", m.fault(u), n)
 		}
 		if err := os.Chmod(u.PinSource, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		l.restarts++
+		l.set(func() { l.restarts++ })
 		_ = m.Probe(u)
 		if k, err := m.Make(u); err != nil && !strings.Contains(err.Error(), "SESSION") {
 			t.Errorf("%+v, %v", k, err)
