@@ -1,6 +1,7 @@
 package rollout_test
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -45,12 +46,14 @@ func anchor(t *testing.T, by *ecdsa.PrivateKey, change func(*x509.Certificate)) 
 	return c
 }
 
-// anchors makes roots of one key.
-func anchors(t *testing.T, n int64) (roots []*x509.Certificate) {
+// anchors makes roots of one key; nil: a new one.
+func anchors(t *testing.T, key crypto.Signer, n int64) (roots []*x509.Certificate) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+	if key == nil {
+		var err error
+		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for i := range n {
 		c := &x509.Certificate{SerialNumber: big.NewInt(i + 1), Subject: pkix.Name{CommonName: "Twin"}, IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}

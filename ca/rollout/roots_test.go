@@ -45,10 +45,19 @@ type house struct {
 	stop     func()
 	// makesNone: the upstream cannot make roots, as Vault.
 	makesNone bool
+	extra     []ca.UpstreamIssuer
 }
 
-// keeper is an upstream that makes no roots.
-type keeper struct{ ca.Upstream }
+// keeper is an upstream that makes no roots, and has extra issuers.
+type keeper struct {
+	ca.Upstream
+	extra *[]ca.UpstreamIssuer
+}
+
+func (k keeper) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
+	issuers, err := k.Upstream.Issuers(ctx)
+	return append(issuers, *k.extra...), err
+}
 
 // agents stands for the agents that count.
 type agents struct {
@@ -132,7 +141,7 @@ func (h *house) open() {
 	h.must(err)
 	var upstream ca.Upstream = h.upstream
 	if h.makesNone {
-		upstream = keeper{h.upstream}
+		upstream = keeper{h.upstream, &h.extra}
 	}
 	trust := ca.TrustConfig{TrustDomain: domain, Store: h.store, Roots: []*x509.Certificate{issuers[0].Root}}
 	for _, i := range issuers[1:] {

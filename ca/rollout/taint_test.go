@@ -1,6 +1,7 @@
 package rollout_test
 
 import (
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"go.step.sm/crypto/pemutil"
 
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
@@ -247,7 +250,7 @@ func TestAKeyIsTaintedWithItsRoot(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
 	defer h.run()()
-	twins := anchors(t, 2)
+	twins := anchors(t, nil, 2)
 	_, err := h.operator.TrustRoots(t.Context(), twins[:1])
 	h.must(err)
 	h.taint(ca.RootID(twins[0]))
@@ -267,6 +270,14 @@ func TestATaintWhereNoRootCanBeMade(t *testing.T) {
 	h.stop()
 	h.open()
 	first := h.issue("web")
+	// One of the same key is no way out, by itself or by its name.
+	key, err := pemutil.Read(h.files().Key)
+	h.must(err)
+	twin := anchors(t, key.(crypto.Signer), 1)[0]
+	h.extra = []ca.UpstreamIssuer{{Ref: "twin", Root: twin, NotAfter: time.Now().Add(1000 * time.Hour)}}
+	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{Within: bound, Issuer: "twin"}); refusal.Of(err) != refusal.RootTainted {
+		t.Errorf("to another certificate of the stolen key: %v", err)
+	}
 	for _, dry := range []bool{true, false} {
 		if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{Within: bound, DryRun: dry}); err == nil || !strings.Contains(err.Error(), "nothing was changed") ||
 			!strings.Contains(err.Error(), "name it with --issuer") {
