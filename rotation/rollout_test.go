@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -140,6 +141,7 @@ func TestInShare(t *testing.T) {
 
 // plain is a world in which everything works at once.
 type plain struct {
+	mu          sync.Mutex // guards what follows
 	record      Rollout
 	version     uint64
 	unconfirmed []string
@@ -148,9 +150,27 @@ type plain struct {
 	did         []string
 }
 
-func (p *plain) Rollout(context.Context) (Rollout, uint64, error) { return p.record, p.version, nil }
+// with looks at it or changes it.
+func (p *plain) with(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+func (p *plain) Rollout(context.Context) (Rollout, uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.record, p.version, nil
+}
+
+func (p *plain) step() (s Step) {
+	p.with(func() { s = p.record.Step })
+	return s
+}
 
 func (p *plain) SwapRollout(_ context.Context, version uint64, next Rollout) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if version != p.version {
 		return ErrConflict
 	}
@@ -161,6 +181,8 @@ func (p *plain) SwapRollout(_ context.Context, version uint64, next Rollout) err
 func (p *plain) Publish(context.Context, Party) (uint64, error) { return 2, p.do("publish") }
 
 func (p *plain) Unconfirmed(context.Context, uint64, time.Time) ([]string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return slices.Clone(p.unconfirmed), nil
 }
 
@@ -173,6 +195,8 @@ func (p *plain) Assign(_ context.Context, r Rollout) (time.Time, error) {
 func (p *plain) Withdraw(_ context.Context, who Party) error { return p.do("withdraw " + who.ID) }
 
 func (p *plain) do(what string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.failing == nil {
 		p.did = append(p.did, what)
 	}
@@ -184,7 +208,7 @@ func TestARolloutInItsTime(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		p := &plain{unconfirmed: []string{"agent-1", "agent-2"}, lastEnd: 6 * time.Hour}
 		var steps []Step
-		x := NewRoller(RollerOptions{Journal: p, Authorities: p, Observe: func(r Rollout) { steps = append(steps, r.Step) }})
+		x := NewRoller(RollerOptions{Journal: p, Authorities: p, Observe: func(r Rollout) { p.with(func() { steps = append(steps, r.Step) }) }})
 		ended := make(chan struct{})
 		go func() { defer close(ended); x.Run(ctx) }()
 		defer func() { cancel(); <-ended }()
@@ -205,7 +229,7 @@ func TestARolloutInItsTime(t *testing.T) {
 			return Begin(r, oldRoot, newRoot, BeginOptions{Canary: 5}, time.Now())
 		})
 		at(StepPublished, "agent-1", "agent-2")
-		p.unconfirmed = []string{"agent-2"}
+		p.with(func() { p.unconfirmed = []string{"agent-2"} })
 		time.Sleep(3 * time.Second)
 		at(StepPublished, "agent-2")
 		change(func(r Rollout) (Rollout, error) { return r.GiveUp("agent-2") })
@@ -217,6 +241,8 @@ func TestARolloutInItsTime(t *testing.T) {
 		at(StepRetired, "the last certificate under it to end")
 		time.Sleep(4 * time.Second)
 		at(StepOut)
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		if want := []Step{StepChosen, StepPublished, StepConfirmed, StepCanary, StepSigning, StepRetired, StepLeaving, StepOut}; !slices.Equal(steps, want) {
 			t.Errorf("steps %v", steps)
 		}
@@ -244,9 +270,9 @@ func TestAnEmergencyIsOverWithinItsBound(t *testing.T) {
 		if s, _ := x.Standing(); s.Rollout.Step != StepPublished || !s.Until.Equal(begun.Add(5*time.Minute)) {
 			t.Errorf("it stands at %+v", s)
 		}
-		for p.record.Step != StepOut {
+		for p.step() != StepOut {
 			if time.Since(begun) > 10*time.Minute+10*time.Second {
-				t.Fatalf("it is not over: %+v", p.record)
+				t.Fatalf("it is not over: %s", p.step())
 			}
 			time.Sleep(time.Second)
 		}
@@ -258,7 +284,8 @@ func TestAnEmergencyIsOverWithinItsBound(t *testing.T) {
 
 func TestWhatFailsIsTriedAgainAndShown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &plain{failing: errors.New("no connection")}
+		failing := errors.New("no connection")
+		p := &plain{failing: failing}
 		x := NewRoller(RollerOptions{Journal: p, Authorities: p})
 		ctx, cancel := context.WithCancel(t.Context())
 		go x.Run(ctx)
@@ -269,13 +296,13 @@ func TestWhatFailsIsTriedAgainAndShown(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if s, _ := x.Standing(); s.Rollout.Step != StepChosen || !errors.Is(s.Err, p.failing) {
+		if s, _ := x.Standing(); s.Rollout.Step != StepChosen || !errors.Is(s.Err, failing) {
 			t.Errorf("it stands at %+v", s)
 		}
-		p.failing = nil
+		p.with(func() { p.failing = nil })
 		time.Sleep(time.Minute)
-		if p.record.Step != StepOut {
-			t.Errorf("it stands at %+v", p.record)
+		if p.step() != StepOut {
+			t.Errorf("it stands at %s", p.step())
 		}
 	})
 }
