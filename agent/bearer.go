@@ -36,6 +36,9 @@ type claims struct {
 		Pod struct {
 			UID string `json:"uid"`
 		} `json:"pod"`
+		Node struct {
+			Name string `json:"name"`
+		} `json:"node"`
 	} `json:"kubernetes.io"`
 }
 

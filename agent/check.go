@@ -58,6 +58,7 @@ func (a *Agent) check(ctx context.Context) []*meshcav1.Finding {
 	checkTokenFile(f, "the agent's token", a.config.TokenFile)
 	a.checkDirs(f)
 	a.checkDenials(f)
+	a.checkSources(f)
 	a.checkWorkloads(f)
 	return f.list
 }
@@ -214,6 +215,25 @@ func (a *Agent) checkDenials(f *findings) {
 	}
 }
 
+// checkSources says how the sources stand that have something to say.
+func (a *Agent) checkSources(f *findings) {
+	for _, s := range a.standings() {
+		if s.NotReady != nil {
+			f.refused(s.Subject, s.NotReady)
+		}
+		for i, fault := range s.Faults {
+			if i == workloadFindings {
+				f.warn(s.Subject, "The agent's log has them all.", "%d troubles more", len(s.Faults)-i)
+				break
+			}
+			f.warn(s.Subject, refusal.Of(fault).Do(), "%v", fault)
+		}
+		if s.NotReady == nil && len(s.Faults) == 0 {
+			f.ok(s.Subject, "%s", s.Well)
+		}
+	}
+}
+
 // workloadFindings bounds the answer of a check.
 const workloadFindings = 200
 
@@ -240,6 +260,9 @@ func (a *Agent) checkWorkloads(f *findings) {
 // check adds what is wrong with the workload; nothing when all is well.
 func (w *workload) check(f *findings) {
 	subject := "workload " + w.Socket
+	if w.Pod != (Pod{}) {
+		subject = "pod " + w.Pod.String()
+	}
 	w.mu.Lock()
 	c, h, why, listening := w.state.condition(), w.state.held, w.state.refused, w.state.listening
 	w.mu.Unlock()

@@ -71,6 +71,19 @@ type Workload struct {
 	UID, GID *int
 	// TTL asks for a shorter life than policy grants; 0: what policy grants.
 	TTL time.Duration
+	// Pod is whom it is for, where that is a pod: for status and logs. Who it is, the token alone proves.
+	Pod Pod
+}
+
+// Pod names a pod.
+type Pod struct{ Namespace, Name string }
+
+// String is empty where no pod is named.
+func (p Pod) String() string {
+	if p == (Pod{}) {
+		return ""
+	}
+	return p.Namespace + "/" + p.Name
 }
 
 // withDefaults fills what may be left out.

@@ -71,6 +71,15 @@ func listen(path string, mode fs.FileMode, uid, gid *int) (*socket, error) {
 	return s, nil
 }
 
+// Listen opens a unix socket for its owner alone, for a Source that is called through one. A stale one is replaced.
+func Listen(path string) (net.Listener, error) {
+	s, err := listen(path, 0o600, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
 // open hands the socket, which was born private, to its owner.
 func open(path string, mode fs.FileMode, uid, gid *int) error {
 	if uid != nil || gid != nil {

@@ -77,6 +77,11 @@ func (a *Agent) NotReady() []string {
 		}
 		why = append(why, "the agent has no SVID of its own: "+reason)
 	}
+	for _, s := range a.standings() {
+		if s.NotReady != nil {
+			why = append(why, s.Subject+": "+s.NotReady.Error())
+		}
+	}
 	opening := 0
 	for _, w := range a.roster.list() {
 		if w.neverOpened() {

@@ -22,6 +22,42 @@ type Source interface {
 	Run(ctx context.Context, a *Agent) error
 }
 
+// Reporter is a Source that has a standing of its own, for readiness, status and checks.
+type Reporter interface {
+	// Standing is how the source is now. It does not wait.
+	Standing() Standing
+}
+
+// Standing is how a source is.
+type Standing struct {
+	// Subject names the source to operators, and Well says in a sentence that nothing is wrong.
+	Subject, Well string
+	// NotReady is why workloads cannot come by this source now; nil: they can.
+	NotReady error
+	// Faults are further things that want looking at, the agent being ready nevertheless.
+	Faults []error
+}
+
+// standings asks the sources that have one.
+func (a *Agent) standings() (all []Standing) {
+	for _, s := range a.config.Sources {
+		if r, ok := s.(Reporter); ok {
+			all = append(all, r.Standing())
+		}
+	}
+	return all
+}
+
+// NodeName is the node's name as the agent's own token has it, unverified; empty where it has none.
+func (a *Agent) NodeName() string {
+	t, err := readToken(a.config.TokenFile)
+	if err != nil {
+		return ""
+	}
+	c, _ := t.claims()
+	return c.Kubernetes.Node.Name
+}
+
 // Kept is one workload while the agent keeps it. Its methods are safe for concurrent use.
 type Kept struct {
 	agent *Agent
@@ -99,6 +135,27 @@ func (k *Kept) Ready(ctx context.Context) error {
 		}
 		if e, ok := refusal.From(why); ok && isVerdict(why) && !e.Reason.Passing() {
 			return why
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			if err, _ := k.agent.self.lastError(); err != nil && refusal.Of(why) == refusal.SVIDPending {
+				why = refusal.New(refusal.SVIDPending, "the agent has no SVID of its own to ask with: %w", err)
+			}
+			return errors.Join(why, ctx.Err())
+		}
+	}
+}
+
+// Listening waits until the socket is open. When ctx ends before, it returns why it is not.
+func (k *Kept) Listening(ctx context.Context) error {
+	for {
+		_, news := k.w.news.Get()
+		k.w.mu.Lock()
+		why := k.w.state.listening
+		k.w.mu.Unlock()
+		if why == nil {
+			return nil
 		}
 		select {
 		case <-news:

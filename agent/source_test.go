@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +18,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/rotation"
 )
 
 // pods is a Source that a test moves.
@@ -231,6 +234,62 @@ func TestARestartKeepsTheWorkloadsOfSources(t *testing.T) {
 	})
 	if _, err := os.Lstat(filepath.Dir(goes.Socket)); err != nil {
 		t.Error(err)
+	}
+}
+
+// gate is a Source that says how it stands.
+type gate struct {
+	pods
+	standing rotation.Current[Standing]
+}
+
+func (g *gate) Standing() Standing { return g.standing.Value() }
+
+func TestASourceSaysHowItStands(t *testing.T) {
+	n := newNode(t)
+	g := &gate{pods: pods{do: make(chan func(*Agent))}}
+	g.standing.Set(Standing{Subject: "the gate", Well: "it is open", NotReady: refusal.New(refusal.KubeletUnregistered, "nobody came")})
+	n.config.Sources = []Source{g}
+	a := n.start()
+	finds := func(level meshcav1.Finding_Level, detail, hint string) bool {
+		return slices.ContainsFunc(a.check(t.Context()), func(f *meshcav1.Finding) bool {
+			return f.GetSubject() == "the gate" && f.GetLevel() == level && f.GetDetail() == detail && f.GetHint() == hint
+		})
+	}
+	eventually(t, "it alone keeps the agent from being ready", func() bool {
+		why := a.NotReady()
+		return len(why) == 1 && why[0] == "the gate: KUBELET_UNREGISTERED: nobody came"
+	})
+	if !finds(meshcav1.Finding_LEVEL_ERROR, "KUBELET_UNREGISTERED: nobody came", refusal.KubeletUnregistered.Do()) {
+		t.Error("a check does not find it")
+	}
+	fault := refusal.New(refusal.MountFailed, "it squeaks")
+	g.standing.Set(Standing{Subject: "the gate", Well: "it is open", Faults: []error{fault}})
+	if why := a.NotReady(); len(why) > 0 || !finds(meshcav1.Finding_LEVEL_WARNING, fault.Error(), refusal.MountFailed.Do()) {
+		t.Errorf("not ready for a fault (%v), or it is not found", why)
+	}
+	g.standing.Set(Standing{Subject: "the gate", Well: "it is open"})
+	if !finds(meshcav1.Finding_LEVEL_OK, "it is open", "") {
+		t.Error("a check does not say that all is well")
+	}
+}
+
+func TestStatusNamesThePod(t *testing.T) {
+	n := newNode(t)
+	p := newPods(n)
+	a := n.start()
+	w, _ := n.pod("web")
+	w.Pod = Pod{Namespace: "shop", Name: "web-1"}
+	p.in(func(a *Agent) {
+		k, err := a.Add(w)
+		must(t, err)
+		must(t, k.Ready(t.Context()))
+	})
+	if got := a.status().GetWorkloads()[0]; got.GetNamespace() != "shop" || got.GetPod() != "web-1" {
+		t.Errorf("status has %v", got)
+	}
+	if !strings.Contains(n.log.String(), "pod=shop/web-1") {
+		t.Error("the log does not name the pod")
 	}
 }
 

@@ -84,8 +84,12 @@ type state struct {
 var _ rotation.Subject = (*workload)(nil)
 
 func newWorkload(c Workload, h home, roots *trust, now func() instant, log *slog.Logger) *workload {
+	log = log.With("socket", c.Socket)
+	if c.Pod != (Pod{}) {
+		log = log.With("pod", c.Pod.String())
+	}
 	w := &workload{
-		Workload: c, name: nameOf(c), home: h, roots: roots, now: now, log: log.With("socket", c.Socket), wake: make(chan struct{}, 1),
+		Workload: c, name: nameOf(c), home: h, roots: roots, now: now, log: log, wake: make(chan struct{}, 1),
 		note: note{pace: rate.NewLimiter(rate.Every(notesEvery), notesBurst)},
 	}
 	w.orders.wake = w.renewNow

@@ -114,6 +114,14 @@ const (
 	SocketUnsafeDir Reason = "SOCKET_UNSAFE_DIRECTORY"
 )
 
+// What the agent finds as CSI driver.
+const (
+	VolumeInvalid       Reason = "VOLUME_INVALID"
+	VolumeTaken         Reason = "VOLUME_TAKEN"
+	MountFailed         Reason = "MOUNT_FAILED"
+	KubeletUnregistered Reason = "KUBELET_UNREGISTERED"
+)
+
 type entry struct {
 	code     codes.Code
 	what, do string
@@ -348,4 +356,16 @@ var table = map[Reason]entry{
 	SocketUnsafeDir: {codes.InvalidArgument,
 		"Others than the daemon's own user and root can write to the socket's directory, and so put another socket in its place.",
 		"Let that user or root own it and take the write permission of group and others away (chmod go-w), or choose another directory."},
+	VolumeInvalid: {codes.InvalidArgument,
+		"The pod's volume asks for something that the CSI driver does not do, or the CSIDriver object does not let kubelet pass what it needs.",
+		"The detail names it: mend the volume in the pod's spec, or the CSIDriver object; docs/csi.md lists what each must hold."},
+	VolumeTaken: {codes.FailedPrecondition,
+		"The volume is mounted for another pod, or elsewhere.",
+		"Kubelets make an ID for each volume of each pod, so this is none's doing: find out what else speaks to the driver's socket."},
+	MountFailed: {codes.Internal,
+		"The pod's directory could not be made or mounted on the node.",
+		"The detail has the system's words; look at the agent's mounts and privileges: kubelet's directory must be mounted into it with `mountPropagation: Bidirectional`."},
+	KubeletUnregistered: {codes.Unavailable,
+		"The kubelet has not registered the agent as CSI driver, so no pod gets a volume of it.",
+		"Look whether `csi.registrationDir` is kubelet's `plugins_registry`, mounted at the same path, and at kubelet's log."},
 }

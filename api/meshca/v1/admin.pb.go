@@ -3294,7 +3294,10 @@ type WorkloadStatus struct {
 	// How many names that is, counted for each stream.
 	UnknownCount uint32 `protobuf:"varint,12,opt,name=unknown_count,json=unknownCount,proto3" json:"unknown_count,omitempty"`
 	// The identity that is held, or that was held or denied last where nothing is; empty before the first one.
-	LastSpiffeId  string `protobuf:"bytes,13,opt,name=last_spiffe_id,json=lastSpiffeId,proto3" json:"last_spiffe_id,omitempty"`
+	LastSpiffeId string `protobuf:"bytes,13,opt,name=last_spiffe_id,json=lastSpiffeId,proto3" json:"last_spiffe_id,omitempty"`
+	// The pod that it is for, as the kubelet named it; empty where it comes from the agent's configuration.
+	Namespace     string `protobuf:"bytes,14,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod           string `protobuf:"bytes,15,opt,name=pod,proto3" json:"pod,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3416,6 +3419,20 @@ func (x *WorkloadStatus) GetUnknownCount() uint32 {
 func (x *WorkloadStatus) GetLastSpiffeId() string {
 	if x != nil {
 		return x.LastSpiffeId
+	}
+	return ""
+}
+
+func (x *WorkloadStatus) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *WorkloadStatus) GetPod() string {
+	if x != nil {
+		return x.Pod
 	}
 	return ""
 }
@@ -3851,7 +3868,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\brenew_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12\x1c\n" +
 	"\trotations\x18\a \x01(\x04R\trotations\x12\x1b\n" +
 	"\tdns_names\x18\b \x03(\tR\bdnsNames\x12\x14\n" +
-	"\x05chain\x18\t \x03(\fR\x05chain\"\xfe\x03\n" +
+	"\x05chain\x18\t \x03(\fR\x05chain\"\xae\x04\n" +
 	"\x0eWorkloadStatus\x12\x16\n" +
 	"\x06socket\x18\x01 \x01(\tR\x06socket\x12\x1d\n" +
 	"\n" +
@@ -3867,7 +3884,9 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	" \x01(\tR\blastNack\x12#\n" +
 	"\runknown_names\x18\v \x03(\tR\funknownNames\x12#\n" +
 	"\runknown_count\x18\f \x01(\rR\funknownCount\x12$\n" +
-	"\x0elast_spiffe_id\x18\r \x01(\tR\flastSpiffeId\"\x13\n" +
+	"\x0elast_spiffe_id\x18\r \x01(\tR\flastSpiffeId\x12\x1c\n" +
+	"\tnamespace\x18\x0e \x01(\tR\tnamespace\x12\x10\n" +
+	"\x03pod\x18\x0f \x01(\tR\x03pod\"\x13\n" +
 	"\x11CheckAgentRequest\"D\n" +
 	"\x12CheckAgentResponse\x12.\n" +
 	"\bfindings\x18\x01 \x03(\v2\x12.meshca.v1.FindingR\bfindings\"\x17\n" +
