@@ -12,6 +12,7 @@ import (
 var dependencies = map[string]string{
 	"github.com/Shopify/toxiproxy/v2":              "tests put a slow network between us and Vault",
 	"github.com/cenkalti/backoff/v5":               "jittered exponential backoff for every retry",
+	"github.com/container-storage-interface/spec":  "CSI, the interface by which kubelets ask for volumes: its messages",
 	"github.com/envoyproxy/go-control-plane/envoy": "Envoy's own SDS and TLS types",
 	"github.com/go-jose/go-jose/v4":                "JWT signatures, with a closed list of algorithms",
 	"github.com/hashicorp/vault/api":               "Vault's client, and its LifetimeWatcher, for the root that stays in Vault",
@@ -38,6 +39,7 @@ var dependencies = map[string]string{
 	"k8s.io/api":                                   "TokenReview, pods, nodes",
 	"k8s.io/apimachinery":                          "their metadata",
 	"k8s.io/client-go":                             "the API server: TokenReview, and informers for liveness",
+	"k8s.io/kubelet":                               "pluginregistration/v1, by which a kubelet gets to know a CSI driver; that package brings grpc alone",
 	"k8s.io/klog/v2":                               "client-go's log lines go where ours go, without their secrets",
 	"pgregory.net/rapid":                           "properties of schedules and stores",
 	"sigs.k8s.io/json":                             "configuration keys are matched to the letter: encoding/json takes UPSTREAM for upstream",

@@ -110,6 +110,8 @@ var importers = []struct {
 	{"github.com/spf13/cobra", []string{"cmd/..."}, "only cmd reads flags"},
 	{"github.com/fsnotify/fsnotify", []string{"cmd/...", "agent", "agent/*"}, "the core is told of changes, it does not watch files"},
 	{"github.com/envoyproxy/go-control-plane", []string{"api/sds", "api/istio", "agent", "cmd/...", "test/..."}, "Envoy's types end where the SDS door ends"},
+	{"github.com/container-storage-interface/spec", []string{"agent/csi", "test/..."}, "kubelets ask for volumes at one place"},
+	{"k8s.io/kubelet", []string{"agent/csi", "test/..."}, "as the CSI spec"},
 	{"github.com/zmap/zlint", []string{"ca/lint", "test/..."}, "the lints are one package, each with its citation"},
 }
 
