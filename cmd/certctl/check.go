@@ -131,7 +131,7 @@ func proxyFindings(workloads []*meshcav1.WorkloadStatus) []finding {
 		if named++; named > proxiesNamed {
 			continue
 		}
-		subject := "proxies at " + w.GetSocket()
+		subject := "proxies at " + place(w)
 		if w.GetLastNack() != "" {
 			list = append(list, finding{"agent", subject, levelWarning, "one refuses what it was served last: " + w.GetLastNack(),
 				"It goes on with what it took before, as long as that lasts: look at its log and its configuration."})

@@ -123,3 +123,23 @@ func TestTable(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
+
+// TestWorkloadsOfPods are named by their pods: the sockets of CSI volumes have names that tell nobody anything.
+func TestWorkloadsOfPods(t *testing.T) {
+	all := []*meshcav1.WorkloadStatus{
+		{Socket: "/run/meshca-agent/pods/ab12/mount/socket", TokenFile: "/run/t", State: "pending", Namespace: "shop", Pod: "cart-1"},
+		{Socket: "/run/w/till.sock", State: "pending"},
+	}
+	p := &page{}
+	drawWorkloads(p, all)
+	drawTrouble(p, all[0])
+	got := string(p.bytes())
+	for _, want := range []string{"POD OR SOCKET", "shop/cart-1\n", "/run/w/till.sock\n", "socket      /run/meshca-agent/pods/ab12/mount/socket\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing in\n%s", want, got)
+		}
+	}
+	if strings.Count(got, "pods/ab12") != 1 {
+		t.Errorf("the table shows a socket that tells nobody anything:\n%s", got)
+	}
+}

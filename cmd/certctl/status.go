@@ -239,7 +239,7 @@ func (p *page) renewal(h *meshcav1.HeldSVID) string {
 func drawWorkloads(p *page, all []*meshcav1.WorkloadStatus) {
 	var rows [][]cell
 	for _, w := range all {
-		row := []cell{text(w.GetState()).as(stateTone(w.GetState())), {}, {}, {}, {}, textf("%d", w.GetOpenStreams()), {}, text(w.GetSocket()), lastTrouble(p, w)}
+		row := []cell{text(w.GetState()).as(stateTone(w.GetState())), {}, {}, {}, {}, textf("%d", w.GetOpenStreams()), {}, text(place(w)), lastTrouble(p, w)}
 		row[1] = text(identity(w))
 		if h := w.GetSvid(); h != nil {
 			row[2], row[3], row[4] = p.heldEnds(h), text(p.renewal(h)), textf("%d", h.GetRotations())
@@ -254,7 +254,7 @@ func drawWorkloads(p *page, all []*meshcav1.WorkloadStatus) {
 	}
 	if len(rows) > 0 {
 		p.gap()
-		p.table([]string{"STATE", "SPIFFE ID", "ENDS", "RENEWS", "ROTATIONS", "STREAMS", "NACKS", "SOCKET", "LAST TROUBLE"}, rows)
+		p.table([]string{"STATE", "SPIFFE ID", "ENDS", "RENEWS", "ROTATIONS", "STREAMS", "NACKS", placeTitle(all), "LAST TROUBLE"}, rows)
 	}
 }
 

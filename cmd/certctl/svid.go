@@ -160,7 +160,7 @@ func (c *cli) listHeld(ctx context.Context, r *meshcav1.ListSVIDsRequest) error 
 			p.line("the agent holds nothing that fits")
 			return
 		}
-		p.table([]string{"SPIFFE ID", "STATE", "SERIAL", "ENDS", "RENEWS", "ROTATIONS", "SOCKET", "LAST TROUBLE"}, rows)
+		p.table([]string{"SPIFFE ID", "STATE", "SERIAL", "ENDS", "RENEWS", "ROTATIONS", placeTitle(shown), "LAST TROUBLE"}, rows)
 	})
 	if err == nil && more > 0 {
 		fmt.Fprintf(c.err, "certctl: %d more are not shown; --limit shows more, filters narrow it down\n", more)
@@ -203,7 +203,7 @@ func heldRows(p *page, withSelf bool, self *meshcav1.HeldSVID, shown []*meshcav1
 		row(self.GetSpiffeId(), self, state, "(the agent itself)", cell{})
 	}
 	for _, w := range shown {
-		row(identity(w), w.GetSvid(), w.GetState(), w.GetSocket(), lastTrouble(p, w))
+		row(identity(w), w.GetSvid(), w.GetState(), place(w), lastTrouble(p, w))
 	}
 	return rows
 }

@@ -57,9 +57,13 @@ func (c *cli) explainAgent(ctx context.Context, cmd *cobra.Command, args []strin
 }
 
 func drawTrouble(p *page, w *meshcav1.WorkloadStatus) {
-	p.line("%s", w.GetSocket())
+	p.line("%s", place(w))
 	id := identity(w)
-	list := []pair{{"state", text(w.GetState()).as(stateTone(w.GetState()))}, {"SPIFFE ID", text(id)}, {"token file", text(w.GetTokenFile())}}
+	var list []pair
+	if w.GetPod() != "" {
+		list = append(list, pair{"socket", text(w.GetSocket())})
+	}
+	list = append(list, []pair{{"state", text(w.GetState()).as(stateTone(w.GetState()))}, {"SPIFFE ID", text(id)}, {"token file", text(w.GetTokenFile())}}...)
 	if h := w.GetSvid(); h != nil {
 		list = append(list, pair{"SVID", p.heldEnds(h)})
 	}
@@ -79,6 +83,22 @@ func drawTrouble(p *page, w *meshcav1.WorkloadStatus) {
 		list = append(list, pair{"not served", text(unknownNames(w)).as(doubtful)}, pair{"what to do", text(refusal.SecretUnknown.Do())})
 	}
 	p.pairs(list...)
+}
+
+// place is where a workload is, as people know it: its pod, or the socket that the agent's configuration names.
+func place(w *meshcav1.WorkloadStatus) string {
+	if w.GetPod() == "" {
+		return w.GetSocket()
+	}
+	return w.GetNamespace() + "/" + w.GetPod()
+}
+
+// placeTitle is the heading of a column of places.
+func placeTitle(all []*meshcav1.WorkloadStatus) string {
+	if slices.ContainsFunc(all, func(w *meshcav1.WorkloadStatus) bool { return w.GetPod() != "" }) {
+		return "POD OR SOCKET"
+	}
+	return "SOCKET"
 }
 
 // identity is whose workload it is, as far as its agent knows: who is denied holds nothing, and was somebody.

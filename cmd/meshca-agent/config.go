@@ -48,6 +48,8 @@ type Config struct {
 	OpsAddress string `json:"opsAddress"`
 	// Workloads are the identities to keep and to serve on this node.
 	Workloads []WorkloadConfig `json:"workloads"`
+	// CSI gives identities to the pods of a Kubernetes node: see docs/csi.md.
+	CSI CSIConfig `json:"csi"`
 	// SDS is how secrets are served.
 	SDS SDSConfig `json:"sds"`
 	// LogLevel is debug, info, warn or error. Default "info". The log goes to stderr, a JSON object a line.
@@ -142,6 +144,9 @@ func parseConfig(data []byte) (*Config, error) {
 	}
 	c.complete()
 	if _, err := c.agent(nil); err != nil {
+		return nil, err
+	}
+	if err := c.CSI.check(c.RuntimeDir); err != nil {
 		return nil, err
 	}
 	if _, err := c.logLevel(); err != nil {

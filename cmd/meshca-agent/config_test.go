@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshca/meshca/agent/csi"
 	"github.com/meshca/meshca/api/sds"
 )
 
@@ -72,6 +73,33 @@ func TestEveryLimitOfSDSIsASetting(t *testing.T) {
 	}
 }
 
+func TestEverySettingOfCSI(t *testing.T) {
+	c, err := parseConfig([]byte(minimal + `csi:
+  enabled: true
+  driver: identity.mesh.example
+  kubeletDir: /k
+  socket: /k/d.sock
+  registrationDir: /k/r
+  nodeName: worker
+  timeout: 30s
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := csi.Config{
+		Name: "identity.mesh.example", Version: version, Dir: "/run/meshca-agent/pods", KubeletDir: "/k", Socket: "/k/d.sock",
+		RegistrationDir: "/k/r", NodeName: "worker", Timeout: 30 * time.Second,
+	}
+	if got := c.CSI.driver(c.RuntimeDir, nil); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	for i, section := 0, reflect.ValueOf(c.CSI); i < section.NumField(); i++ {
+		if section.Field(i).IsZero() {
+			t.Errorf("no value is tested for %s", section.Type().Field(i).Name)
+		}
+	}
+}
+
 func TestParseConfigRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ yaml, want string }{
 		"empty":                   {"", "trustDomain"},
@@ -103,6 +131,10 @@ func TestParseConfigRefuses(t *testing.T) {
 		"negative limit":          {minimal + "sds: {streams: -1}\n", "sds.streams is negative"},
 		"negative time limit":     {minimal + "sds: {send: -1s}\n", "sds.send is negative"},
 		"answer beyond gRPC":      {minimal + "sds: {answerBytes: 3000000000}\n", "sds.answerBytes"},
+		"csi not enabled":         {minimal + "csi: {kubeletDir: /k}\n", "csi.enabled"},
+		"csi unknown key":         {minimal + "csi: {enabled: true, nodename: x}\n", `unknown field "csi.nodename"`},
+		"csi timeout":             {minimal + "csi: {enabled: true, timeout: 2m}\n", "csi: timeout"},
+		"csi without room":        {minimal + "runtimeDir: /" + strings.Repeat("r", 80) + "\ncsi: {enabled: true}\n", "shorter directory"},
 		"not YAML":                {"\t{", "yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -130,6 +162,10 @@ func TestCommands(t *testing.T) {
 	if err := os.WriteFile(file, []byte(workload("")), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pods := filepath.Join(t.TempDir(), "pods.yaml")
+	if err := os.WriteFile(pods, []byte(minimal+"csi: {enabled: true}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	bad := filepath.Join(t.TempDir(), "bad.yaml")
 	if err := os.WriteFile(bad, []byte("nothing: here\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -141,6 +177,7 @@ func TestCommands(t *testing.T) {
 	}{
 		"version":         {[]string{"version"}, 0, "meshca-agent dev"},
 		"check":           {[]string{"config", "check", file}, 0, "fine (trust domain mesh.test, cluster prod, 1 workloads)"},
+		"check pods":      {[]string{"config", "check", pods}, 0, "0 workloads, and those of pods by CSI volumes)"},
 		"check bad":       {[]string{"config", "check", bad}, 1, "unknown field"},
 		"check nothing":   {[]string{"config", "check"}, 2, "--help"},
 		"check missing":   {[]string{"config", "check", bad + "x"}, 1, "does not exist"},

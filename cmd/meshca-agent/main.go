@@ -111,8 +111,12 @@ func checkCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s: fine (trust domain %s, cluster %s, %d workloads)\n",
-				args[0], config.TrustDomain, config.Cluster, len(config.Workloads))
+			pods := ""
+			if config.CSI.Enabled {
+				pods = ", and those of pods by CSI volumes"
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%s: fine (trust domain %s, cluster %s, %d workloads%s)\n",
+				args[0], config.TrustDomain, config.Cluster, len(config.Workloads), pods)
 			return nil
 		},
 	}

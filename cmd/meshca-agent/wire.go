@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"github.com/meshca/meshca/agent"
+	"github.com/meshca/meshca/agent/csi"
 )
 
 // run puts the agent together and runs it until ctx ends.
@@ -18,6 +19,13 @@ func run(ctx context.Context, c *Config, stderr io.Writer) error {
 	config, err := c.agent(log)
 	if err != nil {
 		return err
+	}
+	if c.CSI.Enabled {
+		driver, err := csi.New(c.CSI.driver(c.RuntimeDir, log))
+		if err != nil {
+			return err
+		}
+		config.Sources = append(config.Sources, driver)
 	}
 	a, err := agent.New(config)
 	if err != nil {
