@@ -26,10 +26,10 @@ import (
 	"github.com/meshca/meshca/api/sds"
 )
 
-// crowd is how many workloads the node has; within is the bound of its emergency.
+// crowd is how many workloads the node has; crowdWithin is the bound of its emergency.
 const (
-	crowd  = 500
-	within = 60 * time.Second
+	crowd       = 500
+	crowdWithin = 60 * time.Second
 )
 
 // proxy is one stream to a workload's socket, which takes everything and acknowledges it.
@@ -158,11 +158,11 @@ func TestEmergencyOnANodeOfFiveHundred(t *testing.T) {
 	eventually(t, "an SVID for each workload", 2*startLimit, func() bool { return have(old) == crowd })
 
 	begun := time.Now()
-	if out, code := s.certctl("--socket", s.file("admin.sock"), "ca", "taint", "root", "--within", within.String(), "--yes"); code != 0 {
+	if out, code := s.certctl("--socket", s.file("admin.sock"), "ca", "taint", "root", "--within", crowdWithin.String(), "--yes"); code != 0 {
 		t.Fatalf("certctl ca taint root: exit code %d\n%s", code, out)
 	}
 	var renewed, left time.Duration
-	eventually(t, "the tainted root to leave", 3*within, func() bool {
+	eventually(t, "the tainted root to leave", 3*crowdWithin, func() bool {
 		if renewed == 0 && have(old) == 0 {
 			renewed = time.Since(begun)
 		}
@@ -175,7 +175,7 @@ func TestEmergencyOnANodeOfFiveHundred(t *testing.T) {
 	if still := have(old); renewed == 0 && still > 0 {
 		t.Errorf("when the old root had left, %d of %d proxies held an SVID under it", still, crowd)
 	}
-	if left > within+5*time.Second {
+	if left > crowdWithin+5*time.Second {
 		t.Errorf("the tainted root was out after %s", left)
 	}
 	next := s.trusted()
