@@ -8,7 +8,8 @@
 //   - workload: one socket, one token file, one SVID; a rotation.Subject.
 //   - batch: renewals that fall together become one call.
 //   - follow: what the CA orders over Sync (bundle, denials, renewals), and the acknowledgements of bundles.
-//   - store: what outlives a restart.
+//   - store, restore: what outlives a restart, and how it is taken up again.
+//   - distribute: a bundle on its way to all sockets and readers, and when the node has it.
 //   - roster, source: workloads that come and go, told by those that know of them.
 //   - readers: who takes bundles elsewhere than over SDS, and is waited for like a proxy.
 //   - serve, listen, bound: the sockets of the workloads.
