@@ -55,9 +55,12 @@ func (i Identity) IsZero() bool { return i == Identity{} }
 // A refused attestation returns what it had by then: Proven tells whether the token's signature (or the API server)
 // stands behind it, or it is only what an unverified token says of itself, good for explaining and for nothing else.
 type Evidence struct {
-	Proven   bool
+	Proven bool
+	// Vouched: no token stands behind it, but an agent's word that the cluster bears out.
+	Vouched  bool
 	Identity Identity
-	// Method is how it was proven: "kubernetes/tokenReview" or "kubernetes/jwks".
+	// Method is how it was proven: "kubernetes/tokenReview", "kubernetes/jwks", or by an agent's word that the cluster
+	// bears out, "kubernetes/nodeVouched".
 	Method string
 	// ServiceAccountUID, PodName, PodUID: from the token, checked against the cluster where it can be asked.
 	ServiceAccountUID, PodName, PodUID string
@@ -68,6 +71,8 @@ type Evidence struct {
 	CredentialID string
 	// IssuedAt and ExpiresAt are the token's.
 	IssuedAt, ExpiresAt time.Time
+	// Facts are nil where none were wanted, or nobody can be asked for them.
+	Facts *Facts
 }
 
 // Token is a bearer secret: whatever prints, logs or marshals it gets a placeholder.

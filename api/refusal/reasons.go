@@ -60,6 +60,10 @@ const (
 	IdentityDenied   Reason = "IDENTITY_DENIED"
 	IdentityInvalid  Reason = "IDENTITY_INVALID"
 	IdentityReserved Reason = "IDENTITY_RESERVED"
+	DNSNameInvalid   Reason = "DNS_NAME_INVALID"
+
+	PolicyFactsUnknown    Reason = "POLICY_FACTS_UNKNOWN"
+	NodeVouchedNotAllowed Reason = "NODE_VOUCHED_NOT_ALLOWED"
 )
 
 // The certificate signing request.
@@ -238,7 +242,16 @@ var table = map[Reason]entry{
 		"The detail names the rule. Change it, or put a narrower rule before it."},
 	PolicyError: {codes.PermissionDenied,
 		"A policy rule could not be evaluated for this workload; a rule that errs refuses, it is not skipped.",
-		"The detail names the rule and what was missing; mend the rule's condition or the workload's labels."},
+		"The detail names the rule, its condition and what was missing: ask first whether it is there, as in `has(pod.labels.app) && pod.labels.app == \"web\"`, or label the workload."},
+	PolicyFactsUnknown: {codes.Unavailable,
+		"A policy rule asks for something of the pod, its node or its namespace that is not known now.",
+		"The CA reads it at the next try: look at `certctl status` for the cluster's fault if it lasts. `certctl policy test` has flags to say it, such as --label."},
+	NodeVouchedNotAllowed: {codes.PermissionDenied,
+		"The agent names a pod without showing its token, and no policy rule allows agents to vouch for this pod.",
+		"Give the pod a token for audience `meshca`, or grant `nodeVouched: true` to this namespace or account."},
+	DNSNameInvalid: {codes.PermissionDenied,
+		"What a rule's `dnsNames` yield for this workload is no DNS name.",
+		"Give this service account a rule of its own before that one, or change the template: labels have at most 63 bytes and a placeholder stands for one of them."},
 	IdentityDenied: {codes.PermissionDenied,
 		"An operator denied this SPIFFE ID.",
 		"`certctl svid allow ID` lifts it; `certctl explain ID` shows who denied it, when and why."},

@@ -29,11 +29,11 @@ func (c *Cluster) Alive(ctx context.Context, ev attestor.Evidence) error {
 		return refusal.New(refusal.NodeUnknown, "the evidence does not name pod and node")
 	}
 	if c.alive == nil {
-		return c.standing(ctx, laneKnown, &ev)
+		return c.standing(ctx, laneKnown, &ev, attestor.Wants{})
 	}
 	id := ev.Identity
 	key := strings.Join([]string{id.Namespace(), id.ServiceAccount(), ev.ServiceAccountUID, ev.PodName, ev.PodUID, ev.NodeName, ev.NodeUID}, "\x00")
-	return c.alive.do(ctx, key, func(ctx context.Context) error { return c.standing(ctx, laneKnown, &ev) })
+	return c.alive.do(ctx, key, func(ctx context.Context) error { return c.standing(ctx, laneKnown, &ev, attestor.Wants{}) })
 }
 
 // memo remembers for a while what was found well, and asks once for all who want to know the same. What was found ill

@@ -37,10 +37,11 @@ type lane int
 
 const (
 	laneKnown     lane = iota // an agent that attested itself before, or the CA itself
-	laneStrangers             // whoever wants to be taken for an agent: anybody can ask for that
+	laneStrangers             // whoever wants to be taken for an agent, or for a workload that calls itself: anybody can ask for that
 )
 
-// laneOf goes by what a token is to prove: whoever brings a workload's token has proven itself an agent before.
+// laneOf goes by what a token is to prove: whoever brings a workload's token has proven itself an agent before, but for
+// AttestDirect's.
 func laneOf(audience string) lane {
 	if audience == attestor.AgentAudience {
 		return laneStrangers
@@ -97,7 +98,7 @@ func (a *api) enter(ctx context.Context, l lane) (leave func(), err error) {
 	leave = func() { a.slots.Release(1) }
 	if l == laneStrangers {
 		if a.strangers.Acquire(waiting, 1) != nil {
-			return nil, a.crowded(ctx, "too many callers attest themselves as agents at once")
+			return nil, a.crowded(ctx, "too many callers that proved nothing before attest themselves at once")
 		}
 		leave = func() { a.slots.Release(1); a.strangers.Release(1) }
 	}

@@ -12,6 +12,16 @@ import (
 // What refuses is a *refusal.Error, or ctx's own error. The evidence is then what was known so far: see
 // attestor.Evidence.Proven.
 func (c *Cluster) Attest(ctx context.Context, token attestor.Token, audience string) (attestor.Evidence, error) {
+	return c.attest(ctx, laneOf(audience), token, audience)
+}
+
+// AttestDirect is Attest for a workload's token that nobody known brings: what it costs the API server is bounded as
+// strangers' calls are.
+func (c *Cluster) AttestDirect(ctx context.Context, token attestor.Token) (attestor.Evidence, error) {
+	return c.attest(ctx, laneStrangers, token, attestor.WorkloadAudience)
+}
+
+func (c *Cluster) attest(ctx context.Context, l lane, token attestor.Token, audience string) (attestor.Evidence, error) {
 	unread := attestor.Evidence{Method: c.method()}
 	// 1. Its form: what cannot be a service-account token costs nobody a call or a signature.
 	signed, refused := parseJWS(token.Secret())
@@ -28,14 +38,18 @@ func (c *Cluster) Attest(ctx context.Context, token attestor.Token, audience str
 	if c.mode == JWKS {
 		err = c.proveByKeys(ctx, &signed, &said, audience, &ev)
 	} else {
-		err = c.proveByReview(ctx, token, &said, audience, &ev)
+		err = c.proveByReview(ctx, l, token, &said, audience, &ev)
 	}
 	if err != nil {
 		return ev, err
 	}
 	// 3. What it is bound to, as it is now.
 	if c.live {
-		if err := c.standing(ctx, laneOf(audience), &ev); err != nil {
+		var w attestor.Wants
+		if audience == attestor.WorkloadAudience {
+			w = c.wants.Value()
+		}
+		if err := c.standing(ctx, l, &ev, w); err != nil {
 			return ev, err
 		}
 	}
@@ -68,11 +82,11 @@ func (c *Cluster) proveByKeys(ctx context.Context, signed *jws, said *claims, au
 
 // proveByReview asks the API server. Expiry, age and issuer are the token's own words, which count once the API server
 // stands behind the token; before that they can only refuse.
-func (c *Cluster) proveByReview(ctx context.Context, token attestor.Token, said *claims, audience string, ev *attestor.Evidence) error {
+func (c *Cluster) proveByReview(ctx context.Context, l lane, token attestor.Token, said *claims, audience string, ev *attestor.Evidence) error {
 	if refused := said.check(c.issuer, audience, c.maxTokenAge, c.now()); refused != nil {
 		return refused
 	}
-	status, err := c.api.review(ctx, token, audience)
+	status, err := c.api.review(ctx, l, token, audience)
 	if err != nil {
 		return err
 	}
@@ -80,7 +94,7 @@ func (c *Cluster) proveByReview(ctx context.Context, token attestor.Token, said 
 	if refused != nil && saysGone(&status) {
 		// It was a good token: what became of its pod is a better answer than "rejected".
 		copied := *ev
-		if err := c.standing(ctx, laneOf(audience), &copied); err != nil && ctx.Err() == nil && !refusal.Of(err).Passing() {
+		if err := c.standing(ctx, l, &copied, attestor.Wants{}); err != nil && ctx.Err() == nil && !refusal.Of(err).Passing() {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
 )
 
 // A hundred calls at once reach the API server at once: it answers none before all are there. With client-go's own limit
@@ -47,9 +48,9 @@ func TestNoRateLimitInTheWay(t *testing.T) {
 			wg.Go(func() {
 				var err error
 				if path == "/pods/" {
-					_, _, err = b.api.get(t.Context(), laneKnown, pods, name{"shop", "web-1"})
+					_, _, err = b.api.get(t.Context(), laneKnown, pods, name{"shop", "web-1"}, attestor.Wants{})
 				} else {
-					_, err = b.api.review(t.Context(), usual(b.now()).rs256(t), "meshca")
+					_, err = b.api.review(t.Context(), laneKnown, usual(b.now()).rs256(t), "meshca")
 				}
 				if err != nil {
 					mu.Lock()

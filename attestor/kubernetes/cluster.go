@@ -8,6 +8,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/rotation"
 )
 
 // Deps is what a Cluster is given beside its configuration. The zero Deps will do.
@@ -40,6 +42,7 @@ type Cluster struct {
 	keys    *keyring  // mode jwks
 	mirrors []*mirror // mode jwks with liveness api, by kind
 	alive   *memo     // mode tokenReview
+	wants   *rotation.Current[attestor.Wants]
 	rights  lastError // of the last look at what the CA's account may do
 }
 
@@ -49,7 +52,7 @@ func New(cfg Config, deps Deps) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{settings: s, log: deps.Log, now: deps.Now}
+	c := &Cluster{settings: s, log: deps.Log, now: deps.Now, wants: rotation.NewCurrent(attestor.Wants{})}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -78,10 +81,18 @@ func New(cfg Config, deps Deps) (*Cluster, error) {
 	c.keys = newKeyring(source, s, c.now, c.log, observe)
 	if s.live {
 		for k := range kinds {
-			c.mirrors = append(c.mirrors, newMirror(k, c.api, s, c.now, c.log))
+			c.mirrors = append(c.mirrors, newMirror(k, c.wants, c.api, s, c.now, c.log))
 		}
 	}
 	return c, nil
+}
+
+// Want says which labels and annotations are to be gathered with a workload's identity from now on. What is wanted newly
+// may cost a read of the pod until the watches have it, and then about a kilobyte of memory a pod.
+func (c *Cluster) Want(w attestor.Wants) {
+	if c.wants.Value() != w {
+		c.wants.Set(w)
+	}
 }
 
 // Name is the cluster's name.

@@ -15,6 +15,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/rotation"
 )
 
 // mirror is the cluster's objects of one kind, kept by a list and a watch and stripped to what is used of them.
@@ -22,6 +24,7 @@ import (
 // client-go's reflector does the keeping. What its informers add (queues, handlers, whole objects) nobody here needs.
 type mirror struct {
 	kind     kind
+	wants    *rotation.Current[attestor.Wants]
 	api      *api
 	maxStale time.Duration
 	now      func() time.Time
@@ -30,15 +33,17 @@ type mirror struct {
 	mu      sync.RWMutex
 	objects map[name]object // nil before the first list
 
-	heard     atomic.Pointer[time.Time] // when the API server last said anything about them
-	relisting atomic.Bool               // what it says now goes to the next list, not yet to objects
-	last      lastError                 // of listing and watching
+	round     atomic.Pointer[attestor.Wants] // what is kept of objects that come now
+	heard     atomic.Pointer[time.Time]      // when the API server last said anything about them
+	relisting atomic.Bool                    // what it says now goes to the next list, not yet to objects
+	last      lastError                      // of listing and watching
 }
 
 var _ cache.TransformingStore = (*mirror)(nil)
 
-func newMirror(k kind, a *api, s settings, now func() time.Time, log *slog.Logger) *mirror {
-	m := &mirror{kind: k, api: a, maxStale: s.maxStale, now: now, log: log}
+func newMirror(k kind, wants *rotation.Current[attestor.Wants], a *api, s settings, now func() time.Time, log *slog.Logger) *mirror {
+	m := &mirror{kind: k, wants: wants, api: a, maxStale: s.maxStale, now: now, log: log}
+	m.round.Store(&attestor.Wants{})
 	m.last.set(refusal.New(refusal.KubernetesUnavailable, "%s were not listed yet", k))
 	return m
 }
@@ -47,10 +52,35 @@ func newMirror(k kind, a *api, s settings, now func() time.Time, log *slog.Logge
 func (m *mirror) run(ctx context.Context) error {
 	quiet := klog.New(nil) // failures are logged here, once each
 	ctx = klog.NewContext(ctx, quiet)
-	r := cache.NewReflectorWithOptions(&cache.ListWatch{ListWithContextFunc: m.list, WatchFuncWithContext: m.watch},
-		m.kind.example(), m, cache.ReflectorOptions{Name: m.kind.String(), Logger: &quiet})
-	r.RunWithContext(ctx)
+	for ctx.Err() == nil {
+		wants, stale := m.wants.Get()
+		m.round.Store(&wants)
+		round, stop := context.WithCancel(ctx)
+		go m.untilOthersAreWanted(round, stop, wants, stale)
+		r := cache.NewReflectorWithOptions(&cache.ListWatch{ListWithContextFunc: m.list, WatchFuncWithContext: m.watch},
+			m.kind.example(), m, cache.ReflectorOptions{Name: m.kind.String(), Logger: &quiet})
+		r.RunWithContext(round)
+		stop()
+	}
 	return ctx.Err()
+}
+
+// untilOthersAreWanted calls stop when other labels or annotations of these objects are wanted than in this round: they are
+// listed anew then. Until that is done, those that are looked at and lack what is wanted are read one by one.
+func (m *mirror) untilOthersAreWanted(round context.Context, stop func(), wants attestor.Wants, stale <-chan struct{}) {
+	defer stop()
+	labels, annotations := m.kind.wanted(wants)
+	for {
+		select {
+		case <-round.Done():
+			return
+		case <-stale:
+		}
+		wants, stale = m.wants.Get()
+		if l, a := m.kind.wanted(wants); l != labels || a != annotations {
+			return
+		}
+	}
 }
 
 // find returns the object as the mirror has it.
@@ -135,7 +165,7 @@ func (m *mirror) note(ctx context.Context, err error) {
 
 // Add is the reflector's: an object that is new, or that it saw before.
 func (m *mirror) Add(obj any) error {
-	n, o, err := stripped(obj)
+	n, o, err := stripped(obj, *m.round.Load())
 	if err != nil {
 		return err
 	}
@@ -152,7 +182,7 @@ func (m *mirror) Update(obj any) error { return m.Add(obj) }
 
 // Delete is the reflector's.
 func (m *mirror) Delete(obj any) error {
-	n, _, err := stripped(obj)
+	n, _, err := stripped(obj, attestor.Wants{})
 	if err != nil {
 		return err
 	}
@@ -166,7 +196,7 @@ func (m *mirror) Delete(obj any) error {
 func (m *mirror) Replace(list []any, _ string) error {
 	objects := make(map[name]object, len(list))
 	for _, obj := range list {
-		n, o, err := stripped(obj)
+		n, o, err := stripped(obj, *m.round.Load())
 		if err != nil {
 			return err
 		}
@@ -184,19 +214,35 @@ func (m *mirror) Replace(list []any, _ string) error {
 func (m *mirror) Resync() error { return nil }
 
 // Transformer strips objects while a list is still gathered.
-func (m *mirror) Transformer() cache.TransformFunc { return strip }
+func (m *mirror) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) { return strip(obj, *m.round.Load()) }
+}
 
 // strip drops what is not used of an object, which is nearly all of a pod.
-func strip(obj any) (any, error) {
+func strip(obj any, w attestor.Wants) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
-		return &corev1.Pod{ObjectMeta: bare(&o.ObjectMeta), Spec: corev1.PodSpec{NodeName: o.Spec.NodeName}, Status: corev1.PodStatus{Phase: o.Status.Phase}}, nil
+		p := &corev1.Pod{
+			ObjectMeta: bare(&o.ObjectMeta), Status: corev1.PodStatus{Phase: o.Status.Phase},
+			Spec: corev1.PodSpec{NodeName: o.Spec.NodeName, ServiceAccountName: o.Spec.ServiceAccountName},
+		}
+		if w.PodLabels {
+			p.Labels = o.Labels
+		}
+		if w.PodAnnotations {
+			p.Annotations = o.Annotations
+		}
+		return p, nil
 	case *corev1.Node:
 		return &corev1.Node{ObjectMeta: bare(&o.ObjectMeta)}, nil
 	case *corev1.ServiceAccount:
 		return &corev1.ServiceAccount{ObjectMeta: bare(&o.ObjectMeta)}, nil
 	case *corev1.Namespace:
-		return &corev1.Namespace{ObjectMeta: bare(&o.ObjectMeta)}, nil
+		n := &corev1.Namespace{ObjectMeta: bare(&o.ObjectMeta)}
+		if w.NamespaceLabels {
+			n.Labels = o.Labels
+		}
+		return n, nil
 	}
 	return obj, nil // a tombstone, which holds no more than a name
 }
@@ -204,5 +250,6 @@ func strip(obj any) (any, error) {
 func bare(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, DeletionTimestamp: m.DeletionTimestamp,
+		CreationTimestamp: m.CreationTimestamp,
 	}
 }

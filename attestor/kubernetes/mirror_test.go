@@ -195,7 +195,7 @@ func TestMirrorKeepsWhatIsUsed(t *testing.T) {
 		p.Spec.Containers = []corev1.Container{{Name: "c"}}
 		p.DeletionTimestamp, p.ResourceVersion = &now, "7"
 	})
-	got, err := strip(full)
+	got, err := strip(full, attestor.Wants{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestMirrorKeepsWhatIsUsed(t *testing.T) {
 	}
 	for _, o := range []runtime.Object{&corev1.Node{}, &corev1.Namespace{}, &corev1.ServiceAccount{}} {
 		o.(metav1.ObjectMetaAccessor).GetObjectMeta().SetLabels(map[string]string{"a": "b"})
-		got, err := strip(o)
+		got, err := strip(o, attestor.Wants{})
 		if err != nil || fmt.Sprintf("%T", got) != fmt.Sprintf("%T", o) || strings.Contains(fmt.Sprint(got), "a:b") {
 			t.Errorf("%T: got %v, %v", o, got, err)
 		}

@@ -9,6 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/meshca/meshca/attestor"
 )
 
 // kind is one of the four kinds of object that a token stands on, in the order in which they are judged: where a whole
@@ -39,6 +41,11 @@ type object struct {
 	// node is a pod's spec.nodeName; phase a pod's.
 	node  string
 	phase corev1.PodPhase
+	// account is a pod's service account; created is when a pod or a service account was made, in whole seconds.
+	account string
+	created time.Time
+	// labels and annotations are nil where they are not wanted of its kind.
+	labels, annotations *entries
 }
 
 // name of an object; namespace is empty for namespaces and nodes.
@@ -51,8 +58,39 @@ func (n name) String() string {
 	return n.namespace + "/" + n.name
 }
 
+// entries are labels or annotations; nil where the object has too many.
+type entries struct{ kept map[string]string }
+
+func keep(wanted bool, m map[string]string) *entries {
+	if !wanted {
+		return nil
+	}
+	size := 0
+	for k, v := range m {
+		size += len(k) + len(v)
+	}
+	switch {
+	case len(m) > attestor.MaxEntries || size > attestor.MaxEntryBytes:
+		return &entries{}
+	case m == nil:
+		return &entries{map[string]string{}}
+	}
+	return &entries{m}
+}
+
+// wanted is what is wanted of the kind.
+func (k kind) wanted(w attestor.Wants) (labels, annotations bool) {
+	switch k {
+	case pods:
+		return w.PodLabels, w.PodAnnotations
+	case namespaces:
+		return w.NamespaceLabels, false
+	}
+	return false, false
+}
+
 // stripped is what is used of obj.
-func stripped(obj any) (name, object, error) {
+func stripped(obj any, w attestor.Wants) (name, object, error) {
 	meta, ok := obj.(metav1.ObjectMetaAccessor)
 	if !ok {
 		return name{}, object{}, fmt.Errorf("a %T is no object", obj)
@@ -62,21 +100,27 @@ func stripped(obj any) (name, object, error) {
 	if d := m.GetDeletionTimestamp(); d != nil {
 		o.deletion = d.Time
 	}
-	if pod, ok := obj.(*corev1.Pod); ok {
-		o.node, o.phase = pod.Spec.NodeName, pod.Status.Phase
+	switch obj := obj.(type) {
+	case *corev1.Pod:
+		o.node, o.phase, o.account, o.created = obj.Spec.NodeName, obj.Status.Phase, obj.Spec.ServiceAccountName, obj.CreationTimestamp.Time
+		o.labels, o.annotations = keep(w.PodLabels, obj.Labels), keep(w.PodAnnotations, obj.Annotations)
+	case *corev1.ServiceAccount:
+		o.created = obj.CreationTimestamp.Time
+	case *corev1.Namespace:
+		o.labels = keep(w.NamespaceLabels, obj.Labels)
 	}
 	return name{m.GetNamespace(), m.GetName()}, o, nil
 }
 
 // get reads one object from the API server.
-func (a *api) get(ctx context.Context, l lane, k kind, n name) (o object, found bool, err error) {
+func (a *api) get(ctx context.Context, l lane, k kind, n name, w attestor.Wants) (o object, found bool, err error) {
 	err = a.call(ctx, l, k.String(), func(ctx context.Context, c *clients) error {
 		got, err := c.core.Get().Resource(k.String()).NamespaceIfScoped(n.namespace, n.namespace != "").Name(n.name).MaxRetries(0).Do(ctx).Get()
 		if err != nil {
 			return err
 		}
 		var is name
-		if is, o, err = stripped(got); err == nil && (is != n || reflect.TypeOf(got) != reflect.TypeOf(k.example())) {
+		if is, o, err = stripped(got, w); err == nil && (is != n || reflect.TypeOf(got) != reflect.TypeOf(k.example())) {
 			err = fmt.Errorf("asked for %s %s, it answered with %T %s", k, n, got, is)
 		}
 		return err

@@ -21,10 +21,10 @@ const (
 )
 
 // review asks the API server whether the token is good for the audience, and whose it is.
-func (a *api) review(ctx context.Context, token attestor.Token, audience string) (authenticationv1.TokenReviewStatus, error) {
+func (a *api) review(ctx context.Context, l lane, token attestor.Token, audience string) (authenticationv1.TokenReviewStatus, error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token.Secret(), Audiences: []string{audience}}}
 	var status authenticationv1.TokenReviewStatus
-	err := a.call(ctx, laneOf(audience), "tokenreviews", func(ctx context.Context, c *clients) error {
+	err := a.call(ctx, l, "tokenreviews", func(ctx context.Context, c *clients) error {
 		got, err := c.authentication.Post().Resource("tokenreviews").Body(review).MaxRetries(0).Do(ctx).Get()
 		if err != nil {
 			return err

@@ -12,8 +12,9 @@ import (
 )
 
 // standing holds what a token is bound to against the cluster as it is now: namespace, service account, pod and node
-// must live, each the very object of the token. It fills in the node where the token does not name it.
-func (c *Cluster) standing(ctx context.Context, l lane, ev *attestor.Evidence) error {
+// must live, each the very object of the token. It fills in the node where the token does not name it, and the facts that
+// are wanted.
+func (c *Cluster) standing(ctx context.Context, l lane, ev *attestor.Evidence, w attestor.Wants) error {
 	// 1. Watches that know nothing new for too long say nothing.
 	for _, m := range c.mirrors {
 		if err := m.fresh(); err != nil {
@@ -25,12 +26,12 @@ func (c *Cluster) standing(ctx context.Context, l lane, ev *attestor.Evidence) e
 	if ev.NodeName == "" {
 		todo = todo[:nodes]
 	}
-	if err := c.judgeAll(ctx, l, ev, todo); err != nil {
+	if err := c.judgeAll(ctx, l, ev, w, todo); err != nil {
 		return err
 	}
 	// 3. The node that the pod's own object names, where the token did not.
 	if len(todo) < int(kinds) {
-		if err := c.judgeAll(ctx, l, ev, []kind{nodes}); err != nil {
+		if err := c.judgeAll(ctx, l, ev, w, []kind{nodes}); err != nil {
 			return err
 		}
 	}
@@ -38,8 +39,9 @@ func (c *Cluster) standing(ctx context.Context, l lane, ev *attestor.Evidence) e
 }
 
 // judgeAll judges the objects of these kinds by the watches, and those that the watches do not settle by one live read
-// each, all at once. A refusal that is final goes before one that would pass.
-func (c *Cluster) judgeAll(ctx context.Context, l lane, ev *attestor.Evidence, todo []kind) error {
+// each, all at once. A refusal that is final goes before one that would pass. An object that lacks what is wanted of it is
+// not settled either.
+func (c *Cluster) judgeAll(ctx context.Context, l lane, ev *attestor.Evidence, w attestor.Wants, todo []kind) error {
 	now := c.now()
 	var open [kinds]bool
 	unsettled := 0
@@ -47,7 +49,9 @@ func (c *Cluster) judgeAll(ctx context.Context, l lane, ev *attestor.Evidence, t
 		if c.mirrors != nil {
 			o, found := c.mirrors[k].find(nameOf(k, ev))
 			if err := judge(k, ev, o, found, now); err == nil {
-				continue
+				if gather(k, ev, &o, w) {
+					continue
+				}
 			} else if err.Reason == refusal.PodFinished {
 				return err // nothing later changes that
 			}
@@ -69,7 +73,7 @@ func (c *Cluster) judgeAll(ctx context.Context, l lane, ev *attestor.Evidence, t
 			continue
 		}
 		n := nameOf(k, ev)
-		wg.Go(func() { read[k].object, read[k].found, read[k].err = c.api.get(ctx, l, k, n) })
+		wg.Go(func() { read[k].object, read[k].found, read[k].err = c.api.get(ctx, l, k, n, w) })
 	}
 	wg.Wait()
 	var passing error
@@ -84,9 +88,35 @@ func (c *Cluster) judgeAll(ctx context.Context, l lane, ev *attestor.Evidence, t
 			if err := judge(k, ev, r.object, r.found, now); err != nil {
 				return err
 			}
+			gather(k, ev, &r.object, w)
 		}
 	}
 	return passing
+}
+
+// gather notes the facts that are wanted of an object, and reports whether it has them.
+func gather(k kind, ev *attestor.Evidence, o *object, w attestor.Wants) bool {
+	labels, annotations := k.wanted(w)
+	switch {
+	case labels && o.labels == nil || annotations && o.annotations == nil:
+		return false
+	case !labels && !annotations:
+		return true
+	case ev.Facts == nil:
+		ev.Facts = &attestor.Facts{}
+	}
+	f := ev.Facts
+	if k == namespaces {
+		f.NamespaceLabels, f.TooLarge.NamespaceLabels = o.labels.kept, o.labels.kept == nil
+		return true
+	}
+	if labels {
+		f.PodLabels, f.TooLarge.PodLabels = o.labels.kept, o.labels.kept == nil
+	}
+	if annotations {
+		f.PodAnnotations, f.TooLarge.PodAnnotations = o.annotations.kept, o.annotations.kept == nil
+	}
+	return true
 }
 
 func nameOf(k kind, ev *attestor.Evidence) name {
