@@ -10,6 +10,7 @@ import (
 // dependencies are the modules that go.mod requires directly, each with what it is here for. A new one is a decision:
 // it is made here, in the same change.
 var dependencies = map[string]string{
+	"cel.dev/cel-go":                               "conditions of policy rules: a language that always ends, with a bound on what it costs",
 	"github.com/Shopify/toxiproxy/v2":              "tests put a slow network between us and Vault",
 	"github.com/cenkalti/backoff/v5":               "jittered exponential backoff for every retry",
 	"github.com/container-storage-interface/spec":  "CSI, the interface by which kubelets ask for volumes: its messages",

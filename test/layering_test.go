@@ -112,6 +112,7 @@ var importers = []struct {
 	{"github.com/envoyproxy/go-control-plane", []string{"api/sds", "api/istio", "agent", "cmd/...", "test/..."}, "Envoy's types end where the SDS door ends"},
 	{"github.com/container-storage-interface/spec", []string{"agent/csi", "test/..."}, "kubelets ask for volumes at one place"},
 	{"k8s.io/kubelet", []string{"agent/csi", "test/..."}, "as the CSI spec"},
+	{"cel.dev/cel-go", []string{"ca/policy"}, "a condition is compiled and bounded in one place"},
 	{"github.com/zmap/zlint", []string{"ca/lint", "test/..."}, "the lints are one package, each with its citation"},
 }
 

@@ -49,7 +49,7 @@ type Orders interface {
 
 // Policy is the policy in force.
 type Policy interface {
-	Read(in policy.Input) ([]policy.Reading, policy.Decision, error)
+	Read(ctx context.Context, in policy.Input) ([]policy.Reading, policy.Decision, error)
 }
 
 // Attestor proves tokens of one cluster, as it does for requests.

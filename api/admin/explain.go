@@ -87,7 +87,7 @@ func encodeEvidence(d *registration.Decision) *meshcav1.Evidence {
 	m := &meshcav1.Evidence{
 		Method: e.Method, Door: d.Door, Cluster: d.Cluster,
 		Namespace: e.Identity.Namespace(), ServiceAccount: e.Identity.ServiceAccount(), ServiceAccountUid: e.ServiceAccountUID,
-		Pod: e.PodName, PodUid: e.PodUID, Node: e.NodeName, NodeUid: e.NodeUID, CredentialId: e.CredentialID, Rule: d.Rule,
+		Pod: e.PodName, PodUid: e.PodUID, Node: e.NodeName, NodeUid: e.NodeUID, CredentialId: e.CredentialID, Rule: d.Rule, Way: d.Way(),
 	}
 	if !d.Caller.ID.IsZero() {
 		m.Agent = d.Caller.ID.String()
@@ -106,19 +106,55 @@ func (s *Server) TestPolicy(ctx context.Context, r *meshcav1.TestPolicyRequest) 
 		if r.GetNamespace() != "" || r.GetServiceAccount() != "" {
 			return nil, refusal.New(refusal.RequestMalformed, "the request names a service account and has a token: one of them").On("token")
 		}
+		if r.GetFacts() != nil {
+			return nil, refusal.New(refusal.RequestMalformed, "the request has a token, whose pod is looked at, and says what the pod is like: one of them").On("facts")
+		}
 		evidence, err := cluster.Attest(ctx, attestor.NewToken(r.GetToken()), registration.WorkloadAudience)
 		answer.Namespace, answer.ServiceAccount = evidence.Identity.Namespace(), evidence.Identity.ServiceAccount()
 		if err != nil {
 			return refusedAnswer(answer, err)
 		}
+		return s.testPolicy(ctx, answer, registration.PolicyInput(evidence))
 	} else if _, err := attestor.NewIdentity(name, r.GetNamespace(), r.GetServiceAccount()); err != nil {
 		return nil, refusal.New(refusal.RequestMalformed, "%w", err)
 	}
-	in := policy.Input{Cluster: name, Namespace: answer.GetNamespace(), ServiceAccount: answer.GetServiceAccount()}
-	readings, decision, err := s.c.Policy().Read(in)
+	return s.testPolicy(ctx, answer, policy.Input{
+		Cluster: name, Namespace: answer.GetNamespace(), ServiceAccount: answer.GetServiceAccount(),
+		Pod: r.GetFacts().GetPod(), Node: r.GetFacts().GetNode(),
+		PodLabels: entries(r.GetFacts().GetPodLabels()), PodAnnotations: entries(r.GetFacts().GetPodAnnotations()),
+		NamespaceLabels: entries(r.GetFacts().GetNamespaceLabels()),
+	})
+}
+
+// entries are nil where they were not told, and empty where it was told that there are none.
+func entries(l *meshcav1.Labels) map[string]string {
+	switch {
+	case l == nil:
+		return nil
+	case l.GetEntries() == nil:
+		return map[string]string{}
+	}
+	return l.GetEntries()
+}
+
+// labels are entries the other way round.
+func labels(m map[string]string) *meshcav1.Labels {
+	if m == nil {
+		return nil
+	}
+	return &meshcav1.Labels{Entries: m}
+}
+
+func (s *Server) testPolicy(ctx context.Context, answer *meshcav1.TestPolicyResponse, in policy.Input) (*meshcav1.TestPolicyResponse, error) {
+	if in.Pod != "" || in.Node != "" || in.PodLabels != nil || in.PodAnnotations != nil || in.NamespaceLabels != nil {
+		answer.Facts = &meshcav1.PolicyFacts{
+			Pod: in.Pod, Node: in.Node, PodLabels: labels(in.PodLabels), PodAnnotations: labels(in.PodAnnotations), NamespaceLabels: labels(in.NamespaceLabels),
+		}
+	}
+	readings, decision, err := s.c.Policy().Read(ctx, in)
 	for _, rd := range readings {
 		answer.Rules = append(answer.Rules, &meshcav1.RuleReading{
-			Number: uint32(rd.Number), Name: rd.Name, Matched: rd.Matched, Why: rd.Why,
+			Number: uint32(rd.Number), Name: rd.Name, Matched: rd.Matched, Why: rd.Why, When: rd.When,
 		})
 	}
 	if err != nil {
@@ -130,6 +166,7 @@ func (s *Server) TestPolicy(ctx context.Context, r *meshcav1.TestPolicyRequest) 
 	}
 	answer.Grant = &meshcav1.Grant{
 		SpiffeId: decision.ID.String(), Ttl: durationpb.New(decision.TTL), DnsNames: decision.DNSNames, Rule: decision.Rule,
+		Direct: decision.Direct, NodeVouched: decision.NodeVouched, ServerKeys: decision.ServerKeys,
 	}
 	return answer, nil
 }

@@ -129,6 +129,6 @@ func decodeEvidence(b []byte) *meshcav1.Evidence {
 	return &meshcav1.Evidence{
 		Method: e.Method, Door: e.Door, Cluster: e.Cluster, Namespace: e.Namespace, ServiceAccount: e.ServiceAccount,
 		ServiceAccountUid: e.ServiceAccountUID, Pod: e.Pod, PodUid: e.PodUID, Node: e.Node, NodeUid: e.NodeUID,
-		CredentialId: e.CredentialID, Agent: e.Agent, Rule: e.Rule,
+		CredentialId: e.CredentialID, Agent: e.Agent, Rule: e.Rule, Way: e.Way,
 	}
 }

@@ -20,7 +20,7 @@ type Limits struct {
 	// CallsPerSecond of one peer, with bursts of four times as many. Default 50.
 	CallsPerSecond float64 `json:"callsPerSecond"`
 	// CallsPerSecondWithoutSVID of one address, with bursts of four times as many: an agent needs one such call when it
-	// starts. Each leaves an audit line. Default 5; raise it where many agents come from behind one address.
+	// starts, and a workload that calls by itself (policy: direct) one for each renewal. Each leaves an audit line. Default 5; raise it where many agents come from behind one address.
 	CallsPerSecondWithoutSVID float64 `json:"callsPerSecondWithoutSVID"`
 	// BytesPerSecond of messages of one peer, with bursts of eight times as many. Default 4 MiB.
 	BytesPerSecond int `json:"bytesPerSecond"`

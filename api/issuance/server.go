@@ -184,7 +184,7 @@ func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsR
 		return nil, err
 	}
 	defer release()
-	agent, err := s.Registration.Admit(ctx, caller, cluster)
+	by, err := s.admit(ctx, caller, cluster, len(items))
 	if err != nil {
 		return nil, s.accounts.tell(caller, cluster, err)
 	}
@@ -192,9 +192,9 @@ func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsR
 	answer := newAnswer(len(items), r.GetHeldIntermediates())
 	begun := 1
 	if len(items) == 1 { // on the worker that grpc gave the call: nothing to share out
-		answer.put(0, s.issueOne(ctx, agent, items[0]))
+		answer.put(0, s.issueOne(ctx, by, items[0]))
 	} else {
-		begun = s.workers.do(ctx, len(items), func(i int) { answer.put(i, s.issueOne(ctx, agent, items[i])) })
+		begun = s.workers.do(ctx, len(items), func(i int) { answer.put(i, s.issueOne(ctx, by, items[i])) })
 	}
 	if left := len(items) - begun; left > 0 {
 		err := refusal.New(refusal.CallEnded, "the call ended before %d of its %d requests were begun", left, len(items)).After(time.Second)
@@ -204,6 +204,19 @@ func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsR
 		}
 	}
 	return answer.message(), nil
+}
+
+// admit finds out who calls: an agent, or a workload by itself. The latter has one SVID to ask for: each further request
+// would have a stranger's token looked at.
+func (s *Server) admit(ctx context.Context, caller registration.Caller, cluster string, requests int) (*registration.Admitted, error) {
+	if !caller.ID.IsZero() || caller.Untrusted != nil {
+		return s.Registration.Admit(ctx, caller, cluster)
+	}
+	by, err := s.Registration.AdmitDirect(caller, cluster)
+	if err == nil && requests > 1 {
+		return nil, refusal.New(refusal.BatchTooLarge, "the call holds %d requests, and one without an agent's SVID may hold one", requests)
+	}
+	return by, err
 }
 
 // acceptable refuses a batch that is empty or too large.
@@ -218,7 +231,7 @@ func acceptable(n int) error {
 }
 
 // issueOne turns a panic into a refusal of this item: it runs outside the interceptors' reach.
-func (s *Server) issueOne(ctx context.Context, agent *registration.Agent, item *meshcav1.X509SVIDRequest) (result issued) {
+func (s *Server) issueOne(ctx context.Context, by *registration.Admitted, item *meshcav1.X509SVIDRequest) (result issued) {
 	defer func() {
 		if p := recover(); p != nil {
 			result = issued{refused: s.panicked("IssueX509SVIDs", p)}
@@ -228,7 +241,11 @@ func (s *Server) issueOne(ctx context.Context, agent *registration.Agent, item *
 	if t := item.GetTtl(); t != nil && t.CheckValid() != nil {
 		ttl = -1 // no duration at all; refused as malformed, with the line of every request
 	}
-	svid, err := s.Registration.Issue(ctx, agent, registration.Request{Door: door, Token: attestor.NewToken(item.GetToken()), CSR: item.GetCsr(), TTL: ttl})
+	r := registration.Request{Door: door, Token: attestor.NewToken(item.GetToken()), CSR: item.GetCsr(), TTL: ttl}
+	if p := item.GetPod(); p != nil {
+		r.Pod = &attestor.PodRef{Namespace: p.GetNamespace(), Name: p.GetName(), UID: p.GetUid()}
+	}
+	svid, err := s.Registration.Issue(ctx, by, r)
 	return issued{svid, err}
 }
 

@@ -77,9 +77,12 @@ func build(c PolicyContext, raw []map[string]json.RawMessage) (*Policy, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	p := &Policy{trustDomain: c.TrustDomain, plain: rule{label: DefaultRule, grant: grant{id: plain, ttl: c.MaxTTL}}}
+	p.plain.summed()
 	numbers := map[string]int{}
+	var conditions language
+	var cost uint64
 	for i, fields := range raw {
-		r, err := parseRule(fields, i+1, p.plain.grant, c)
+		r, err := parseRule(fields, i+1, p.plain.grant, c, &conditions)
 		if err != nil {
 			return nil, fmt.Errorf("policy: %s: %w", r.quoted(), err)
 		}
@@ -87,61 +90,19 @@ func build(c PolicyContext, raw []map[string]json.RawMessage) (*Policy, error) {
 			return nil, fmt.Errorf("policy: rules %d and %d are both called %q: refusals name the rule, so give each a name of its own", first, i+1, r.label)
 		}
 		numbers[r.label] = i + 1
+		if r.when != nil {
+			cost += r.when.cost
+		}
 		p.rules = append(p.rules, r)
 	}
-	effective := p.rules
-	if len(effective) == 0 {
-		effective = []rule{p.plain}
+	if cost > maxTotalCost {
+		return nil, fmt.Errorf("policy: its conditions can cost up to %d together, and the most is %d: a decision may ask them all. "+
+			"Make them cheaper, or fewer", cost, maxTotalCost)
 	}
-	if err := apart(c.Clusters, effective); err != nil {
+	if err := apart(c.Clusters, p.effective()); err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	return p, nil
-}
-
-// parseRule returns the rule's label also beside an error.
-func parseRule(fields map[string]json.RawMessage, number int, plain grant, c PolicyContext) (rule, error) {
-	r := rule{label: fmt.Sprintf("rule %d", number), number: number, grant: plain}
-	if name, ok := fields["name"]; ok {
-		s, err := parseName(name)
-		if err != nil {
-			return r, err
-		}
-		r.label = s
-	}
-	for _, key := range slices.Sorted(maps.Keys(fields)) {
-		value := fields[key]
-		var err error
-		switch key {
-		case "name": // read above, so that every error can say it
-		case "clusters":
-			if r.clusters, err = parsePatterns(value); err == nil {
-				err = known(r.clusters, c.Clusters)
-			}
-		case "namespaces":
-			r.namespaces, err = parsePatterns(value)
-		case "serviceAccounts":
-			r.serviceAccounts, err = parsePatterns(value)
-		case "id":
-			var s string
-			if s, err = parseString(value); err == nil {
-				r.grant.id, err = parseTemplate(s, c.TrustDomain)
-			}
-		case "ttl":
-			r.grant.ttl, err = parseTTL(value, c.MaxTTL)
-		case "deny":
-			r.denied, r.deny, err = parseDeny(value)
-		default:
-			return r, fmt.Errorf("unknown key %q: a rule has name, clusters, namespaces, serviceAccounts, id, ttl and deny", clip(key))
-		}
-		if err != nil {
-			return r, fmt.Errorf("%s: %w", key, err)
-		}
-	}
-	if r.denied && (fields["id"] != nil || fields["ttl"] != nil) {
-		return r, fmt.Errorf("it has deny and a grant (id or ttl): take one away")
-	}
-	return r, nil
 }
 
 func parseString(value json.RawMessage) (string, error) {
@@ -199,38 +160,6 @@ func known(ps patterns, clusters []Cluster) error {
 		}
 	}
 	return nil
-}
-
-func parseTTL(value json.RawMessage, most time.Duration) (time.Duration, error) {
-	s, err := parseString(value)
-	if err != nil {
-		return 0, fmt.Errorf("%w; write a duration such as 1h or 30m", err)
-	}
-	d, err := time.ParseDuration(s)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("%q is not a duration such as 1h or 30m", clip(s))
-	case d < MinTTL:
-		return 0, fmt.Errorf("%s is too short: at least %s", d, MinTTL)
-	case d > most:
-		return 0, fmt.Errorf("%s is over the CA's maximum of %s: shorten it, or raise the maximum in the CA's configuration", d, most)
-	}
-	return d, nil
-}
-
-// parseDeny reads true, or the reason why.
-func parseDeny(value json.RawMessage) (denied bool, why string, err error) {
-	switch string(bytes.TrimSpace(value)) {
-	case "true":
-		return true, "", nil
-	case "false":
-		return false, "", nil
-	}
-	why, err = parseString(value)
-	if err != nil || why == "" || len(why) > maxWhy {
-		return false, "", fmt.Errorf("must be true, or the reason in 1 to %d bytes", maxWhy)
-	}
-	return true, why, printable("deny", why)
 }
 
 // printable keeps what later stands in logs and terminals to one line of text.

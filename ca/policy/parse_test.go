@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/api/refusal"
 )
 
 func TestParseRefuses(t *testing.T) {
@@ -24,11 +26,12 @@ func TestParseRefuses(t *testing.T) {
 		"unknown top key":   {"rules: []\nrule: []", `unknown key "rule" at the top`},
 		"unknown key":       {rule("labels: {}"), `rule 1 "r": unknown key "labels"`},
 		"case of a key":     {rule("TTL: 1h"), `unknown key "TTL"`},
-		"dnsNames":          {rule("dnsNames: [a.b]"), `unknown key "dnsNames"`},
 		"condition":         {rule("condition: 'true'"), `unknown key "condition"`},
-		"direct":            {rule("direct: true"), `unknown key "direct"`},
-		"nodeVouched":       {rule("nodeVouched: true"), `unknown key "nodeVouched"`},
-		"serverKeys":        {rule("serverKeys: true"), `unknown key "serverKeys"`},
+		"direct as text":    {rule("direct: 'yes'"), `direct: must be true or false`},
+		"nodeVouched null":  {rule("nodeVouched: "), `nodeVouched: must be true or false`},
+		"serverKeys number": {rule("serverKeys: 1"), `serverKeys: must be true or false`},
+		"deny and direct":   {rule("deny: true, direct: true"), `it has deny and a grant (direct)`},
+		"deny and DNS":      {rule("deny: true, dnsNames: [a.b]"), `it has deny and a grant (dnsNames)`},
 		"names twice":       {"rules: [{name: a, namespaces: [x]}, {name: a}]", `rules 1 and 2 are both called "a"`},
 		"name of default":   {"rules: [{name: default}]", `rule 1: name: "default"`},
 		"name like ours":    {"rules: [{name: rule 7}]", `name: "rule 7"`},
@@ -129,16 +132,16 @@ func TestParseContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d, err := p.Decide(Input{"elsewhere", "a", "b"}); err != nil || d.TTL != 6*time.Hour {
+	if d, err := p.Decide(t.Context(), Input{Cluster: "elsewhere", Namespace: "a", ServiceAccount: "b"}); err != nil || d.TTL != 6*time.Hour {
 		t.Errorf("got %+v, %v", d, err)
 	}
 }
 
 func TestClustersApart(t *testing.T) {
 	pair := []Cluster{{Name: "eu"}, {Name: "us"}}
-	same := []Cluster{{"eu", true}, {"us", true}}
-	half := []Cluster{{"eu", true}, {"us", false}}
-	third := []Cluster{{"eu", true}, {"us", true}, {Name: "asia"}}
+	same := []Cluster{{Name: "eu", SameNamespaces: true}, {Name: "us", SameNamespaces: true}}
+	half := []Cluster{{Name: "eu", SameNamespaces: true}, {Name: "us"}}
+	third := []Cluster{{Name: "eu", SameNamespaces: true}, {Name: "us", SameNamespaces: true}, {Name: "asia"}}
 	for name, c := range map[string]struct {
 		doc      string
 		clusters []Cluster
@@ -187,6 +190,10 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("rules: [{id: '/{namespace}'}]"), "meshca", "b")
 	f.Add([]byte("rules: [{id: '/x-{serviceAccount}.y', serviceAccounts: ['*a*']}]"), "a/..", "ba")
 	f.Add([]byte("a: &a [*a]"), "", "")
+	f.Add([]byte(`rules: [{when: 'pod.labels.app == "web" && has(pod.annotations.a)', direct: true}, {when: '"x" in ns.labels', deny: true}, {}]`), "shop", "web")
+	f.Add([]byte(`rules: [{when: 'pod.labels.all(k, pod.labels[k].matches("^[a-z]+$")) || 1/size(node.name) == 0'}]`), "shop", "web")
+	f.Add([]byte(`rules: [{when: 'pod.labels[pod.name] == cluster.name ? true : ns.name in [serviceAccount.name]', nodeVouched: true}]`), "shop", "web")
+	f.Add([]byte(`rules: [{dnsNames: ['{serviceAccount}.{namespace}.svc', '{namespace}', x-{cluster}], serverKeys: true, ttl: 1h}]`), "10", "web.x")
 	c := PolicyContext{TrustDomain: td, Clusters: []Cluster{{Name: "prod"}, {Name: "eu"}}}
 	f.Fuzz(func(t *testing.T, doc []byte, ns, sa string) {
 		p, err := Parse(doc, c)
@@ -196,8 +203,8 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		prod := decideSound(t, p, Input{"prod", ns, sa})
-		eu := decideSound(t, p, Input{"eu", ns, sa})
+		prod := decideSound(t, p, Input{Cluster: "prod", Namespace: ns, ServiceAccount: sa})
+		eu := decideSound(t, p, Input{Cluster: "eu", Namespace: ns, ServiceAccount: sa})
 		if !prod.ID.IsZero() && prod.ID == eu.ID {
 			t.Fatalf("both clusters get %s", prod.ID)
 		}
@@ -207,7 +214,12 @@ func FuzzParse(f *testing.F) {
 // decideSound checks what holds for every policy and every input.
 func decideSound(t *testing.T, p *Policy, in Input) Decision {
 	t.Helper()
-	d, err := p.Decide(in)
+	in.Pod, in.Node = "web-1", "n1"
+	in.PodLabels, in.PodAnnotations, in.NamespaceLabels = map[string]string{"app": "web"}, map[string]string{}, map[string]string{"x": ""}
+	d, err := p.Decide(t.Context(), in)
+	if read, again, rerr := p.Read(t.Context(), in); refusal.Of(rerr) != refusal.Of(err) || again.ID != d.ID || len(read) > max(p.Rules(), 1) {
+		t.Fatalf("Read says %v, %+v, %v; decided %+v, %v", read, again, rerr, d, err)
+	}
 	if (err == nil) == d.ID.IsZero() {
 		t.Fatalf("decided %+v beside %v", d, err)
 	}
@@ -219,6 +231,20 @@ func decideSound(t *testing.T, p *Policy, in Input) Decision {
 	}
 	if path := d.ID.Path() + "/"; strings.HasPrefix(path, "/meshca/") || path == "/" {
 		t.Fatalf("granted the reserved %s", d.ID)
+	}
+	if !p.Stands(in, d.Basis) {
+		t.Fatal("a decision does not stand under its own policy")
+	}
+	if foreseen, certain, _ := p.Foresee(in); certain && foreseen.ID != d.ID {
+		t.Fatalf("foresaw %+v for certain, decided %+v", foreseen, d)
+	}
+	if direct, vouched := p.Opens(in.Cluster); d.Direct && !direct || d.NodeVouched && !vouched {
+		t.Fatalf("granted %+v, and the policy opens no such way", d)
+	}
+	for _, n := range d.DNSNames {
+		if len(n) > 253 || strings.ContainsAny(n, "*_ {}") || strings.Contains("."+n+".", "..") || strings.ToLower(n) != n {
+			t.Fatalf("granted the DNS name %q", n)
+		}
 	}
 	if d.TTL < MinTTL || d.TTL > DefaultMaxTTL {
 		t.Fatalf("granted a life of %s", d.TTL)

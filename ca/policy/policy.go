@@ -1,8 +1,7 @@
 package policy
 
 import (
-	"fmt"
-	"strings"
+	"context"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -35,10 +34,10 @@ type Cluster struct {
 	// SameNamespaces says aloud that a namespace and service account of this cluster is the same workload as its
 	// namesake in every other cluster that says so too.
 	SameNamespaces bool
+	// NoPods is set where nobody can be asked about the cluster's pods and namespaces (liveness: none). Rules that ask
+	// for their labels or annotations, or grant nodeVouched, are refused there.
+	NoPods bool
 }
-
-// Input is who asks. The names are checked again here: an ID is only as sound as what is put into it.
-type Input struct{ Cluster, Namespace, ServiceAccount string }
 
 // Decision is what is granted. Beside an error, Rule and Number tell which rule refused; the rest is zero.
 type Decision struct {
@@ -51,8 +50,12 @@ type Decision struct {
 	// Number counts rules from 1; 0 where no rules are written.
 	Number int
 	// Direct lets the workload call the CA itself. NodeVouched lets an agent vouch for a pod that carries no token.
-	// ServerKeys lets the CA's own SDS door hand out keys that the CA made.
-	Direct, NodeVouched, ServerKeys bool
+	Direct, NodeVouched bool
+	// ServerKeys lets the CA's own SDS door hand out keys that the CA made. There is no such door yet, so nothing acts on
+	// it: it is read, shown, and otherwise without effect.
+	ServerKeys bool
+	// Basis stands for all that policy had a say in: see Stands.
+	Basis Basis
 }
 
 // Policy is an immutable set of rules; all methods are safe for concurrent use.
@@ -63,127 +66,86 @@ type Policy struct {
 	plain rule
 }
 
+// effective are the rules that decide.
+func (p *Policy) effective() []rule {
+	if len(p.rules) == 0 {
+		return []rule{p.plain}
+	}
+	return p.rules
+}
+
 // Default is the policy without rules. It fails where two clusters would share IDs unsaid.
 func Default(c PolicyContext) (*Policy, error) { return build(c, nil) }
 
 // Rules is how many rules are written.
 func (p *Policy) Rules() int { return len(p.rules) }
 
-// Decide finds the grant for a service account, or a refusal: POLICY_NO_RULE, POLICY_DENIED, IDENTITY_INVALID or
-// IDENTITY_RESERVED. (POLICY_ERROR is for conditions, which can err.)
-func (p *Policy) Decide(in Input) (Decision, error) {
+// Uses are the facts beside names that a decision about a workload of the cluster can come to ask for.
+func (p *Policy) Uses(cluster string) Facts {
+	var f Facts
+	for i := range p.rules {
+		if r := &p.rules[i]; r.when != nil && r.clusters.match(cluster) {
+			f |= r.when.uses
+		}
+	}
+	return f
+}
+
+// Opens reports whether any rule lets a workload of the cluster call by itself, or an agent vouch for one. Where none
+// does, such a request needs no further look.
+func (p *Policy) Opens(cluster string) (direct, nodeVouched bool) {
+	for i := range p.rules {
+		if r := &p.rules[i]; (r.grant.direct || r.grant.nodeVouched) && r.clusters.match(cluster) {
+			direct, nodeVouched = direct || r.grant.direct, nodeVouched || r.grant.nodeVouched
+		}
+	}
+	return direct, nodeVouched
+}
+
+// Decide finds the grant for a workload, or a refusal: POLICY_NO_RULE, POLICY_DENIED, POLICY_ERROR (a condition erred: the
+// rule refuses, and no later one is asked), POLICY_FACTS_UNKNOWN (passing), IDENTITY_INVALID, IDENTITY_RESERVED or
+// DNS_NAME_INVALID. It returns ctx's error if that ended within a condition.
+func (p *Policy) Decide(ctx context.Context, in Input) (Decision, error) {
+	return p.decide(ctx, &in, nil)
+}
+
+// decide goes through the rules in order, up to the one that decides, and tells seen of each.
+func (p *Policy) decide(ctx context.Context, in *Input, seen func(*rule, miss, error)) (Decision, error) {
 	if err := in.check(); err != nil {
 		return Decision{}, err
 	}
 	if len(p.rules) == 0 {
-		return p.plain.decide(p.trustDomain, in)
+		return p.plain.decide(p.trustDomain, in, basisOf(&p.plain))
 	}
+	var vars *frame // made for the first condition
+	var basis Basis
 	for i := range p.rules {
-		if p.rules[i].mismatch(in) == anything {
-			return p.rules[i].decide(p.trustDomain, in)
+		r := &p.rules[i]
+		m := r.mismatch(in)
+		var err error
+		if m == anything {
+			basis = basis.and(r)
+			if r.when != nil {
+				if vars == nil {
+					vars = &frame{in: *in}
+				}
+				m, err = r.ask(ctx, vars)
+			}
+		}
+		if seen != nil {
+			seen(r, m, err)
+		}
+		if err != nil {
+			return Decision{Rule: r.label, Number: r.number}, err
+		}
+		if m == anything {
+			return r.decide(p.trustDomain, in, basis)
 		}
 	}
 	return Decision{}, p.noRule(in)
 }
 
-func (p *Policy) noRule(in Input) error {
+func (p *Policy) noRule(in *Input) error {
 	return refusal.New(refusal.PolicyNoRule, "none of the %d rules matches service account %s/%s of cluster %s",
 		len(p.rules), in.Namespace, in.ServiceAccount, in.Cluster)
-}
-
-// rule is one rule, checked.
-type rule struct {
-	label                                 string
-	number                                int
-	clusters, namespaces, serviceAccounts patterns
-	grant                                 grant
-	// deny is why nothing is granted; denied is set with it.
-	deny   string
-	denied bool
-}
-
-// grant is what a rule gives where it does not deny. DNS names, direct, nodeVouched and serverKeys belong here, beside
-// the condition in rule, as soon as the document has keys for them.
-type grant struct {
-	id  template
-	ttl time.Duration
-}
-
-func (r *rule) decide(td spiffeid.TrustDomain, in Input) (Decision, error) {
-	d := Decision{Rule: r.label, Number: r.number}
-	if r.denied {
-		return d, refusal.New(refusal.PolicyDenied, "%s denies service account %s/%s of cluster %s%s",
-			r.quoted(), in.Namespace, in.ServiceAccount, in.Cluster, because(r.deny))
-	}
-	id, err := r.grant.id.execute(td, in)
-	if err != nil {
-		return d, refusal.New(err.Reason, "%s: %s", r.quoted(), err.Detail)
-	}
-	d.ID, d.TTL = id, r.grant.ttl
-	return d, nil
-}
-
-// quoted names the rule in a sentence.
-func (r *rule) quoted() string {
-	switch {
-	case r.number == 0:
-		return "the default policy"
-	case strings.HasPrefix(r.label, "rule "):
-		return r.label
-	}
-	return fmt.Sprintf("rule %d %q", r.number, r.label)
-}
-
-func because(why string) string {
-	if why == "" {
-		return ""
-	}
-	return ": " + why
-}
-
-// check refuses what is no Kubernetes name: a slash or a dot segment in it would change the shape of the ID.
-func (in Input) check() error {
-	switch {
-	case !isName(in.Cluster, 63):
-		return refusal.New(refusal.IdentityInvalid, "cluster %q is not a name of 1 to 63 lower-case letters, digits, - and .", clip(in.Cluster))
-	case !isName(in.Namespace, 63):
-		return refusal.New(refusal.IdentityInvalid, "namespace %q is not a name of 1 to 63 lower-case letters, digits, - and .", clip(in.Namespace))
-	case !isName(in.ServiceAccount, 253):
-		return refusal.New(refusal.IdentityInvalid, "service account %q is not a name of 1 to 253 lower-case letters, digits, - and .", clip(in.ServiceAccount))
-	}
-	return nil
-}
-
-// isName is RFC 1123's subdomain as Kubernetes has it, with the bound given; it holds no empty or dot-only part.
-func isName(s string, most int) bool {
-	if len(s) == 0 || len(s) > most {
-		return false
-	}
-	border := true // at the beginning of a label, where neither - nor . may stand
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c >= 'a' && c <= 'z', c >= '0' && c <= '9':
-			border = false
-		case c == '-':
-			if border || i == len(s)-1 || s[i+1] == '.' {
-				return false
-			}
-		case c == '.':
-			if border {
-				return false
-			}
-			border = true
-		default:
-			return false
-		}
-	}
-	return !border
-}
-
-// clip bounds what a message repeats of a stranger's input.
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:77] + "..."
-	}
-	return s
 }

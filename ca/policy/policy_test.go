@@ -70,7 +70,7 @@ func TestDecide(t *testing.T) {
 		{ns: "meshca", sa: "agent", id: "IDENTITY_RESERVED", rule: "first-is-namespace", number: 5, detail: `rule 5 "first-is-namespace": the ID's path would begin with /meshca, which is reserved for meshca's own parts`},
 	} {
 		t.Run(c.ns+"/"+c.sa, func(t *testing.T) {
-			d, err := p.Decide(Input{Cluster: "prod", Namespace: c.ns, ServiceAccount: c.sa})
+			d, err := p.Decide(t.Context(), Input{Cluster: "prod", Namespace: c.ns, ServiceAccount: c.sa})
 			if d.Rule != c.rule || d.Number != c.number {
 				t.Errorf("decided by %q (%d), want %q (%d)", d.Rule, d.Number, c.rule, c.number)
 			}
@@ -95,12 +95,12 @@ func TestDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := p.Decide(Input{"prod", "shop", "cart"})
+	d, err := p.Decide(t.Context(), Input{Cluster: "prod", Namespace: "shop", ServiceAccount: "cart"})
 	if err != nil || d.ID.String() != "spiffe://example.org/ns/shop/sa/cart" || d.TTL != 6*time.Hour || d.Rule != DefaultRule || d.Number != 0 {
 		t.Errorf("got %+v, %v", d, err)
 	}
 	written := parse(t, "rules: []")
-	if e, err := written.Decide(Input{"prod", "shop", "cart"}); err != nil || e.ID != d.ID {
+	if e, err := written.Decide(t.Context(), Input{Cluster: "prod", Namespace: "shop", ServiceAccount: "cart"}); err != nil || e.ID != d.ID {
 		t.Errorf("`rules: []` decides %+v, %v; want the default", e, err)
 	}
 	c := one()
@@ -109,7 +109,7 @@ func TestDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d, _ := short.Decide(Input{"prod", "shop", "cart"}); d.TTL != 20*time.Second {
+	if d, _ := short.Decide(t.Context(), Input{Cluster: "prod", Namespace: "shop", ServiceAccount: "cart"}); d.TTL != 20*time.Second {
 		t.Errorf("ttl %s, want the configured maximum", d.TTL)
 	}
 }
@@ -117,17 +117,21 @@ func TestDefault(t *testing.T) {
 // Names that are none never reach an ID, whoever let them through.
 func TestDecideBadNames(t *testing.T) {
 	p := parse(t, "rules: []")
-	good := Input{"prod", "shop", "cart"}
+	good := Input{Cluster: "prod", Namespace: "shop", ServiceAccount: "cart"}
 	for _, bad := range []string{
 		"", ".", "..", "a/b", "a/../b", "../meshca", "%2e%2e", "a%2fb", "A", "ns\x00", "a b", "ä", "-a", "a-", "a..b", ".a", "a.", "a.-b", "a-.b", "a_b",
 		strings.Repeat("a", 254), "{namespace}",
 	} {
-		for i, in := range []Input{{bad, good.Namespace, good.ServiceAccount}, {good.Cluster, bad, good.ServiceAccount}, {good.Cluster, good.Namespace, bad}} {
-			d, err := p.Decide(in)
+		for i, in := range []Input{
+			{Cluster: bad, Namespace: good.Namespace, ServiceAccount: good.ServiceAccount},
+			{Cluster: good.Cluster, Namespace: bad, ServiceAccount: good.ServiceAccount},
+			{Cluster: good.Cluster, Namespace: good.Namespace, ServiceAccount: bad},
+		} {
+			d, err := p.Decide(t.Context(), in)
 			if refusal.Of(err) != refusal.IdentityInvalid || !d.ID.IsZero() {
 				t.Errorf("%q at %d: got %s, %v; want IDENTITY_INVALID", bad, i, d.ID, err)
 			}
-			if read, _, err := p.Read(in); read != nil || refusal.Of(err) != refusal.IdentityInvalid {
+			if read, _, err := p.Read(t.Context(), in); read != nil || refusal.Of(err) != refusal.IdentityInvalid {
 				t.Errorf("%q at %d: Read gave %v, %v", bad, i, read, err)
 			}
 		}
@@ -138,37 +142,37 @@ func TestDecideTooLong(t *testing.T) {
 	seg := strings.Repeat("x", 199)
 	p := parse(t, "rules: [{id: '"+strings.Repeat("/"+seg, 10)+"/{serviceAccount}'}]")
 	fits := 2048 - len("spiffe://example.org") - 10*200 - 1
-	if d, err := p.Decide(Input{"prod", "a", strings.Repeat("s", fits)}); err != nil || len(d.ID.String()) != 2048 {
+	if d, err := p.Decide(t.Context(), Input{Cluster: "prod", Namespace: "a", ServiceAccount: strings.Repeat("s", fits)}); err != nil || len(d.ID.String()) != 2048 {
 		t.Errorf("2048 bytes: %d, %v", len(d.ID.String()), err)
 	}
-	if _, err := p.Decide(Input{"prod", "a", strings.Repeat("s", fits+1)}); refusal.Of(err) != refusal.IdentityInvalid {
+	if _, err := p.Decide(t.Context(), Input{Cluster: "prod", Namespace: "a", ServiceAccount: strings.Repeat("s", fits+1)}); refusal.Of(err) != refusal.IdentityInvalid {
 		t.Errorf("2049 bytes: %v, want IDENTITY_INVALID", err)
 	}
 }
 
 func TestRead(t *testing.T) {
 	p := parse(t, rulesDoc)
-	read, d, err := p.Read(Input{"prod", "payments", "api"})
+	read, d, err := p.Read(t.Context(), Input{Cluster: "prod", Namespace: "payments", ServiceAccount: "api"})
 	if err != nil || d.Rule != "payments" {
 		t.Fatalf("%+v, %v", d, err)
 	}
 	want := []Reading{
-		{1, "no-system", false, "namespace payments is not among kube-*"},
-		{2, "payments", true, "it matches and grants /pay/{serviceAccount} for 1h0m0s"},
+		{1, "no-system", false, "namespace payments is not among kube-*", ""},
+		{2, "payments", true, "it matches and grants /pay/{serviceAccount} for 1h0m0s", ""},
 	}
 	if fmt.Sprint(read) != fmt.Sprint(want) {
 		t.Errorf("got %v\nwant %v", read, want)
 	}
-	read, _, err = p.Read(Input{"prod", "payments", "x"})
+	read, _, err = p.Read(t.Context(), Input{Cluster: "prod", Namespace: "payments", ServiceAccount: "x"})
 	if refusal.Of(err) != refusal.PolicyNoRule || len(read) != 5 || read[1].Why != "service account x is not among api, worker-*" {
 		t.Errorf("got %v, %v", read, err)
 	}
-	read, _, err = p.Read(Input{"prod", "batch", "x"})
+	read, _, err = p.Read(t.Context(), Input{Cluster: "prod", Namespace: "batch", ServiceAccount: "x"})
 	if refusal.Of(err) != refusal.PolicyDenied || len(read) != 3 || !read[2].Matched || read[2].Why != "it matches and denies" {
 		t.Errorf("got %v, %v", read, err)
 	}
 	plain := parse(t, "rules: []")
-	if read, d, err := plain.Read(Input{"prod", "a", "b"}); err != nil || len(read) != 1 || !read[0].Matched || d.ID.Path() != "/ns/a/sa/b" {
+	if read, d, err := plain.Read(t.Context(), Input{Cluster: "prod", Namespace: "a", ServiceAccount: "b"}); err != nil || len(read) != 1 || !read[0].Matched || d.ID.Path() != "/ns/a/sa/b" {
 		t.Errorf("got %v, %+v, %v", read, d, err)
 	}
 }

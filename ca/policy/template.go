@@ -28,7 +28,7 @@ const (
 
 var placeholders = [...]string{nothing: "", cluster: "{cluster}", namespace: "{namespace}", serviceAccount: "{serviceAccount}"}
 
-func (in Input) part(p part) string {
+func (in *Input) part(p part) string {
 	switch p {
 	case cluster:
 		return in.Cluster
@@ -46,6 +46,9 @@ type segment struct {
 	hole   part
 	after  string
 }
+
+// String is the segment as one writes it.
+func (s segment) String() string { return s.before + placeholders[s.hole] + s.after }
 
 // template is an ID template: at least one segment.
 type template []segment
@@ -92,31 +95,37 @@ func parseSegment(s string) (segment, error) {
 	case ".", "..":
 		return segment{}, fmt.Errorf("segment %q: dot segments are no part of a SPIFFE ID", s)
 	}
-	var seg segment
-	literal := s
-	if open := strings.IndexByte(s, '{'); open >= 0 {
-		end := strings.IndexByte(s[open:], '}')
-		if end < 0 {
-			return segment{}, fmt.Errorf("segment %q: { has no }", clip(s))
-		}
-		hole := s[open : open+end+1]
-		for p := cluster; p <= serviceAccount; p++ {
-			if placeholders[p] == hole {
-				seg.hole = p
-			}
-		}
-		if seg.hole == nothing {
-			return segment{}, fmt.Errorf("unknown placeholder %s: there are {cluster}, {namespace} and {serviceAccount}", clip(hole))
-		}
-		seg.before, seg.after = s[:open], s[open+end+1:]
-		if strings.ContainsRune(seg.after, '{') {
-			return segment{}, fmt.Errorf("segment %q has two placeholders: different accounts could get one ID; give each a segment of its own", clip(s))
-		}
-		literal = seg.before + seg.after
-	} else {
-		seg.before = s
+	seg, err := splitHole(s)
+	if err != nil {
+		return segment{}, err
 	}
-	return seg, checkLiteral(literal)
+	return seg, checkLiteral(seg.before + seg.after)
+}
+
+// splitHole finds the one placeholder that a segment of an ID or a label of a DNS name may hold.
+func splitHole(s string) (segment, error) {
+	open := strings.IndexByte(s, '{')
+	if open < 0 {
+		return segment{before: s}, nil
+	}
+	end := strings.IndexByte(s[open:], '}')
+	if end < 0 {
+		return segment{}, fmt.Errorf("segment %q: { has no }", clip(s))
+	}
+	hole := s[open : open+end+1]
+	seg := segment{before: s[:open], after: s[open+end+1:]}
+	for p := cluster; p <= serviceAccount; p++ {
+		if placeholders[p] == hole {
+			seg.hole = p
+		}
+	}
+	switch {
+	case seg.hole == nothing:
+		return segment{}, fmt.Errorf("unknown placeholder %s: there are {cluster}, {namespace} and {serviceAccount}", clip(hole))
+	case strings.ContainsRune(seg.after, '{'):
+		return segment{}, fmt.Errorf("segment %q has two placeholders: different accounts could get one ID; give each a segment of its own", clip(s))
+	}
+	return seg, nil
 }
 
 // checkLiteral holds to SPIFFE-ID §2.2: letters, digits, and - . _ only.
@@ -138,7 +147,7 @@ func checkLiteral(s string) error {
 }
 
 // execute makes the ID for checked names.
-func (t template) execute(td spiffeid.TrustDomain, in Input) (spiffeid.ID, *refusal.Error) {
+func (t template) execute(td spiffeid.TrustDomain, in *Input) (spiffeid.ID, *refusal.Error) {
 	n := len("spiffe://") + len(td.Name())
 	for i := range t {
 		n += 1 + len(t[i].before) + len(in.part(t[i].hole)) + len(t[i].after)
@@ -171,7 +180,7 @@ func (t template) execute(td spiffeid.TrustDomain, in Input) (spiffeid.ID, *refu
 func (t template) String() string {
 	var b strings.Builder
 	for _, s := range t {
-		b.WriteString("/" + s.before + placeholders[s.hole] + s.after)
+		b.WriteString("/" + s.String())
 	}
 	return b.String()
 }

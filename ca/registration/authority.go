@@ -62,39 +62,43 @@ func New(c Config) (*Authority, error) {
 
 // Issue is the one procedure through which a workload's request becomes a certificate; its first step, who calls, is
 // Admit's. It returns the SVID or a refusal, and leaves a decision behind either way: audit line, ring, metrics.
-func (a *Authority) Issue(ctx context.Context, agent *Agent, r Request) (ca.SVID, error) {
-	d := a.Journal.begin(eventIssue, r.Door, agent.caller, agent.cluster)
+func (a *Authority) Issue(ctx context.Context, by *Admitted, r Request) (ca.SVID, error) {
+	d := a.Journal.begin(eventIssue, r.Door, by.caller, by.cluster)
 	defer a.Journal.concludePanic(d)
-	svid, err := a.issue(ctx, agent, r, d)
+	svid, err := a.issue(ctx, by, r, d)
 	a.Journal.conclude(d, svid, err)
 	return svid, err
 }
 
-func (a *Authority) issue(ctx context.Context, agent *Agent, r Request, d *Decision) (_ ca.SVID, err error) {
-	// 1. Who calls: an agent, as the CA knows it, of this cluster, and alive. Admit has found that out for the whole call.
+func (a *Authority) issue(ctx context.Context, by *Admitted, r Request, d *Decision) (_ ca.SVID, err error) {
+	// 1. Who calls: an agent, as the CA knows it, of this cluster, and alive; or the workload itself, where policy lets any.
+	// Admit and AdmitDirect have found that out for the whole call.
 
-	// 2. Attest: the workload's own token, made for us, of a pod that lives. An agent's word alone is worth nothing.
-	d.Evidence, err = agent.member.Cluster.Attest(ctx, r.Token, WorkloadAudience)
+	// 2. Attest: the workload's own token, made for us, of a pod that lives. An agent's word alone is worth nothing, but
+	// where policy takes it for a pod that the cluster itself knows.
+	d.Evidence, err = a.attest(ctx, by, r)
 	if err != nil {
 		return ca.SVID{}, err
 	}
 
 	// 3. Authorise: an agent may ask only for pods that run beside it. Names can be reused; UIDs cannot.
-	if d.Evidence.NodeUID != agent.NodeUID {
+	if !by.direct && d.Evidence.NodeUID != by.NodeUID {
 		return ca.SVID{}, refusal.New(refusal.PodNotOnNode, "pod %s/%s runs on node %s (%s), the agent asks from node %s (%s)",
-			d.Evidence.Identity.Namespace(), d.Evidence.PodName, d.Evidence.NodeName, d.Evidence.NodeUID, agent.NodeName, agent.NodeUID).
+			d.Evidence.Identity.Namespace(), d.Evidence.PodName, d.Evidence.NodeName, d.Evidence.NodeUID, by.NodeName, by.NodeUID).
 			On("kubernetes.io.node.uid")
 	}
 
-	// 4. Grant: policy says as what, for how long; an operator's denial goes before it.
-	grant, err := a.grant(r, d)
+	// 4. Grant: policy says as what, for how long, and whether by this way; an operator's denial goes before it. Whoever
+	// changes either waits until what was decided before is out.
+	a.Orders.beginIssuing()
+	defer a.Orders.endIssuing()
+	grant, basis, err := a.grant(ctx, r, d)
 	if err != nil {
 		return ca.SVID{}, err
 	}
 	if err := a.mayIssue(grant.ID); err != nil {
 		return ca.SVID{}, err
 	}
-	defer a.Orders.endIssuing()
 
 	// 5. The CSR: its public key, proven to be held; names it may repeat, not add.
 	key, err := a.requestedKey(r.CSR, grant)
@@ -103,11 +107,13 @@ func (a *Authority) issue(ctx context.Context, agent *Agent, r Request, d *Decis
 	}
 
 	// 6. Issue: prepare, lint, record, sign, compare. What is signed comes from the grant.
-	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, PublicKey: key, Evidence: ledgerEvidence(d)})
+	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, PublicKey: key, Evidence: ledgerEvidence(d, basis)})
 	if err != nil {
 		return ca.SVID{}, err
 	}
-	a.Agents.issuedThrough(agent.caller.ID.String(), svid.NotAfter)
+	if !by.direct {
+		a.Agents.issuedThrough(by.caller.ID.String(), svid.NotAfter)
+	}
 	return svid, nil
 }
 
@@ -143,17 +149,18 @@ func (a *Authority) attestAgent(ctx context.Context, cluster, version string, r 
 		return ca.SVID{}, err
 	}
 	grant := ca.Grant{ID: d.ID, TTL: a.AgentTTL}
+	a.Orders.beginIssuing()
+	defer a.Orders.endIssuing()
 	if err := a.mayIssue(grant.ID); err != nil {
 		return ca.SVID{}, err
 	}
-	defer a.Orders.endIssuing()
 
 	// 4. The CSR, the ledger, the signature: as for everyone.
 	key, err := a.requestedKey(r.CSR, grant)
 	if err != nil {
 		return ca.SVID{}, err
 	}
-	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, Profile: ca.ProfileAgent, PublicKey: key, Evidence: ledgerEvidence(d)})
+	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, Profile: ca.ProfileAgent, PublicKey: key, Evidence: ledgerEvidence(d, 0)})
 	if err != nil {
 		return ca.SVID{}, err
 	}
@@ -165,29 +172,31 @@ func (a *Authority) attestAgent(ctx context.Context, cluster, version string, r 
 	return svid, nil
 }
 
-// mayIssue refuses what is denied, and all while nobody knows what is. Where it does not, Orders.endIssuing must follow.
+// mayIssue refuses what is denied, and all while nobody knows what is.
 func (a *Authority) mayIssue(id spiffeid.ID) error {
 	if err := a.Continuity.Ready(); err != nil {
 		return err
 	}
-	return a.Orders.beginIssuing(id)
+	return a.Orders.refuses(id)
 }
 
-func (a *Authority) grant(r Request, d *Decision) (ca.Grant, error) {
-	who := d.Evidence.Identity
-	verdict, err := a.Policy.Value().Decide(policy.Input{Cluster: who.Cluster(), Namespace: who.Namespace(), ServiceAccount: who.ServiceAccount()})
+func (a *Authority) grant(ctx context.Context, r Request, d *Decision) (ca.Grant, policy.Basis, error) {
+	verdict, err := a.Policy.Value().Decide(ctx, PolicyInput(d.Evidence))
 	d.Rule, d.ID = verdict.Rule, verdict.ID
+	if err == nil {
+		err = opens(d, verdict)
+	}
 	switch {
 	case err != nil:
-		return ca.Grant{}, err
+		return ca.Grant{}, 0, err
 	case r.TTL < 0 || r.TTL > 0 && r.TTL < MinTTL:
-		return ca.Grant{}, refusal.New(refusal.RequestMalformed, "a life of %s was asked for, the shortest is %s", r.TTL, MinTTL).On("ttl")
+		return ca.Grant{}, 0, refusal.New(refusal.RequestMalformed, "a life of %s was asked for, the shortest is %s", r.TTL, MinTTL).On("ttl")
 	}
 	grant := ca.Grant{ID: verdict.ID, TTL: verdict.TTL, DNSNames: verdict.DNSNames}
 	if r.TTL > 0 {
 		grant.TTL = min(grant.TTL, r.TTL)
 	}
-	return grant, nil
+	return grant, verdict.Basis, nil
 }
 
 func (a *Authority) requestedKey(der []byte, grant ca.Grant) (crypto.PublicKey, error) {
@@ -216,9 +225,13 @@ type LedgerEvidence struct {
 	CredentialID      string `json:"credentialID,omitempty"`
 	Agent             string `json:"agent,omitempty"`
 	Rule              string `json:"rule,omitempty"`
+	// Way is "direct" or "nodeVouched"; empty where an agent showed the workload's own token.
+	Way string `json:"way,omitempty"`
+	// Basis is policy.Basis, as text: what of the policy the grant rested on.
+	Basis string `json:"basis,omitempty"`
 }
 
-func ledgerEvidence(d *Decision) []byte {
+func ledgerEvidence(d *Decision, basis policy.Basis) []byte {
 	e := d.Evidence
 	o := newObject(512)
 	o.text("method", e.Method)
@@ -234,5 +247,7 @@ func ledgerEvidence(d *Decision) []byte {
 	o.text("credentialID", e.CredentialID)
 	o.text("agent", d.agent())
 	o.text("rule", d.Rule)
+	o.text("way", d.Way())
+	o.text("basis", basis.String())
 	return o.end()
 }

@@ -14,21 +14,23 @@ import (
 	"github.com/meshca/meshca/ca"
 )
 
-// Agent is a caller that Admit found to be one, and what it is held to. Nothing else makes an Agent that issues.
-type Agent struct {
+// Admitted is a caller that may ask: an agent, and what it is held to, or a workload that calls by itself. Only Admit and
+// AdmitDirect make one.
+type Admitted struct {
+	// AgentInstance is the agent's; zero for a workload that calls by itself.
 	ca.AgentInstance
 	caller  Caller
 	cluster string
 	member  Member
+	direct  bool
 }
 
 // Admit finds out who calls: an agent that is on record, of this cluster, whose pod and node live. It is the first step
 // of all that an agent may ask for, taken once for a call, however many requests that holds. It leaves no audit line: a
 // refused call leaves one at its door, which knows how often the same peer was refused already.
 //
-// No policy can open the CA to workloads without an agent yet, so they are refused here, before anything is spent on
-// them. Alive is asked last: whoever is refused for a passing reason is an agent all the same.
-func (a *Authority) Admit(ctx context.Context, c Caller, cluster string) (*Agent, error) {
+// Alive is asked last: whoever is refused for a passing reason is an agent all the same.
+func (a *Authority) Admit(ctx context.Context, c Caller, cluster string) (*Admitted, error) {
 	member, err := a.member(cluster)
 	switch {
 	case err != nil:
@@ -36,7 +38,7 @@ func (a *Authority) Admit(ctx context.Context, c Caller, cluster string) (*Agent
 	case c.Untrusted != nil:
 		return nil, refusal.New(refusal.CallerUntrusted, "%w", c.Untrusted)
 	case c.ID.IsZero():
-		return nil, refusal.New(refusal.AgentRequired, "the call came without an agent's SVID as client certificate, and calls without an agent are not allowed")
+		return nil, refusal.New(refusal.AgentRequired, "the call came without an agent's SVID as client certificate, and is one that only agents may make")
 	case !time.Now().Before(c.NotAfter):
 		return nil, refusal.New(refusal.AgentExpired, "the SVID %s of %s ended at %s", c.Serial, c.ID, c.NotAfter.UTC().Format(time.RFC3339))
 	}
@@ -56,7 +58,26 @@ func (a *Authority) Admit(ctx context.Context, c Caller, cluster string) (*Agent
 	if err := member.Cluster.Alive(ctx, known.evidence); err != nil {
 		return nil, err
 	}
-	return &Agent{AgentInstance: known.AgentInstance, caller: c, cluster: cluster, member: member}, nil
+	return &Admitted{AgentInstance: known.AgentInstance, caller: c, cluster: cluster, member: member}, nil
+}
+
+// AdmitDirect admits a caller without a client certificate to ask for its own SVID, if any rule of the policy opens that
+// way in the cluster. Where none does, it is refused before anything is spent on it; where one does, its token decides
+// what it is, and policy whether this one may.
+func (a *Authority) AdmitDirect(c Caller, cluster string) (*Admitted, error) {
+	member, err := a.member(cluster)
+	switch {
+	case err != nil:
+		return nil, err
+	case c.Untrusted != nil:
+		return nil, refusal.New(refusal.CallerUntrusted, "%w", c.Untrusted)
+	case !c.ID.IsZero():
+		return nil, refusal.New(refusal.AgentUnknown, "%s shows a client certificate, and only agents do: a workload that calls by itself shows its token alone", c.ID)
+	}
+	if direct, _ := a.Policy.Value().Opens(cluster); !direct {
+		return nil, refusal.New(refusal.AgentRequired, "the call came without an agent's SVID as client certificate, and no policy rule of cluster %s has direct", cluster)
+	}
+	return &Admitted{caller: c, cluster: cluster, member: member, direct: true}, nil
 }
 
 func (a *Authority) member(cluster string) (Member, error) {

@@ -160,6 +160,7 @@ func (j *Journal) line(d *Decision) {
 		o.text("spiffeID", d.ID.String())
 	}
 	o.text("rule", d.Rule)
+	o.text("way", d.Way())
 	o.text("serial", d.Serial)
 	if !d.NotAfter.IsZero() {
 		o.time("notAfter", d.NotAfter.UTC())

@@ -36,6 +36,15 @@ type OrderStore interface {
 type Standing struct {
 	Denials map[string]ca.Denial
 	Renew   []ca.RenewOrder
+	// Reviews are renewals that a change of policy makes, by the agent that they are for, and Reviewed is when that was last
+	// looked at. They are not stored: each start looks anew.
+	Reviews  map[string][]ca.RenewOrder
+	Reviewed time.Time
+}
+
+// RenewBy are the renewals that one agent has to make.
+func (s *Standing) RenewBy(agent spiffeid.ID) []ca.RenewOrder {
+	return slices.Concat(s.Renew, s.Reviews[agent.String()])
 }
 
 // DeniedIDs returns the denied SPIFFE IDs in order.
@@ -90,18 +99,17 @@ func (o *Orders) refuses(id spiffeid.ID) error {
 	return refusal.New(refusal.IdentityDenied, "%s was denied at %s by %s: %s", id, d.Since.UTC().Format(time.RFC3339), d.By, why)
 }
 
-// beginIssuing refuses a denied identity. Where it does not, endIssuing must follow when the SVID is out or refused:
-// until then Deny does not return, so that what it finds in the ledger then is all that the identity ever got.
-func (o *Orders) beginIssuing(id spiffeid.ID) error {
-	o.issuing.RLock()
-	if err := o.refuses(id); err != nil {
-		o.issuing.RUnlock()
-		return err
-	}
-	return nil
-}
+// beginIssuing comes before policy and denials are asked, and endIssuing when the SVID is out or refused. Until then Deny
+// does not return, so that what it finds in the ledger then is all that the identity ever got.
+func (o *Orders) beginIssuing() { o.issuing.RLock() }
 
 func (o *Orders) endIssuing() { o.issuing.RUnlock() }
+
+// settle returns when all has ended that began before it was called.
+func (o *Orders) settle() {
+	o.issuing.Lock()
+	o.issuing.Unlock() //nolint:staticcheck // a barrier, not a section
+}
 
 // Deny makes the identity get nothing new from when it returns, and agents drop what they hold of it. Denying again
 // renews the reason and keeps the first moment.
@@ -117,11 +125,11 @@ func (o *Orders) Deny(ctx context.Context, d ca.Denial) (ca.Denial, error) {
 	if err := o.store.PutDenial(ctx, d); err != nil {
 		return ca.Denial{}, refusal.New(refusal.StoreUnavailable, "the denial could not be stored: %w", err)
 	}
-	next := &Standing{Denials: maps.Clone(now.Denials), Renew: now.Renew}
+	next := *now
+	next.Denials = maps.Clone(now.Denials)
 	next.Denials[d.ID] = d
-	o.standing.Set(next)
-	o.issuing.Lock()
-	o.issuing.Unlock() //nolint:staticcheck // a barrier: what began before the denial was published has ended
+	o.standing.Set(&next)
+	o.settle() // what began before the denial was published
 	return d, nil
 }
 
@@ -146,9 +154,10 @@ func (o *Orders) Allow(ctx context.Context, id string) (bool, error) {
 		return false, refusal.New(refusal.StoreUnavailable, "the denial could not be lifted: %w", err)
 	}
 	if _, stands := now.Denials[id]; stands {
-		next := &Standing{Denials: maps.Clone(now.Denials), Renew: now.Renew}
+		next := *now
+		next.Denials = maps.Clone(now.Denials)
 		delete(next.Denials, id)
-		o.standing.Set(next)
+		o.standing.Set(&next)
 	}
 	return was, nil
 }
@@ -166,8 +175,19 @@ func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
 	if err := o.store.PutRenewOrder(ctx, r); err != nil {
 		return refusal.New(refusal.StoreUnavailable, "the order could not be stored: %w", err)
 	}
-	o.standing.Set(&Standing{Denials: now.Denials, Renew: append(kept, r)})
+	next := *now
+	next.Renew = append(kept, r)
+	o.standing.Set(&next)
 	return nil
+}
+
+// review replaces what the review before ordered: it looked at the same, and more.
+func (o *Orders) review(reviews map[string][]ca.RenewOrder, at time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	next := *o.standing.Value()
+	next.Reviews, next.Reviewed = reviews, at
+	o.standing.Set(&next)
 }
 
 // RenewAll orders the renewal of all that has been issued, spread over a while, unless such an order from since or later

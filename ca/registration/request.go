@@ -34,20 +34,29 @@ type Caller struct {
 // Request asks for one workload's X509-SVID.
 type Request struct {
 	// Door is the API the request came through: "grpc". A bounded metric label.
-	Door  string
+	Door string
+	// Token is the workload's own.
 	Token attestor.Token
+	// Pod is named instead of a token by an agent that vouches for it, where policy says nodeVouched.
+	Pod *attestor.PodRef
 	// CSR is PKCS #10, DER. Only its public key is used.
 	CSR []byte
 	// TTL asks for a shorter life than the grant's; zero or more than the grant is clamped to it.
 	TTL time.Duration
 }
 
-// Cluster attests the workloads of one Kubernetes cluster. Both methods are called concurrently, answer with a
+// Cluster attests the workloads of one Kubernetes cluster. All methods are called concurrently, answer with a
 // *refusal.Error, and end before ctx does.
 type Cluster interface {
 	// Attest proves a token of exactly this audience and that what it stands for is alive. With an error it returns what
 	// it knew by then; see Evidence.Proven.
 	Attest(ctx context.Context, token attestor.Token, audience string) (attestor.Evidence, error)
+	// AttestDirect is Attest for a workload's token that strangers bring: whatever that costs a dependency is bounded apart
+	// from what agents cost.
+	AttestDirect(ctx context.Context, token attestor.Token) (attestor.Evidence, error)
+	// Vouch finds out whose a pod is that an agent names without a token, from what the cluster itself knows of the pod.
+	// The node in the evidence is where it runs: on an agent's word alone nothing follows.
+	Vouch(ctx context.Context, pod attestor.PodRef) (attestor.Evidence, error)
 	// Alive checks again that the pod, node, service account and namespace of an earlier attestation live. It is called
 	// for the agent with every request, so it must be cheap.
 	Alive(ctx context.Context, e attestor.Evidence) error

@@ -45,6 +45,7 @@ func (r *Ring) add(d *Decision) {
 	// The message says what was untrusted; the error would hold a stranger's whole certificate. And a message may be the
 	// beginning of a longer text, all of which it would hold.
 	kept.Caller.Untrusted = nil
+	kept.Evidence.Facts = nil // a pod's labels and annotations, of which nothing is shown
 	kept.Message = strings.Clone(kept.Message)
 	r.mu.Lock()
 	defer r.mu.Unlock()

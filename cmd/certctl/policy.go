@@ -25,6 +25,7 @@ type policyQuestion struct {
 	maxTTL                                time.Duration
 	others                                []string
 	same                                  bool
+	facts                                 factFlags
 }
 
 func (c *cli) policyCommand() *cobra.Command {
@@ -34,7 +35,9 @@ func (c *cli) policyCommand() *cobra.Command {
 	test := &cobra.Command{
 		Use: "test [NAMESPACE/SERVICEACCOUNT]", Short: "What policy makes of a service account or of a token", Args: args(0, 1, "one NAMESPACE/SERVICEACCOUNT, or --token-file"),
 		Long: `Shows how each rule was read, and the grant or the refusal; nothing is issued. With --token-file the CA attests
-the token first, as it would for a request.
+the token first, as it would for a request, and its conditions see that pod. For a service account --label, --annotation,
+--namespace-label, --pod and --node say what conditions see; what is not said is not known, and a condition that asks for
+it decides nothing.
 
 With --file the rules of a file are read here: what a change would do before it is made. The CA says for which trust
 domain, longest life and clusters, and what is denied. With --trust-domain no CA is asked: then --max-ttl is the CA's
@@ -42,6 +45,7 @@ svid.ttl (6h if left out), and --other-cluster names the clusters beside --clust
 its own. What was assumed is told with the answer. Exit code 1 for a refusal.`,
 		Example: `  certctl policy test payments/api --cluster prod
   certctl policy test --token-file /var/run/secrets/tokens/meshca
+  certctl policy test payments/api --label app=api --label tier=gold --node n1
   certctl policy test payments/api --file policy.yaml
   certctl policy test payments/api --file policy.yaml --trust-domain mesh.example --cluster prod --max-ttl 1h`,
 	}
@@ -53,6 +57,7 @@ its own. What was assumed is told with the answer. Exit code 1 for a refusal.`,
 	f.DurationVar(&q.maxTTL, "max-ttl", policy.DefaultMaxTTL, "with --trust-domain: the longest `life`, the CA's svid.ttl")
 	f.StringArrayVar(&q.others, "other-cluster", nil, "with --trust-domain: a further `cluster` of the CA (repeat it for more)")
 	f.BoolVar(&q.same, "same-namespaces", false, "with --trust-domain: all these clusters have sameNamespaces")
+	q.facts.on(test)
 	_ = test.MarkFlagFilename("file", "yaml", "yml")
 	_ = test.MarkFlagFilename("token-file")
 	test.RunE = func(cmd *cobra.Command, args []string) error {
@@ -66,7 +71,11 @@ its own. What was assumed is told with the answer. Exit code 1 for a refusal.`,
 				return usage("--%s belongs to --trust-domain; the CA knows its own", name)
 			}
 		}
-		r, err := c.testPolicy(ctx, q, args)
+		facts, err := q.facts.message(cmd)
+		if err != nil {
+			return err
+		}
+		r, err := c.testPolicy(ctx, q, facts, args)
 		if err != nil {
 			return err
 		}
@@ -82,11 +91,13 @@ its own. What was assumed is told with the answer. Exit code 1 for a refusal.`,
 	return cmd
 }
 
-func (c *cli) testPolicy(ctx context.Context, q policyQuestion, args []string) (*meshcav1.TestPolicyResponse, error) {
-	r := &meshcav1.TestPolicyRequest{Cluster: q.cluster}
+func (c *cli) testPolicy(ctx context.Context, q policyQuestion, facts *meshcav1.PolicyFacts, args []string) (*meshcav1.TestPolicyResponse, error) {
+	r := &meshcav1.TestPolicyRequest{Cluster: q.cluster, Facts: facts}
 	switch {
 	case (len(args) == 1) == (q.tokenFile != ""):
 		return nil, usage("policy test takes NAMESPACE/SERVICEACCOUNT or --token-file, one of them")
+	case q.tokenFile != "" && facts != nil:
+		return nil, usage("the token's pod is looked at: leave --%s out", strings.Join(factFlagNames[:], ", --"))
 	case q.file != "" && q.tokenFile != "":
 		return nil, usage("--file reads rules without a CA, and only the CA can attest a token: name the service account instead of --token-file")
 	case q.file == "" && q.trustDomain != "":
@@ -141,6 +152,7 @@ func drawPolicy(p *page, r *meshcav1.TestPolicyResponse) {
 		name = fmt.Sprintf("Service account %s/%s of cluster %s", r.GetNamespace(), r.GetServiceAccount(), r.GetCluster())
 	}
 	p.line("%s", name)
+	drawFacts(p, r.GetFacts())
 	var rows [][]cell
 	for _, rd := range r.GetRules() {
 		number, tone := fmt.Sprint(rd.GetNumber()), plainTone
@@ -151,11 +163,11 @@ func drawPolicy(p *page, r *meshcav1.TestPolicyResponse) {
 		if rd.GetMatched() {
 			matched, tone = "yes", good
 		}
-		rows = append(rows, []cell{text(number), text(rd.GetName()), text(matched).as(tone), text(rd.GetWhy())})
+		rows = append(rows, []cell{text(number), text(rd.GetName()), text(matched).as(tone), text(oneLine(rd.GetWhen())), text(rd.GetWhy())})
 	}
 	if len(rows) > 0 {
 		p.gap()
-		p.table([]string{"RULE", "NAME", "MATCHES", "WHY"}, rows)
+		p.table([]string{"RULE", "NAME", "MATCHES", "CONDITION", "WHY"}, rows)
 	}
 	p.gap()
 	defer drawAssumptions(p, r.GetAssumptions())
@@ -164,9 +176,22 @@ func drawPolicy(p *page, r *meshcav1.TestPolicyResponse) {
 		return
 	}
 	g := r.GetGrant()
+	yes := func(set bool, what string) cell {
+		if set {
+			return text("yes: " + what)
+		}
+		return cell{}
+	}
 	p.pairs(pair{"granted", text(g.GetSpiffeId()).as(good)}, pair{"for at most", text(spell(g.GetTtl().AsDuration()))},
-		pair{"DNS names", text(strings.Join(g.GetDnsNames(), " "))}, pair{"by", text(ruleName(g.GetRule()))})
+		pair{"DNS names", text(strings.Join(g.GetDnsNames(), " "))},
+		pair{"direct", yes(g.GetDirect(), "the workload may call the CA itself")},
+		pair{"node-vouched", yes(g.GetNodeVouched(), "an agent may ask without the pod's token")},
+		pair{"server keys", yes(g.GetServerKeys(), "without effect yet, no door of this version makes keys")},
+		pair{"by", text(ruleName(g.GetRule()))})
 }
+
+// oneLine is a condition as it fits into a table's cell.
+func oneLine(condition string) string { return strings.Join(strings.Fields(condition), " ") }
 
 func ruleName(name string) string {
 	if name == policy.DefaultRule {

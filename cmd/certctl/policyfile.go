@@ -41,10 +41,12 @@ func (c *cli) testPolicyFile(ctx context.Context, q policyQuestion, r *meshcav1.
 	if err != nil {
 		return nil, no(q.file+" would not be put in force", err, "")
 	}
-	answer := &meshcav1.TestPolicyResponse{Cluster: cluster, Namespace: r.GetNamespace(), ServiceAccount: r.GetServiceAccount(), Assumptions: in.told()}
-	readings, d, err := rules.Read(policy.Input{Cluster: cluster, Namespace: r.GetNamespace(), ServiceAccount: r.GetServiceAccount()})
+	answer := &meshcav1.TestPolicyResponse{
+		Cluster: cluster, Namespace: r.GetNamespace(), ServiceAccount: r.GetServiceAccount(), Assumptions: in.told(), Facts: r.GetFacts(),
+	}
+	readings, d, err := rules.Read(ctx, known(policy.Input{Cluster: cluster, Namespace: r.GetNamespace(), ServiceAccount: r.GetServiceAccount()}, r.GetFacts()))
 	for _, rd := range readings {
-		answer.Rules = append(answer.Rules, &meshcav1.RuleReading{Number: uint32(rd.Number), Name: rd.Name, Matched: rd.Matched, Why: rd.Why})
+		answer.Rules = append(answer.Rules, &meshcav1.RuleReading{Number: uint32(rd.Number), Name: rd.Name, Matched: rd.Matched, Why: rd.Why, When: rd.When})
 	}
 	if denial := in.denied[d.ID.String()]; err == nil && denial != nil {
 		err = refusal.New(refusal.IdentityDenied, "the policy grants %s, and %s denied it: %s", d.ID, denial.GetBy(), denial.GetWhy())
@@ -56,7 +58,8 @@ func (c *cli) testPolicyFile(ctx context.Context, q policyQuestion, r *meshcav1.
 	if err != nil {
 		return nil, no("the policy could not be read for it", err, "")
 	}
-	answer.Grant = &meshcav1.Grant{SpiffeId: d.ID.String(), Ttl: durationpb.New(d.TTL), DnsNames: d.DNSNames, Rule: d.Rule}
+	answer.Grant = &meshcav1.Grant{SpiffeId: d.ID.String(), Ttl: durationpb.New(d.TTL), DnsNames: d.DNSNames, Rule: d.Rule,
+		Direct: d.Direct, NodeVouched: d.NodeVouched, ServerKeys: d.ServerKeys}
 	return answer, nil
 }
 
@@ -104,7 +107,7 @@ func (c *cli) caSurroundings(ctx context.Context) (surroundings, error) {
 	}
 	in.MaxTTL = s.GetMaxSvidTtl().AsDuration()
 	for _, k := range s.GetClusters() {
-		in.Clusters = append(in.Clusters, policy.Cluster{Name: k.GetName(), SameNamespaces: k.GetSameNamespaces()})
+		in.Clusters = append(in.Clusters, policy.Cluster{Name: k.GetName(), SameNamespaces: k.GetSameNamespaces(), NoPods: k.GetLiveness() == "none"})
 	}
 	denials, err := conn.CA.ListDenials(ctx, &meshcav1.ListDenialsRequest{})
 	if err != nil {

@@ -295,7 +295,7 @@ func (c *Config) checkClusters() error {
 func (c *Config) policyContext() policy.PolicyContext {
 	p := policy.PolicyContext{TrustDomain: c.trustDomain, MaxTTL: c.SVID.TTL.Duration}
 	for _, k := range c.Clusters {
-		p.Clusters = append(p.Clusters, policy.Cluster{Name: k.Name, SameNamespaces: k.SameNamespaces})
+		p.Clusters = append(p.Clusters, policy.Cluster{Name: k.Name, SameNamespaces: k.SameNamespaces, NoPods: k.Liveness == kubernetes.LivenessNone})
 	}
 	return p
 }

@@ -125,7 +125,7 @@ func TestABadPolicyIsRefusedAndTheLastGoodOneStays(t *testing.T) {
 		}
 	}
 	decide := func(f *policyFile) error {
-		_, err := f.current.Value().Decide(policy.Input{Cluster: "one", Namespace: "shop", ServiceAccount: "web"})
+		_, err := f.current.Value().Decide(t.Context(), policy.Input{Cluster: "one", Namespace: "shop", ServiceAccount: "web"})
 		return err
 	}
 	put("rules: [{namespaces: [shop]}]")

@@ -101,10 +101,14 @@ func configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := config.readPolicy(); err != nil {
+			rules, err := config.readPolicy()
+			if err != nil {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%s: fine (trust domain %s, %d clusters)\n", args[0], config.trustDomain, len(config.Clusters))
+			for _, line := range rules.Describe() {
+				fmt.Fprintln(c.OutOrStdout(), "  "+line)
+			}
 			if live {
 				return checkLive(c.Context(), c.OutOrStdout(), config)
 			}

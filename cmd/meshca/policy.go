@@ -21,6 +21,8 @@ type policyFile struct {
 	log     *slog.Logger
 	current *rotation.Current[*policy.Policy]
 	status  *rotation.Current[policyStatus]
+	// prepare is told of all policies that may decide from now on; nil: nobody is.
+	prepare func(...*policy.Policy)
 }
 
 type policyStatus struct {
@@ -90,6 +92,10 @@ func (f *policyFile) look(seen []byte) []byte {
 			f.status.Set(policyStatus{loadedAt: before.loadedAt, err: err})
 		}
 		return seen
+	}
+	if f.prepare != nil {
+		f.prepare(f.current.Value(), p)
+		defer f.prepare(p)
 	}
 	f.current.Set(p)
 	f.status.Set(policyStatus{loadedAt: time.Now()})

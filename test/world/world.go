@@ -70,19 +70,48 @@ type World struct {
 	// Gone, when set, is what both clusters answer when they are asked whether an agent lives: liveness is none in this
 	// world, so nobody dies by himself.
 	Gone atomic.Pointer[refusal.Error]
+	// Facts, when set, is what both clusters gather of any pod; and Pods are those that they know without a token. A cluster
+	// without liveness can ask nobody for either.
+	Facts atomic.Pointer[attestor.Facts]
+	Pods  sync.Map // of attestor.PodRef to attestor.Evidence
+	// Vouched counts the questions for such pods.
+	Vouched atomic.Int64
 
 	T testing.TB
 }
 
-// mortal is a cluster whose agents can be made to die.
+// mortal is a cluster whose agents can be made to die, and whose pods are known.
 type mortal struct {
 	*kubernetes.Cluster
-	gone *atomic.Pointer[refusal.Error]
+	w *World
+}
+
+// Attest adds the world's facts.
+func (m mortal) Attest(ctx context.Context, token attestor.Token, audience string) (attestor.Evidence, error) {
+	ev, err := m.Cluster.Attest(ctx, token, audience)
+	ev.Facts = m.w.Facts.Load()
+	return ev, err
+}
+
+// AttestDirect adds the world's facts.
+func (m mortal) AttestDirect(ctx context.Context, token attestor.Token) (attestor.Evidence, error) {
+	ev, err := m.Cluster.AttestDirect(ctx, token)
+	ev.Facts = m.w.Facts.Load()
+	return ev, err
+}
+
+// Vouch knows the world's pods.
+func (m mortal) Vouch(ctx context.Context, p attestor.PodRef) (attestor.Evidence, error) {
+	m.w.Vouched.Add(1)
+	if ev, ok := m.w.Pods.Load(p); ok {
+		return ev.(attestor.Evidence), nil
+	}
+	return m.Cluster.Vouch(ctx, p)
 }
 
 // Alive says what the test wants, else what the cluster does.
 func (m mortal) Alive(ctx context.Context, e attestor.Evidence) error {
-	if gone := m.gone.Load(); gone != nil {
+	if gone := m.w.Gone.Load(); gone != nil {
 		return gone
 	}
 	return m.Cluster.Alive(ctx, e)
@@ -158,7 +187,7 @@ func New(t testing.TB, rules string) *World {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		members[name] = registration.Member{Cluster: mortal{cluster, &w.Gone}, Agents: []string{"meshca/meshca-agent"}}
+		members[name] = registration.Member{Cluster: mortal{cluster, w}, Agents: []string{"meshca/meshca-agent"}}
 	}
 	ctx := t.Context()
 
@@ -188,8 +217,7 @@ func New(t testing.TB, rules string) *World {
 	must(err)
 	w.Issuer, err = ca.NewIssuer(ca.IssuerConfig{Authority: w.CA, Ledger: ledger, Linter: linter, Profiles: ca.Profiles(0)})
 	must(err)
-	p, err := policy.Parse([]byte(rules), policy.PolicyContext{TrustDomain: TrustDomain, Clusters: []policy.Cluster{{Name: Cluster, SameNamespaces: true}, {Name: Twin, SameNamespaces: true}}})
-	must(err)
+	p := w.parse(rules)
 	agents, err := registration.OpenAgentBook(ctx, w.Store)
 	must(err)
 	orders, err := registration.OpenOrders(ctx, w.Store)
@@ -205,6 +233,20 @@ func New(t testing.TB, rules string) *World {
 	must(err)
 	return w
 }
+
+func (w *World) parse(rules string) *policy.Policy {
+	w.T.Helper()
+	p, err := policy.Parse([]byte(rules), policy.PolicyContext{
+		TrustDomain: TrustDomain, Clusters: []policy.Cluster{{Name: Cluster, SameNamespaces: true}, {Name: Twin, SameNamespaces: true}},
+	})
+	if err != nil {
+		w.T.Fatal(err)
+	}
+	return p
+}
+
+// SetPolicy puts other rules in force.
+func (w *World) SetPolicy(rules string) { w.T.Helper(); w.RA.Policy.Set(w.parse(rules)) }
 
 // Token is a token of the subject for an audience, good for an hour.
 func (w *World) Token(s localissuer.Subject, audience string) attestor.Token {

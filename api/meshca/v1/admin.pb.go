@@ -1233,8 +1233,10 @@ type Evidence struct {
 	// The token's jti.
 	CredentialId string `protobuf:"bytes,11,opt,name=credential_id,json=credentialId,proto3" json:"credential_id,omitempty"`
 	// The agent that asked.
-	Agent         string `protobuf:"bytes,12,opt,name=agent,proto3" json:"agent,omitempty"`
-	Rule          string `protobuf:"bytes,13,opt,name=rule,proto3" json:"rule,omitempty"`
+	Agent string `protobuf:"bytes,12,opt,name=agent,proto3" json:"agent,omitempty"`
+	Rule  string `protobuf:"bytes,13,opt,name=rule,proto3" json:"rule,omitempty"`
+	// "direct" or "nodeVouched"; empty where an agent showed the workload's own token.
+	Way           string `protobuf:"bytes,14,opt,name=way,proto3" json:"way,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1360,6 +1362,13 @@ func (x *Evidence) GetRule() string {
 	return ""
 }
 
+func (x *Evidence) GetWay() string {
+	if x != nil {
+		return x.Way
+	}
+	return ""
+}
+
 type GetBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1447,7 +1456,9 @@ type TestPolicyRequest struct {
 	Namespace      string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	ServiceAccount string                 `protobuf:"bytes,3,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
 	// Instead of the two before: attested as a request's would be.
-	Token         string `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`
+	Token string `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`
+	// What conditions are told of the pod, for a namespace and service account; a token's pod is looked at.
+	Facts         *PolicyFacts `protobuf:"bytes,5,opt,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1510,6 +1521,134 @@ func (x *TestPolicyRequest) GetToken() string {
 	return ""
 }
 
+func (x *TestPolicyRequest) GetFacts() *PolicyFacts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+// PolicyFacts are what conditions can ask about beside names. What is unset is not known.
+type PolicyFacts struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Pod             string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	Node            string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	PodLabels       *Labels                `protobuf:"bytes,3,opt,name=pod_labels,json=podLabels,proto3" json:"pod_labels,omitempty"`
+	PodAnnotations  *Labels                `protobuf:"bytes,4,opt,name=pod_annotations,json=podAnnotations,proto3" json:"pod_annotations,omitempty"`
+	NamespaceLabels *Labels                `protobuf:"bytes,5,opt,name=namespace_labels,json=namespaceLabels,proto3" json:"namespace_labels,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *PolicyFacts) Reset() {
+	*x = PolicyFacts{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyFacts) ProtoMessage() {}
+
+func (x *PolicyFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyFacts.ProtoReflect.Descriptor instead.
+func (*PolicyFacts) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PolicyFacts) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *PolicyFacts) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PolicyFacts) GetPodLabels() *Labels {
+	if x != nil {
+		return x.PodLabels
+	}
+	return nil
+}
+
+func (x *PolicyFacts) GetPodAnnotations() *Labels {
+	if x != nil {
+		return x.PodAnnotations
+	}
+	return nil
+}
+
+func (x *PolicyFacts) GetNamespaceLabels() *Labels {
+	if x != nil {
+		return x.NamespaceLabels
+	}
+	return nil
+}
+
+type Labels struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       map[string]string      `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Labels) Reset() {
+	*x = Labels{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Labels) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Labels) ProtoMessage() {}
+
+func (x *Labels) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Labels.ProtoReflect.Descriptor instead.
+func (*Labels) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Labels) GetEntries() map[string]string {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
 type TestPolicyResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Cluster        string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -1521,14 +1660,16 @@ type TestPolicyResponse struct {
 	// Set instead of grant.
 	Refusal *Refusal `protobuf:"bytes,6,opt,name=refusal,proto3" json:"refusal,omitempty"`
 	// Set where certctl read the rules of a file: what it took them to be for.
-	Assumptions   *PolicyAssumptions `protobuf:"bytes,7,opt,name=assumptions,proto3" json:"assumptions,omitempty"`
+	Assumptions *PolicyAssumptions `protobuf:"bytes,7,opt,name=assumptions,proto3" json:"assumptions,omitempty"`
+	// What conditions were told of the pod.
+	Facts         *PolicyFacts `protobuf:"bytes,8,opt,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TestPolicyResponse) Reset() {
 	*x = TestPolicyResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	mi := &file_meshca_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1681,7 @@ func (x *TestPolicyResponse) String() string {
 func (*TestPolicyResponse) ProtoMessage() {}
 
 func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	mi := &file_meshca_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1694,7 @@ func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*TestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TestPolicyResponse) GetCluster() string {
@@ -1605,6 +1746,13 @@ func (x *TestPolicyResponse) GetAssumptions() *PolicyAssumptions {
 	return nil
 }
 
+func (x *TestPolicyResponse) GetFacts() *PolicyFacts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 // PolicyAssumptions are what the reading of a policy depends on beside its rules.
 type PolicyAssumptions struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1621,7 +1769,7 @@ type PolicyAssumptions struct {
 
 func (x *PolicyAssumptions) Reset() {
 	*x = PolicyAssumptions{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	mi := &file_meshca_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1781,7 @@ func (x *PolicyAssumptions) String() string {
 func (*PolicyAssumptions) ProtoMessage() {}
 
 func (x *PolicyAssumptions) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	mi := &file_meshca_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1794,7 @@ func (x *PolicyAssumptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyAssumptions.ProtoReflect.Descriptor instead.
 func (*PolicyAssumptions) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PolicyAssumptions) GetTrustDomain() string {
@@ -1680,17 +1828,19 @@ func (x *PolicyAssumptions) GetFromCa() bool {
 type RuleReading struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counted from 1.
-	Number        uint32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Matched       bool   `protobuf:"varint,3,opt,name=matched,proto3" json:"matched,omitempty"`
-	Why           string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	Number  uint32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Name    string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Matched bool   `protobuf:"varint,3,opt,name=matched,proto3" json:"matched,omitempty"`
+	Why     string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	// Its condition; empty where it has none.
+	When          string `protobuf:"bytes,5,opt,name=when,proto3" json:"when,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RuleReading) Reset() {
 	*x = RuleReading{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[19]
+	mi := &file_meshca_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +1852,7 @@ func (x *RuleReading) String() string {
 func (*RuleReading) ProtoMessage() {}
 
 func (x *RuleReading) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[19]
+	mi := &file_meshca_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +1865,7 @@ func (x *RuleReading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleReading.ProtoReflect.Descriptor instead.
 func (*RuleReading) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RuleReading) GetNumber() uint32 {
@@ -1746,19 +1896,32 @@ func (x *RuleReading) GetWhy() string {
 	return ""
 }
 
+func (x *RuleReading) GetWhen() string {
+	if x != nil {
+		return x.When
+	}
+	return ""
+}
+
 type Grant struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	DnsNames      []string               `protobuf:"bytes,3,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
-	Rule          string                 `protobuf:"bytes,4,opt,name=rule,proto3" json:"rule,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Ttl      *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	DnsNames []string               `protobuf:"bytes,3,rep,name=dns_names,json=dnsNames,proto3" json:"dns_names,omitempty"`
+	Rule     string                 `protobuf:"bytes,4,opt,name=rule,proto3" json:"rule,omitempty"`
+	// The workload may call the CA itself.
+	Direct bool `protobuf:"varint,5,opt,name=direct,proto3" json:"direct,omitempty"`
+	// An agent may vouch for the pod, which needs no token then.
+	NodeVouched bool `protobuf:"varint,6,opt,name=node_vouched,json=nodeVouched,proto3" json:"node_vouched,omitempty"`
+	// The CA's own SDS door may make the key; no door does yet.
+	ServerKeys    bool `protobuf:"varint,7,opt,name=server_keys,json=serverKeys,proto3" json:"server_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[20]
+	mi := &file_meshca_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1933,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[20]
+	mi := &file_meshca_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1946,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Grant) GetSpiffeId() string {
@@ -1814,6 +1977,27 @@ func (x *Grant) GetRule() string {
 	return ""
 }
 
+func (x *Grant) GetDirect() bool {
+	if x != nil {
+		return x.Direct
+	}
+	return false
+}
+
+func (x *Grant) GetNodeVouched() bool {
+	if x != nil {
+		return x.NodeVouched
+	}
+	return false
+}
+
+func (x *Grant) GetServerKeys() bool {
+	if x != nil {
+		return x.ServerKeys
+	}
+	return false
+}
+
 type ExplainRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to About:
@@ -1829,7 +2013,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[21]
+	mi := &file_meshca_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2025,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[21]
+	mi := &file_meshca_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2038,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExplainRequest) GetAbout() isExplainRequest_About {
@@ -1915,7 +2099,7 @@ type PodName struct {
 
 func (x *PodName) Reset() {
 	*x = PodName{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[22]
+	mi := &file_meshca_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2111,7 @@ func (x *PodName) String() string {
 func (*PodName) ProtoMessage() {}
 
 func (x *PodName) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[22]
+	mi := &file_meshca_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2124,7 @@ func (x *PodName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodName.ProtoReflect.Descriptor instead.
 func (*PodName) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PodName) GetNamespace() string {
@@ -1970,7 +2154,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[23]
+	mi := &file_meshca_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2166,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[23]
+	mi := &file_meshca_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2179,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExplainResponse) GetDecisions() []*Decision {
@@ -2045,7 +2229,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[24]
+	mi := &file_meshca_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2241,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[24]
+	mi := &file_meshca_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2254,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Decision) GetTime() *timestamppb.Timestamp {
@@ -2168,7 +2352,7 @@ type DenySVIDRequest struct {
 
 func (x *DenySVIDRequest) Reset() {
 	*x = DenySVIDRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[25]
+	mi := &file_meshca_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2364,7 @@ func (x *DenySVIDRequest) String() string {
 func (*DenySVIDRequest) ProtoMessage() {}
 
 func (x *DenySVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[25]
+	mi := &file_meshca_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2377,7 @@ func (x *DenySVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenySVIDRequest.ProtoReflect.Descriptor instead.
 func (*DenySVIDRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DenySVIDRequest) GetSpiffeId() string {
@@ -2225,7 +2409,7 @@ type DenySVIDResponse struct {
 
 func (x *DenySVIDResponse) Reset() {
 	*x = DenySVIDResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[26]
+	mi := &file_meshca_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2421,7 @@ func (x *DenySVIDResponse) String() string {
 func (*DenySVIDResponse) ProtoMessage() {}
 
 func (x *DenySVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[26]
+	mi := &file_meshca_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2434,7 @@ func (x *DenySVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenySVIDResponse.ProtoReflect.Descriptor instead.
 func (*DenySVIDResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DenySVIDResponse) GetDenial() *Denial {
@@ -2294,7 +2478,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[27]
+	mi := &file_meshca_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2490,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[27]
+	mi := &file_meshca_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2503,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Denial) GetSpiffeId() string {
@@ -2359,7 +2543,7 @@ type AllowSVIDRequest struct {
 
 func (x *AllowSVIDRequest) Reset() {
 	*x = AllowSVIDRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[28]
+	mi := &file_meshca_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2555,7 @@ func (x *AllowSVIDRequest) String() string {
 func (*AllowSVIDRequest) ProtoMessage() {}
 
 func (x *AllowSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[28]
+	mi := &file_meshca_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2384,7 +2568,7 @@ func (x *AllowSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowSVIDRequest.ProtoReflect.Descriptor instead.
 func (*AllowSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AllowSVIDRequest) GetSpiffeId() string {
@@ -2404,7 +2588,7 @@ type AllowSVIDResponse struct {
 
 func (x *AllowSVIDResponse) Reset() {
 	*x = AllowSVIDResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[29]
+	mi := &file_meshca_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2600,7 @@ func (x *AllowSVIDResponse) String() string {
 func (*AllowSVIDResponse) ProtoMessage() {}
 
 func (x *AllowSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[29]
+	mi := &file_meshca_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2613,7 @@ func (x *AllowSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowSVIDResponse.ProtoReflect.Descriptor instead.
 func (*AllowSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AllowSVIDResponse) GetWasDenied() bool {
@@ -2447,7 +2631,7 @@ type ListDenialsRequest struct {
 
 func (x *ListDenialsRequest) Reset() {
 	*x = ListDenialsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[30]
+	mi := &file_meshca_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2643,7 @@ func (x *ListDenialsRequest) String() string {
 func (*ListDenialsRequest) ProtoMessage() {}
 
 func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[30]
+	mi := &file_meshca_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2656,7 @@ func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDenialsRequest.ProtoReflect.Descriptor instead.
 func (*ListDenialsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 type ListDenialsResponse struct {
@@ -2484,7 +2668,7 @@ type ListDenialsResponse struct {
 
 func (x *ListDenialsResponse) Reset() {
 	*x = ListDenialsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[31]
+	mi := &file_meshca_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2680,7 @@ func (x *ListDenialsResponse) String() string {
 func (*ListDenialsResponse) ProtoMessage() {}
 
 func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[31]
+	mi := &file_meshca_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2693,7 @@ func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDenialsResponse.ProtoReflect.Descriptor instead.
 func (*ListDenialsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListDenialsResponse) GetDenials() []*Denial {
@@ -2530,7 +2714,7 @@ type RenewSVIDsRequest struct {
 
 func (x *RenewSVIDsRequest) Reset() {
 	*x = RenewSVIDsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[32]
+	mi := &file_meshca_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +2726,7 @@ func (x *RenewSVIDsRequest) String() string {
 func (*RenewSVIDsRequest) ProtoMessage() {}
 
 func (x *RenewSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[32]
+	mi := &file_meshca_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +2739,7 @@ func (x *RenewSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*RenewSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RenewSVIDsRequest) GetSpiffeId() string {
@@ -2583,7 +2767,7 @@ type RenewSVIDsResponse struct {
 
 func (x *RenewSVIDsResponse) Reset() {
 	*x = RenewSVIDsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[33]
+	mi := &file_meshca_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2779,7 @@ func (x *RenewSVIDsResponse) String() string {
 func (*RenewSVIDsResponse) ProtoMessage() {}
 
 func (x *RenewSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[33]
+	mi := &file_meshca_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2792,7 @@ func (x *RenewSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*RenewSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RenewSVIDsResponse) GetOrder() *RenewOrder {
@@ -2633,7 +2817,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	mi := &file_meshca_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2829,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	mi := &file_meshca_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2842,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 type BackupResponse struct {
@@ -2674,7 +2858,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	mi := &file_meshca_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2870,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	mi := &file_meshca_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2883,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *BackupResponse) GetPart() isBackupResponse_Part {
@@ -2768,7 +2952,7 @@ type BackupSummary struct {
 
 func (x *BackupSummary) Reset() {
 	*x = BackupSummary{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	mi := &file_meshca_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +2964,7 @@ func (x *BackupSummary) String() string {
 func (*BackupSummary) ProtoMessage() {}
 
 func (x *BackupSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	mi := &file_meshca_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +2977,7 @@ func (x *BackupSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupSummary.ProtoReflect.Descriptor instead.
 func (*BackupSummary) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BackupSummary) GetBytes() uint64 {
@@ -2891,7 +3075,7 @@ type AcceptRollbackRequest struct {
 
 func (x *AcceptRollbackRequest) Reset() {
 	*x = AcceptRollbackRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	mi := &file_meshca_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2903,7 +3087,7 @@ func (x *AcceptRollbackRequest) String() string {
 func (*AcceptRollbackRequest) ProtoMessage() {}
 
 func (x *AcceptRollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	mi := &file_meshca_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2916,7 +3100,7 @@ func (x *AcceptRollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptRollbackRequest.ProtoReflect.Descriptor instead.
 func (*AcceptRollbackRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AcceptRollbackRequest) GetAbove() uint64 {
@@ -2935,7 +3119,7 @@ type AcceptRollbackResponse struct {
 
 func (x *AcceptRollbackResponse) Reset() {
 	*x = AcceptRollbackResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	mi := &file_meshca_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3131,7 @@ func (x *AcceptRollbackResponse) String() string {
 func (*AcceptRollbackResponse) ProtoMessage() {}
 
 func (x *AcceptRollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	mi := &file_meshca_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2960,7 +3144,7 @@ func (x *AcceptRollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptRollbackResponse.ProtoReflect.Descriptor instead.
 func (*AcceptRollbackResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AcceptRollbackResponse) GetBundleSequence() uint64 {
@@ -2978,7 +3162,7 @@ type GetAgentStatusRequest struct {
 
 func (x *GetAgentStatusRequest) Reset() {
 	*x = GetAgentStatusRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[39]
+	mi := &file_meshca_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3174,7 @@ func (x *GetAgentStatusRequest) String() string {
 func (*GetAgentStatusRequest) ProtoMessage() {}
 
 func (x *GetAgentStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[39]
+	mi := &file_meshca_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3187,7 @@ func (x *GetAgentStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentStatusRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 type GetAgentStatusResponse struct {
@@ -3031,7 +3215,7 @@ type GetAgentStatusResponse struct {
 
 func (x *GetAgentStatusResponse) Reset() {
 	*x = GetAgentStatusResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[40]
+	mi := &file_meshca_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3227,7 @@ func (x *GetAgentStatusResponse) String() string {
 func (*GetAgentStatusResponse) ProtoMessage() {}
 
 func (x *GetAgentStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[40]
+	mi := &file_meshca_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3240,7 @@ func (x *GetAgentStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentStatusResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetAgentStatusResponse) GetVersion() string {
@@ -3182,7 +3366,7 @@ type HeldSVID struct {
 
 func (x *HeldSVID) Reset() {
 	*x = HeldSVID{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[41]
+	mi := &file_meshca_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3378,7 @@ func (x *HeldSVID) String() string {
 func (*HeldSVID) ProtoMessage() {}
 
 func (x *HeldSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[41]
+	mi := &file_meshca_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3391,7 @@ func (x *HeldSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldSVID.ProtoReflect.Descriptor instead.
 func (*HeldSVID) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *HeldSVID) GetSpiffeId() string {
@@ -3304,7 +3488,7 @@ type WorkloadStatus struct {
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[42]
+	mi := &file_meshca_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3316,7 +3500,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[42]
+	mi := &file_meshca_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3329,7 +3513,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WorkloadStatus) GetSocket() string {
@@ -3445,7 +3629,7 @@ type CheckAgentRequest struct {
 
 func (x *CheckAgentRequest) Reset() {
 	*x = CheckAgentRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[43]
+	mi := &file_meshca_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3457,7 +3641,7 @@ func (x *CheckAgentRequest) String() string {
 func (*CheckAgentRequest) ProtoMessage() {}
 
 func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[43]
+	mi := &file_meshca_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3470,7 +3654,7 @@ func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentRequest.ProtoReflect.Descriptor instead.
 func (*CheckAgentRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 type CheckAgentResponse struct {
@@ -3482,7 +3666,7 @@ type CheckAgentResponse struct {
 
 func (x *CheckAgentResponse) Reset() {
 	*x = CheckAgentResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[44]
+	mi := &file_meshca_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3494,7 +3678,7 @@ func (x *CheckAgentResponse) String() string {
 func (*CheckAgentResponse) ProtoMessage() {}
 
 func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[44]
+	mi := &file_meshca_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3691,7 @@ func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentResponse.ProtoReflect.Descriptor instead.
 func (*CheckAgentResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckAgentResponse) GetFindings() []*Finding {
@@ -3525,7 +3709,7 @@ type GetAgentBundleRequest struct {
 
 func (x *GetAgentBundleRequest) Reset() {
 	*x = GetAgentBundleRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[45]
+	mi := &file_meshca_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3537,7 +3721,7 @@ func (x *GetAgentBundleRequest) String() string {
 func (*GetAgentBundleRequest) ProtoMessage() {}
 
 func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[45]
+	mi := &file_meshca_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3550,7 +3734,7 @@ func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 type GetAgentBundleResponse struct {
@@ -3562,7 +3746,7 @@ type GetAgentBundleResponse struct {
 
 func (x *GetAgentBundleResponse) Reset() {
 	*x = GetAgentBundleResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[46]
+	mi := &file_meshca_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3574,7 +3758,7 @@ func (x *GetAgentBundleResponse) String() string {
 func (*GetAgentBundleResponse) ProtoMessage() {}
 
 func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[46]
+	mi := &file_meshca_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3587,7 +3771,7 @@ func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetAgentBundleResponse) GetBundle() []byte {
@@ -3712,7 +3896,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x10authority_key_id\x18\a \x01(\tR\x0eauthorityKeyId\x12\x1d\n" +
 	"\n" +
 	"tbs_digest\x18\b \x01(\tR\ttbsDigest\x12/\n" +
-	"\bevidence\x18\t \x01(\v2\x13.meshca.v1.EvidenceR\bevidence\"\xf0\x02\n" +
+	"\bevidence\x18\t \x01(\v2\x13.meshca.v1.EvidenceR\bevidence\"\x82\x03\n" +
 	"\bEvidence\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04door\x18\x02 \x01(\tR\x04door\x12\x18\n" +
@@ -3727,15 +3911,29 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	" \x01(\tR\anodeUid\x12#\n" +
 	"\rcredential_id\x18\v \x01(\tR\fcredentialId\x12\x14\n" +
 	"\x05agent\x18\f \x01(\tR\x05agent\x12\x12\n" +
-	"\x04rule\x18\r \x01(\tR\x04rule\"\x12\n" +
+	"\x04rule\x18\r \x01(\tR\x04rule\x12\x10\n" +
+	"\x03way\x18\x0e \x01(\tR\x03way\"\x12\n" +
 	"\x10GetBundleRequest\"+\n" +
 	"\x11GetBundleResponse\x12\x16\n" +
-	"\x06bundle\x18\x01 \x01(\fR\x06bundle\"\x8f\x01\n" +
+	"\x06bundle\x18\x01 \x01(\fR\x06bundle\"\xbd\x01\n" +
 	"\x11TestPolicyRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
 	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccount\x12\x19\n" +
-	"\x05token\x18\x04 \x01(\tB\x03\x80\x01\x01R\x05token\"\xb9\x02\n" +
+	"\x05token\x18\x04 \x01(\tB\x03\x80\x01\x01R\x05token\x12,\n" +
+	"\x05facts\x18\x05 \x01(\v2\x16.meshca.v1.PolicyFactsR\x05facts\"\xdf\x01\n" +
+	"\vPolicyFacts\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x120\n" +
+	"\n" +
+	"pod_labels\x18\x03 \x01(\v2\x11.meshca.v1.LabelsR\tpodLabels\x12:\n" +
+	"\x0fpod_annotations\x18\x04 \x01(\v2\x11.meshca.v1.LabelsR\x0epodAnnotations\x12<\n" +
+	"\x10namespace_labels\x18\x05 \x01(\v2\x11.meshca.v1.LabelsR\x0fnamespaceLabels\"~\n" +
+	"\x06Labels\x128\n" +
+	"\aentries\x18\x01 \x03(\v2\x1e.meshca.v1.Labels.EntriesEntryR\aentries\x1a:\n" +
+	"\fEntriesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe7\x02\n" +
 	"\x12TestPolicyResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
@@ -3743,22 +3941,28 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x05rules\x18\x04 \x03(\v2\x16.meshca.v1.RuleReadingR\x05rules\x12&\n" +
 	"\x05grant\x18\x05 \x01(\v2\x10.meshca.v1.GrantR\x05grant\x12,\n" +
 	"\arefusal\x18\x06 \x01(\v2\x12.meshca.v1.RefusalR\arefusal\x12>\n" +
-	"\vassumptions\x18\a \x01(\v2\x1c.meshca.v1.PolicyAssumptionsR\vassumptions\"\x9f\x01\n" +
+	"\vassumptions\x18\a \x01(\v2\x1c.meshca.v1.PolicyAssumptionsR\vassumptions\x12,\n" +
+	"\x05facts\x18\b \x01(\v2\x16.meshca.v1.PolicyFactsR\x05facts\"\x9f\x01\n" +
 	"\x11PolicyAssumptions\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x122\n" +
 	"\amax_ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06maxTtl\x12\x1a\n" +
 	"\bclusters\x18\x03 \x03(\tR\bclusters\x12\x17\n" +
-	"\afrom_ca\x18\x04 \x01(\bR\x06fromCa\"e\n" +
+	"\afrom_ca\x18\x04 \x01(\bR\x06fromCa\"y\n" +
 	"\vRuleReading\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\amatched\x18\x03 \x01(\bR\amatched\x12\x10\n" +
-	"\x03why\x18\x04 \x01(\tR\x03why\"\x82\x01\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x12\x12\n" +
+	"\x04when\x18\x05 \x01(\tR\x04when\"\xde\x01\n" +
 	"\x05Grant\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x1b\n" +
 	"\tdns_names\x18\x03 \x03(\tR\bdnsNames\x12\x12\n" +
-	"\x04rule\x18\x04 \x01(\tR\x04rule\"v\n" +
+	"\x04rule\x18\x04 \x01(\tR\x04rule\x12\x16\n" +
+	"\x06direct\x18\x05 \x01(\bR\x06direct\x12!\n" +
+	"\fnode_vouched\x18\x06 \x01(\bR\vnodeVouched\x12\x1f\n" +
+	"\vserver_keys\x18\a \x01(\bR\n" +
+	"serverKeys\"v\n" +
 	"\x0eExplainRequest\x12\x1d\n" +
 	"\tspiffe_id\x18\x01 \x01(\tH\x00R\bspiffeId\x12&\n" +
 	"\x03pod\x18\x02 \x01(\v2\x12.meshca.v1.PodNameH\x00R\x03pod\x12\x14\n" +
@@ -3927,7 +4131,7 @@ func file_meshca_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_meshca_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_meshca_v1_admin_proto_goTypes = []any{
 	(Finding_Level)(0),             // 0: meshca.v1.Finding.Level
 	(*GetStatusRequest)(nil),       // 1: meshca.v1.GetStatusRequest
@@ -3947,138 +4151,147 @@ var file_meshca_v1_admin_proto_goTypes = []any{
 	(*GetBundleRequest)(nil),       // 15: meshca.v1.GetBundleRequest
 	(*GetBundleResponse)(nil),      // 16: meshca.v1.GetBundleResponse
 	(*TestPolicyRequest)(nil),      // 17: meshca.v1.TestPolicyRequest
-	(*TestPolicyResponse)(nil),     // 18: meshca.v1.TestPolicyResponse
-	(*PolicyAssumptions)(nil),      // 19: meshca.v1.PolicyAssumptions
-	(*RuleReading)(nil),            // 20: meshca.v1.RuleReading
-	(*Grant)(nil),                  // 21: meshca.v1.Grant
-	(*ExplainRequest)(nil),         // 22: meshca.v1.ExplainRequest
-	(*PodName)(nil),                // 23: meshca.v1.PodName
-	(*ExplainResponse)(nil),        // 24: meshca.v1.ExplainResponse
-	(*Decision)(nil),               // 25: meshca.v1.Decision
-	(*DenySVIDRequest)(nil),        // 26: meshca.v1.DenySVIDRequest
-	(*DenySVIDResponse)(nil),       // 27: meshca.v1.DenySVIDResponse
-	(*Denial)(nil),                 // 28: meshca.v1.Denial
-	(*AllowSVIDRequest)(nil),       // 29: meshca.v1.AllowSVIDRequest
-	(*AllowSVIDResponse)(nil),      // 30: meshca.v1.AllowSVIDResponse
-	(*ListDenialsRequest)(nil),     // 31: meshca.v1.ListDenialsRequest
-	(*ListDenialsResponse)(nil),    // 32: meshca.v1.ListDenialsResponse
-	(*RenewSVIDsRequest)(nil),      // 33: meshca.v1.RenewSVIDsRequest
-	(*RenewSVIDsResponse)(nil),     // 34: meshca.v1.RenewSVIDsResponse
-	(*BackupRequest)(nil),          // 35: meshca.v1.BackupRequest
-	(*BackupResponse)(nil),         // 36: meshca.v1.BackupResponse
-	(*BackupSummary)(nil),          // 37: meshca.v1.BackupSummary
-	(*AcceptRollbackRequest)(nil),  // 38: meshca.v1.AcceptRollbackRequest
-	(*AcceptRollbackResponse)(nil), // 39: meshca.v1.AcceptRollbackResponse
-	(*GetAgentStatusRequest)(nil),  // 40: meshca.v1.GetAgentStatusRequest
-	(*GetAgentStatusResponse)(nil), // 41: meshca.v1.GetAgentStatusResponse
-	(*HeldSVID)(nil),               // 42: meshca.v1.HeldSVID
-	(*WorkloadStatus)(nil),         // 43: meshca.v1.WorkloadStatus
-	(*CheckAgentRequest)(nil),      // 44: meshca.v1.CheckAgentRequest
-	(*CheckAgentResponse)(nil),     // 45: meshca.v1.CheckAgentResponse
-	(*GetAgentBundleRequest)(nil),  // 46: meshca.v1.GetAgentBundleRequest
-	(*GetAgentBundleResponse)(nil), // 47: meshca.v1.GetAgentBundleResponse
-	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 49: google.protobuf.Duration
-	(*RolloutStatus)(nil),          // 50: meshca.v1.RolloutStatus
-	(*Refusal)(nil),                // 51: meshca.v1.Refusal
-	(*RenewOrder)(nil),             // 52: meshca.v1.RenewOrder
+	(*PolicyFacts)(nil),            // 18: meshca.v1.PolicyFacts
+	(*Labels)(nil),                 // 19: meshca.v1.Labels
+	(*TestPolicyResponse)(nil),     // 20: meshca.v1.TestPolicyResponse
+	(*PolicyAssumptions)(nil),      // 21: meshca.v1.PolicyAssumptions
+	(*RuleReading)(nil),            // 22: meshca.v1.RuleReading
+	(*Grant)(nil),                  // 23: meshca.v1.Grant
+	(*ExplainRequest)(nil),         // 24: meshca.v1.ExplainRequest
+	(*PodName)(nil),                // 25: meshca.v1.PodName
+	(*ExplainResponse)(nil),        // 26: meshca.v1.ExplainResponse
+	(*Decision)(nil),               // 27: meshca.v1.Decision
+	(*DenySVIDRequest)(nil),        // 28: meshca.v1.DenySVIDRequest
+	(*DenySVIDResponse)(nil),       // 29: meshca.v1.DenySVIDResponse
+	(*Denial)(nil),                 // 30: meshca.v1.Denial
+	(*AllowSVIDRequest)(nil),       // 31: meshca.v1.AllowSVIDRequest
+	(*AllowSVIDResponse)(nil),      // 32: meshca.v1.AllowSVIDResponse
+	(*ListDenialsRequest)(nil),     // 33: meshca.v1.ListDenialsRequest
+	(*ListDenialsResponse)(nil),    // 34: meshca.v1.ListDenialsResponse
+	(*RenewSVIDsRequest)(nil),      // 35: meshca.v1.RenewSVIDsRequest
+	(*RenewSVIDsResponse)(nil),     // 36: meshca.v1.RenewSVIDsResponse
+	(*BackupRequest)(nil),          // 37: meshca.v1.BackupRequest
+	(*BackupResponse)(nil),         // 38: meshca.v1.BackupResponse
+	(*BackupSummary)(nil),          // 39: meshca.v1.BackupSummary
+	(*AcceptRollbackRequest)(nil),  // 40: meshca.v1.AcceptRollbackRequest
+	(*AcceptRollbackResponse)(nil), // 41: meshca.v1.AcceptRollbackResponse
+	(*GetAgentStatusRequest)(nil),  // 42: meshca.v1.GetAgentStatusRequest
+	(*GetAgentStatusResponse)(nil), // 43: meshca.v1.GetAgentStatusResponse
+	(*HeldSVID)(nil),               // 44: meshca.v1.HeldSVID
+	(*WorkloadStatus)(nil),         // 45: meshca.v1.WorkloadStatus
+	(*CheckAgentRequest)(nil),      // 46: meshca.v1.CheckAgentRequest
+	(*CheckAgentResponse)(nil),     // 47: meshca.v1.CheckAgentResponse
+	(*GetAgentBundleRequest)(nil),  // 48: meshca.v1.GetAgentBundleRequest
+	(*GetAgentBundleResponse)(nil), // 49: meshca.v1.GetAgentBundleResponse
+	nil,                            // 50: meshca.v1.Labels.EntriesEntry
+	(*timestamppb.Timestamp)(nil),  // 51: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 52: google.protobuf.Duration
+	(*RolloutStatus)(nil),          // 53: meshca.v1.RolloutStatus
+	(*Refusal)(nil),                // 54: meshca.v1.Refusal
+	(*RenewOrder)(nil),             // 55: meshca.v1.RenewOrder
 }
 var file_meshca_v1_admin_proto_depIdxs = []int32{
-	48, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	48, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
+	51, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
 	4,  // 2: meshca.v1.GetStatusResponse.authorities:type_name -> meshca.v1.AuthorityStatus
 	5,  // 3: meshca.v1.GetStatusResponse.clusters:type_name -> meshca.v1.ClusterStatus
 	6,  // 4: meshca.v1.GetStatusResponse.policy:type_name -> meshca.v1.PolicyStatus
 	7,  // 5: meshca.v1.GetStatusResponse.agents:type_name -> meshca.v1.AgentInfo
-	49, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
-	50, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	52, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
+	53, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
 	3,  // 8: meshca.v1.GetStatusResponse.rollback:type_name -> meshca.v1.RollbackStatus
-	48, // 9: meshca.v1.GetStatusResponse.issues_until:type_name -> google.protobuf.Timestamp
-	48, // 10: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
-	48, // 11: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
-	48, // 12: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	48, // 13: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
-	49, // 14: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
-	48, // 15: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
-	48, // 16: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
+	51, // 9: meshca.v1.GetStatusResponse.issues_until:type_name -> google.protobuf.Timestamp
+	51, // 10: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
+	51, // 11: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
+	51, // 12: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	51, // 13: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
+	52, // 14: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
+	51, // 15: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
+	51, // 16: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
 	10, // 17: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
 	0,  // 18: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
 	13, // 19: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
-	48, // 20: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
-	48, // 21: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
+	51, // 20: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
+	51, // 21: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
 	14, // 22: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
-	20, // 23: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
-	21, // 24: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
-	51, // 25: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
-	19, // 26: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
-	49, // 27: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
-	49, // 28: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	23, // 29: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
-	25, // 30: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
-	28, // 31: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
-	48, // 32: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
-	48, // 33: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
-	14, // 34: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
-	48, // 35: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
-	28, // 36: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
-	48, // 37: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
-	48, // 38: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
-	28, // 39: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
-	49, // 40: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
-	52, // 41: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
-	37, // 42: meshca.v1.BackupResponse.summary:type_name -> meshca.v1.BackupSummary
-	48, // 43: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
-	48, // 44: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
-	48, // 45: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	48, // 46: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
-	42, // 47: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
-	48, // 48: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
-	49, // 49: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
-	43, // 50: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
-	48, // 51: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
-	49, // 52: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
-	49, // 53: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
-	48, // 54: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
-	42, // 55: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
-	51, // 56: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
-	48, // 57: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
-	48, // 58: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
-	10, // 59: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
-	1,  // 60: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
-	8,  // 61: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
-	11, // 62: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
-	15, // 63: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
-	17, // 64: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
-	22, // 65: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
-	26, // 66: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
-	29, // 67: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
-	31, // 68: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
-	33, // 69: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
-	35, // 70: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
-	38, // 71: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
-	40, // 72: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
-	44, // 73: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
-	46, // 74: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
-	2,  // 75: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
-	9,  // 76: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
-	12, // 77: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
-	16, // 78: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
-	18, // 79: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
-	24, // 80: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
-	27, // 81: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
-	30, // 82: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
-	32, // 83: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
-	34, // 84: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
-	36, // 85: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
-	39, // 86: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
-	41, // 87: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
-	45, // 88: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
-	47, // 89: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
-	75, // [75:90] is the sub-list for method output_type
-	60, // [60:75] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	18, // 23: meshca.v1.TestPolicyRequest.facts:type_name -> meshca.v1.PolicyFacts
+	19, // 24: meshca.v1.PolicyFacts.pod_labels:type_name -> meshca.v1.Labels
+	19, // 25: meshca.v1.PolicyFacts.pod_annotations:type_name -> meshca.v1.Labels
+	19, // 26: meshca.v1.PolicyFacts.namespace_labels:type_name -> meshca.v1.Labels
+	50, // 27: meshca.v1.Labels.entries:type_name -> meshca.v1.Labels.EntriesEntry
+	22, // 28: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
+	23, // 29: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
+	54, // 30: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
+	21, // 31: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
+	18, // 32: meshca.v1.TestPolicyResponse.facts:type_name -> meshca.v1.PolicyFacts
+	52, // 33: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
+	52, // 34: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	25, // 35: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
+	27, // 36: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
+	30, // 37: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
+	51, // 38: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
+	51, // 39: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	14, // 40: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
+	51, // 41: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
+	30, // 42: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
+	51, // 43: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
+	51, // 44: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
+	30, // 45: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
+	52, // 46: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
+	55, // 47: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
+	39, // 48: meshca.v1.BackupResponse.summary:type_name -> meshca.v1.BackupSummary
+	51, // 49: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
+	51, // 50: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
+	51, // 51: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51, // 52: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
+	44, // 53: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
+	51, // 54: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
+	52, // 55: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
+	45, // 56: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
+	51, // 57: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
+	52, // 58: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
+	52, // 59: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
+	51, // 60: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
+	44, // 61: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
+	54, // 62: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
+	51, // 63: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
+	51, // 64: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
+	10, // 65: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
+	1,  // 66: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
+	8,  // 67: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
+	11, // 68: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
+	15, // 69: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
+	17, // 70: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
+	24, // 71: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
+	28, // 72: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
+	31, // 73: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
+	33, // 74: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
+	35, // 75: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
+	37, // 76: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
+	40, // 77: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
+	42, // 78: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
+	46, // 79: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
+	48, // 80: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
+	2,  // 81: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
+	9,  // 82: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
+	12, // 83: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
+	16, // 84: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
+	20, // 85: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
+	26, // 86: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
+	29, // 87: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
+	32, // 88: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
+	34, // 89: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
+	36, // 90: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
+	38, // 91: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
+	41, // 92: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
+	43, // 93: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
+	47, // 94: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
+	49, // 95: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
+	81, // [81:96] is the sub-list for method output_type
+	66, // [66:81] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_admin_proto_init() }
@@ -4088,11 +4301,11 @@ func file_meshca_v1_admin_proto_init() {
 	}
 	file_meshca_v1_authority_proto_init()
 	file_meshca_v1_issuance_proto_init()
-	file_meshca_v1_admin_proto_msgTypes[21].OneofWrappers = []any{
+	file_meshca_v1_admin_proto_msgTypes[23].OneofWrappers = []any{
 		(*ExplainRequest_SpiffeId)(nil),
 		(*ExplainRequest_Pod)(nil),
 	}
-	file_meshca_v1_admin_proto_msgTypes[35].OneofWrappers = []any{
+	file_meshca_v1_admin_proto_msgTypes[37].OneofWrappers = []any{
 		(*BackupResponse_Chunk)(nil),
 		(*BackupResponse_Summary)(nil),
 	}
@@ -4102,7 +4315,7 @@ func file_meshca_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_admin_proto_rawDesc), len(file_meshca_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   47,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -227,7 +227,10 @@ type X509SVIDRequest struct {
 	// The workload's service-account token, audience `meshca`, bound to its pod. At most 16 KiB.
 	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
 	// A shorter life than the policy grants; unset or longer is clamped to the grant, not refused.
-	Ttl           *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// Instead of a token: a pod that runs beside the agent, which vouches for it. Policy must say `nodeVouched` for it, and
+	// the cluster must know this very pod on the agent's node.
+	Pod           *PodReference `protobuf:"bytes,4,opt,name=pod,proto3" json:"pod,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -283,6 +286,74 @@ func (x *X509SVIDRequest) GetTtl() *durationpb.Duration {
 	return nil
 }
 
+func (x *X509SVIDRequest) GetPod() *PodReference {
+	if x != nil {
+		return x.Pod
+	}
+	return nil
+}
+
+// PodReference names one pod for good: names are used again, UIDs are not.
+type PodReference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Uid           string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PodReference) Reset() {
+	*x = PodReference{}
+	mi := &file_meshca_v1_issuance_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PodReference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PodReference) ProtoMessage() {}
+
+func (x *PodReference) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_issuance_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PodReference.ProtoReflect.Descriptor instead.
+func (*PodReference) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PodReference) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PodReference) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PodReference) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
 type IssueX509SVIDsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As many as requests, in their order.
@@ -296,7 +367,7 @@ type IssueX509SVIDsResponse struct {
 
 func (x *IssueX509SVIDsResponse) Reset() {
 	*x = IssueX509SVIDsResponse{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[4]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -308,7 +379,7 @@ func (x *IssueX509SVIDsResponse) String() string {
 func (*IssueX509SVIDsResponse) ProtoMessage() {}
 
 func (x *IssueX509SVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[4]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -321,7 +392,7 @@ func (x *IssueX509SVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueX509SVIDsResponse.ProtoReflect.Descriptor instead.
 func (*IssueX509SVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{4}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *IssueX509SVIDsResponse) GetResults() []*X509SVIDResult {
@@ -358,7 +429,7 @@ type X509SVIDResult struct {
 
 func (x *X509SVIDResult) Reset() {
 	*x = X509SVIDResult{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[5]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -370,7 +441,7 @@ func (x *X509SVIDResult) String() string {
 func (*X509SVIDResult) ProtoMessage() {}
 
 func (x *X509SVIDResult) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[5]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -383,7 +454,7 @@ func (x *X509SVIDResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509SVIDResult.ProtoReflect.Descriptor instead.
 func (*X509SVIDResult) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{5}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *X509SVIDResult) GetResult() isX509SVIDResult_Result {
@@ -444,7 +515,7 @@ type X509SVID struct {
 
 func (x *X509SVID) Reset() {
 	*x = X509SVID{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[6]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +527,7 @@ func (x *X509SVID) String() string {
 func (*X509SVID) ProtoMessage() {}
 
 func (x *X509SVID) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[6]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +540,7 @@ func (x *X509SVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509SVID.ProtoReflect.Descriptor instead.
 func (*X509SVID) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{6}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *X509SVID) GetSpiffeId() string {
@@ -523,7 +594,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[7]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +606,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[7]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +619,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{7}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Refusal) GetCode() uint32 {
@@ -592,7 +663,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[8]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +675,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[8]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +688,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{8}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SyncRequest) GetMessage() isSyncRequest_Message {
@@ -677,7 +748,7 @@ type SyncHello struct {
 
 func (x *SyncHello) Reset() {
 	*x = SyncHello{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[9]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +760,7 @@ func (x *SyncHello) String() string {
 func (*SyncHello) ProtoMessage() {}
 
 func (x *SyncHello) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[9]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +773,7 @@ func (x *SyncHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncHello.ProtoReflect.Descriptor instead.
 func (*SyncHello) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{9}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SyncHello) GetCluster() string {
@@ -746,7 +817,7 @@ type BundleAck struct {
 
 func (x *BundleAck) Reset() {
 	*x = BundleAck{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[10]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +829,7 @@ func (x *BundleAck) String() string {
 func (*BundleAck) ProtoMessage() {}
 
 func (x *BundleAck) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[10]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +842,7 @@ func (x *BundleAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BundleAck.ProtoReflect.Descriptor instead.
 func (*BundleAck) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{10}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BundleAck) GetBundleSequence() uint64 {
@@ -794,19 +865,22 @@ type SyncResponse struct {
 	// The trust bundle in SPIFFE JSON, with its sequence.
 	Bundle []byte `protobuf:"bytes,1,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	// SPIFFE IDs that get nothing and must be dropped.
-	DeniedIds  []string               `protobuf:"bytes,2,rep,name=denied_ids,json=deniedIds,proto3" json:"denied_ids,omitempty"`
+	DeniedIds []string `protobuf:"bytes,2,rep,name=denied_ids,json=deniedIds,proto3" json:"denied_ids,omitempty"`
+	// Those for all agents, and those for this one.
 	Renew      []*RenewOrder          `protobuf:"bytes,3,rep,name=renew,proto3" json:"renew,omitempty"`
 	ServerTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
 	// Names this state. The agent keeps it, at most 256 bytes, over restarts too, and shows it in its next SyncHello; only
 	// the CA can read it. An agent that holds a bundle of a higher sequence keeps the mark that it has.
-	Mark          []byte `protobuf:"bytes,5,opt,name=mark,proto3" json:"mark,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Mark []byte `protobuf:"bytes,5,opt,name=mark,proto3" json:"mark,omitempty"`
+	// When the CA last held what lives against its policy. A change means that what policy refused may be granted now.
+	PolicyReviewedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=policy_reviewed_at,json=policyReviewedAt,proto3" json:"policy_reviewed_at,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[11]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +892,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[11]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +905,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{11}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SyncResponse) GetBundle() []byte {
@@ -869,6 +943,13 @@ func (x *SyncResponse) GetMark() []byte {
 	return nil
 }
 
+func (x *SyncResponse) GetPolicyReviewedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PolicyReviewedAt
+	}
+	return nil
+}
+
 // RenewOrder says: renew every SVID that it names and that was issued before its time, spread over a while.
 type RenewOrder struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -883,7 +964,7 @@ type RenewOrder struct {
 
 func (x *RenewOrder) Reset() {
 	*x = RenewOrder{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[12]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +976,7 @@ func (x *RenewOrder) String() string {
 func (*RenewOrder) ProtoMessage() {}
 
 func (x *RenewOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[12]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +989,7 @@ func (x *RenewOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewOrder.ProtoReflect.Descriptor instead.
 func (*RenewOrder) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{12}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewOrder) GetSpiffeId() string {
@@ -950,11 +1031,16 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\x15IssueX509SVIDsRequest\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x126\n" +
 	"\brequests\x18\x02 \x03(\v2\x1a.meshca.v1.X509SVIDRequestR\brequests\x12-\n" +
-	"\x12held_intermediates\x18\x03 \x03(\fR\x11heldIntermediates\"k\n" +
+	"\x12held_intermediates\x18\x03 \x03(\fR\x11heldIntermediates\"\x96\x01\n" +
 	"\x0fX509SVIDRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x19\n" +
 	"\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05token\x12+\n" +
-	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xb0\x01\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12)\n" +
+	"\x03pod\x18\x04 \x01(\v2\x17.meshca.v1.PodReferenceR\x03pod\"R\n" +
+	"\fPodReference\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\"\xb0\x01\n" +
 	"\x16IssueX509SVIDsResponse\x123\n" +
 	"\aresults\x18\x01 \x03(\v2\x19.meshca.v1.X509SVIDResultR\aresults\x12;\n" +
 	"\vserver_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -987,7 +1073,7 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\x04mark\x18\x04 \x01(\fR\x04mark\"Q\n" +
 	"\tBundleAck\x12'\n" +
 	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\x12\x1b\n" +
-	"\twaits_for\x18\x02 \x03(\tR\bwaitsFor\"\xc3\x01\n" +
+	"\twaits_for\x18\x02 \x03(\tR\bwaitsFor\"\x8d\x02\n" +
 	"\fSyncResponse\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\fR\x06bundle\x12\x1d\n" +
 	"\n" +
@@ -995,7 +1081,8 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\x05renew\x18\x03 \x03(\v2\x15.meshca.v1.RenewOrderR\x05renew\x12;\n" +
 	"\vserver_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"serverTime\x12\x12\n" +
-	"\x04mark\x18\x05 \x01(\fR\x04mark\"\x9d\x01\n" +
+	"\x04mark\x18\x05 \x01(\fR\x04mark\x12H\n" +
+	"\x12policy_reviewed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x10policyReviewedAt\"\x9d\x01\n" +
 	"\n" +
 	"RenewOrder\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12?\n" +
@@ -1018,53 +1105,56 @@ func file_meshca_v1_issuance_proto_rawDescGZIP() []byte {
 	return file_meshca_v1_issuance_proto_rawDescData
 }
 
-var file_meshca_v1_issuance_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_meshca_v1_issuance_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_meshca_v1_issuance_proto_goTypes = []any{
 	(*AttestAgentRequest)(nil),     // 0: meshca.v1.AttestAgentRequest
 	(*AttestAgentResponse)(nil),    // 1: meshca.v1.AttestAgentResponse
 	(*IssueX509SVIDsRequest)(nil),  // 2: meshca.v1.IssueX509SVIDsRequest
 	(*X509SVIDRequest)(nil),        // 3: meshca.v1.X509SVIDRequest
-	(*IssueX509SVIDsResponse)(nil), // 4: meshca.v1.IssueX509SVIDsResponse
-	(*X509SVIDResult)(nil),         // 5: meshca.v1.X509SVIDResult
-	(*X509SVID)(nil),               // 6: meshca.v1.X509SVID
-	(*Refusal)(nil),                // 7: meshca.v1.Refusal
-	(*SyncRequest)(nil),            // 8: meshca.v1.SyncRequest
-	(*SyncHello)(nil),              // 9: meshca.v1.SyncHello
-	(*BundleAck)(nil),              // 10: meshca.v1.BundleAck
-	(*SyncResponse)(nil),           // 11: meshca.v1.SyncResponse
-	(*RenewOrder)(nil),             // 12: meshca.v1.RenewOrder
-	(*timestamppb.Timestamp)(nil),  // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 14: google.protobuf.Duration
+	(*PodReference)(nil),           // 4: meshca.v1.PodReference
+	(*IssueX509SVIDsResponse)(nil), // 5: meshca.v1.IssueX509SVIDsResponse
+	(*X509SVIDResult)(nil),         // 6: meshca.v1.X509SVIDResult
+	(*X509SVID)(nil),               // 7: meshca.v1.X509SVID
+	(*Refusal)(nil),                // 8: meshca.v1.Refusal
+	(*SyncRequest)(nil),            // 9: meshca.v1.SyncRequest
+	(*SyncHello)(nil),              // 10: meshca.v1.SyncHello
+	(*BundleAck)(nil),              // 11: meshca.v1.BundleAck
+	(*SyncResponse)(nil),           // 12: meshca.v1.SyncResponse
+	(*RenewOrder)(nil),             // 13: meshca.v1.RenewOrder
+	(*timestamppb.Timestamp)(nil),  // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 15: google.protobuf.Duration
 }
 var file_meshca_v1_issuance_proto_depIdxs = []int32{
-	6,  // 0: meshca.v1.AttestAgentResponse.svid:type_name -> meshca.v1.X509SVID
-	13, // 1: meshca.v1.AttestAgentResponse.server_time:type_name -> google.protobuf.Timestamp
+	7,  // 0: meshca.v1.AttestAgentResponse.svid:type_name -> meshca.v1.X509SVID
+	14, // 1: meshca.v1.AttestAgentResponse.server_time:type_name -> google.protobuf.Timestamp
 	3,  // 2: meshca.v1.IssueX509SVIDsRequest.requests:type_name -> meshca.v1.X509SVIDRequest
-	14, // 3: meshca.v1.X509SVIDRequest.ttl:type_name -> google.protobuf.Duration
-	5,  // 4: meshca.v1.IssueX509SVIDsResponse.results:type_name -> meshca.v1.X509SVIDResult
-	13, // 5: meshca.v1.IssueX509SVIDsResponse.server_time:type_name -> google.protobuf.Timestamp
-	6,  // 6: meshca.v1.X509SVIDResult.svid:type_name -> meshca.v1.X509SVID
-	7,  // 7: meshca.v1.X509SVIDResult.refusal:type_name -> meshca.v1.Refusal
-	14, // 8: meshca.v1.X509SVID.life:type_name -> google.protobuf.Duration
-	14, // 9: meshca.v1.X509SVID.remaining:type_name -> google.protobuf.Duration
-	14, // 10: meshca.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
-	9,  // 11: meshca.v1.SyncRequest.hello:type_name -> meshca.v1.SyncHello
-	10, // 12: meshca.v1.SyncRequest.ack:type_name -> meshca.v1.BundleAck
-	12, // 13: meshca.v1.SyncResponse.renew:type_name -> meshca.v1.RenewOrder
-	13, // 14: meshca.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	13, // 15: meshca.v1.RenewOrder.issued_before:type_name -> google.protobuf.Timestamp
-	14, // 16: meshca.v1.RenewOrder.spread:type_name -> google.protobuf.Duration
-	0,  // 17: meshca.v1.IssuanceService.AttestAgent:input_type -> meshca.v1.AttestAgentRequest
-	2,  // 18: meshca.v1.IssuanceService.IssueX509SVIDs:input_type -> meshca.v1.IssueX509SVIDsRequest
-	8,  // 19: meshca.v1.IssuanceService.Sync:input_type -> meshca.v1.SyncRequest
-	1,  // 20: meshca.v1.IssuanceService.AttestAgent:output_type -> meshca.v1.AttestAgentResponse
-	4,  // 21: meshca.v1.IssuanceService.IssueX509SVIDs:output_type -> meshca.v1.IssueX509SVIDsResponse
-	11, // 22: meshca.v1.IssuanceService.Sync:output_type -> meshca.v1.SyncResponse
-	20, // [20:23] is the sub-list for method output_type
-	17, // [17:20] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	15, // 3: meshca.v1.X509SVIDRequest.ttl:type_name -> google.protobuf.Duration
+	4,  // 4: meshca.v1.X509SVIDRequest.pod:type_name -> meshca.v1.PodReference
+	6,  // 5: meshca.v1.IssueX509SVIDsResponse.results:type_name -> meshca.v1.X509SVIDResult
+	14, // 6: meshca.v1.IssueX509SVIDsResponse.server_time:type_name -> google.protobuf.Timestamp
+	7,  // 7: meshca.v1.X509SVIDResult.svid:type_name -> meshca.v1.X509SVID
+	8,  // 8: meshca.v1.X509SVIDResult.refusal:type_name -> meshca.v1.Refusal
+	15, // 9: meshca.v1.X509SVID.life:type_name -> google.protobuf.Duration
+	15, // 10: meshca.v1.X509SVID.remaining:type_name -> google.protobuf.Duration
+	15, // 11: meshca.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	10, // 12: meshca.v1.SyncRequest.hello:type_name -> meshca.v1.SyncHello
+	11, // 13: meshca.v1.SyncRequest.ack:type_name -> meshca.v1.BundleAck
+	13, // 14: meshca.v1.SyncResponse.renew:type_name -> meshca.v1.RenewOrder
+	14, // 15: meshca.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	14, // 16: meshca.v1.SyncResponse.policy_reviewed_at:type_name -> google.protobuf.Timestamp
+	14, // 17: meshca.v1.RenewOrder.issued_before:type_name -> google.protobuf.Timestamp
+	15, // 18: meshca.v1.RenewOrder.spread:type_name -> google.protobuf.Duration
+	0,  // 19: meshca.v1.IssuanceService.AttestAgent:input_type -> meshca.v1.AttestAgentRequest
+	2,  // 20: meshca.v1.IssuanceService.IssueX509SVIDs:input_type -> meshca.v1.IssueX509SVIDsRequest
+	9,  // 21: meshca.v1.IssuanceService.Sync:input_type -> meshca.v1.SyncRequest
+	1,  // 22: meshca.v1.IssuanceService.AttestAgent:output_type -> meshca.v1.AttestAgentResponse
+	5,  // 23: meshca.v1.IssuanceService.IssueX509SVIDs:output_type -> meshca.v1.IssueX509SVIDsResponse
+	12, // 24: meshca.v1.IssuanceService.Sync:output_type -> meshca.v1.SyncResponse
+	22, // [22:25] is the sub-list for method output_type
+	19, // [19:22] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_issuance_proto_init() }
@@ -1072,11 +1162,11 @@ func file_meshca_v1_issuance_proto_init() {
 	if File_meshca_v1_issuance_proto != nil {
 		return
 	}
-	file_meshca_v1_issuance_proto_msgTypes[5].OneofWrappers = []any{
+	file_meshca_v1_issuance_proto_msgTypes[6].OneofWrappers = []any{
 		(*X509SVIDResult_Svid)(nil),
 		(*X509SVIDResult_Refusal)(nil),
 	}
-	file_meshca_v1_issuance_proto_msgTypes[8].OneofWrappers = []any{
+	file_meshca_v1_issuance_proto_msgTypes[9].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Ack)(nil),
 	}
@@ -1086,7 +1176,7 @@ func file_meshca_v1_issuance_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_issuance_proto_rawDesc), len(file_meshca_v1_issuance_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

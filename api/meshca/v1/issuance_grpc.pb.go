@@ -38,6 +38,8 @@ type IssuanceServiceClient interface {
 	// the token is the proof, every time.
 	AttestAgent(ctx context.Context, in *AttestAgentRequest, opts ...grpc.CallOption) (*AttestAgentResponse, error)
 	// IssueX509SVIDs signs 1 to 500 CSRs, each against the workload's own token, each answered on its own and in order.
+	// Callers are agents, by their SVID. A workload may call by itself, without a client certificate and with one request,
+	// where policy says `direct` for it.
 	IssueX509SVIDs(ctx context.Context, in *IssueX509SVIDsRequest, opts ...grpc.CallOption) (*IssueX509SVIDsResponse, error)
 	// Sync brings an agent the state it has to follow (bundle, denials, renewal orders), whole, at once and at each
 	// change, and takes its acknowledgements of bundle sequences.
@@ -97,6 +99,8 @@ type IssuanceServiceServer interface {
 	// the token is the proof, every time.
 	AttestAgent(context.Context, *AttestAgentRequest) (*AttestAgentResponse, error)
 	// IssueX509SVIDs signs 1 to 500 CSRs, each against the workload's own token, each answered on its own and in order.
+	// Callers are agents, by their SVID. A workload may call by itself, without a client certificate and with one request,
+	// where policy says `direct` for it.
 	IssueX509SVIDs(context.Context, *IssueX509SVIDsRequest) (*IssueX509SVIDsResponse, error)
 	// Sync brings an agent the state it has to follow (bundle, denials, renewal orders), whole, at once and at each
 	// change, and takes its acknowledgements of bundle sequences.
