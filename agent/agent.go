@@ -38,6 +38,8 @@ type Agent struct {
 	denials *denials
 	stage   stage
 	readers readers
+	// policyReviewed is the moment that the CA's last state told; apply alone uses it.
+	policyReviewed time.Time
 	// distributed is the bundle sequence that every socket serves and that is on disk.
 	distributed rotation.Current[uint64]
 	started     time.Time
@@ -257,11 +259,13 @@ func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 		w.orders.apply(state.GetRenew(), w.holds(), w.phase())
 	}
 	a.self.orders.apply(state.GetRenew(), a.self.identity.Value(), a.self.id())
-	if first { // the CA is there again
+	reviewed := state.GetPolicyReviewedAt().AsTime()
+	if first || !reviewed.Equal(a.policyReviewed) { // the CA is there again, or what it refused it may grant now
 		for _, w := range a.roster.list() {
 			w.retrySoon()
 		}
 	}
+	a.policyReviewed = reviewed
 }
 
 // applyDenials drops what is denied before it writes the denials down: the write may wait on the disk.

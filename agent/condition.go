@@ -38,8 +38,10 @@ func (s *state) condition() condition {
 		return conditionFresh
 	case s.gone != nil:
 		return conditionRefused
-	case s.denied:
+	case s.denied && reason == refusal.IdentityDenied:
 		return conditionDenied
+	case s.denied:
+		return conditionRefused
 	case s.expired:
 		return conditionExpired
 	case reason == refusal.TokenUnreadable, reason == refusal.TokenMissing, reason == refusal.TokenTooLarge:

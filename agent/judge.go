@@ -29,12 +29,22 @@ func endsLife(r refusal.Reason) bool {
 	return false
 }
 
+// endsGrant reports whether a refusal says that policy grants the identity no longer. A condition that errs
+// (POLICY_ERROR) says nothing of the kind: it is as likely a slip in the policy as the workload's doing.
+func endsGrant(r refusal.Reason) bool {
+	switch r {
+	case refusal.IdentityDenied, refusal.PolicyDenied, refusal.PolicyNoRule, refusal.NodeVouchedNotAllowed:
+		return true
+	}
+	return false
+}
+
 // judge does what a refused renewal means for what is held. now is whose the token was. Most refusals mean nothing: what
 // is held was given for good reason and lasts until its end.
 func (w *workload) judge(now bearer, refused error) {
 	reason := refusal.Of(refused)
 	switch {
-	case isVerdict(refused) && reason == refusal.IdentityDenied:
+	case isVerdict(refused) && endsGrant(reason):
 		w.drop(refused)
 	case isVerdict(refused) && endsLife(reason):
 		w.end(refused)
@@ -76,7 +86,7 @@ func (w *workload) expire() {
 	w.withdraw()
 }
 
-// drop withdraws the SVID because the identity is denied. The streams stay: bundles are served on.
+// drop withdraws the SVID because the identity is denied, by an operator or by policy. The streams stay: bundles are served on.
 func (w *workload) drop(why error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -110,7 +110,7 @@ func TestStreamsOutliveOtherRefusals(t *testing.T) {
 	p := newProxy(t, n.path("web.sock"), "default")
 	p.ack(p.next())
 	for _, reason := range []refusal.Reason{
-		refusal.PolicyDenied, refusal.PolicyNoRule, refusal.TokenExpired, refusal.NodeGone, refusal.KubernetesUnavailable, refusal.Internal,
+		refusal.PolicyError, refusal.PolicyFactsUnknown, refusal.DNSNameInvalid, refusal.TokenExpired, refusal.NodeGone, refusal.KubernetesUnavailable, refusal.Internal,
 	} {
 		n.refuseWorkloads(reason)
 		a.roster.list()[0].renewNow()

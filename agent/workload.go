@@ -63,7 +63,7 @@ type state struct {
 	withheld  bool
 	lastID    spiffeid.ID // of what is or was held, or was denied
 	had       bool        // something was served once
-	denied    bool        // what was held, or would be, is denied
+	denied    bool        // what was held, or would be, is denied: by an operator, or by policy
 	gone      error       // why there is nobody any more to serve: the end of the streams
 	expired   bool
 	stopped   bool

@@ -49,7 +49,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	defer look.Stop()
 	messages := rate.NewLimiter(syncMessages, 4*syncMessages)
 	for {
-		state, stales, err := s.state()
+		state, stales, err := s.state(caller)
 		if err != nil {
 			return err
 		}
@@ -160,7 +160,7 @@ func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest
 type stales struct{ bundle, orders, mark <-chan struct{} }
 
 // state is the whole of what agents follow.
-func (s *Server) state() (*meshcav1.SyncResponse, stales, error) {
+func (s *Server) state(caller registration.Caller) (*meshcav1.SyncResponse, stales, error) {
 	var x stales
 	var bundle *spiffebundle.Bundle
 	var standing *registration.Standing
@@ -173,7 +173,10 @@ func (s *Server) state() (*meshcav1.SyncResponse, stales, error) {
 		return nil, x, err
 	}
 	state := &meshcav1.SyncResponse{Bundle: encoded, DeniedIds: standing.DeniedIDs(), ServerTime: timestamppb.Now(), Mark: mark}
-	for _, r := range standing.Renew {
+	if !standing.Reviewed.IsZero() {
+		state.PolicyReviewedAt = timestamppb.New(standing.Reviewed)
+	}
+	for _, r := range standing.RenewBy(caller.ID) {
 		state.Renew = append(state.Renew, &meshcav1.RenewOrder{
 			SpiffeId: r.ID, IssuedBefore: timestamppb.New(r.IssuedBefore), Spread: durationpb.New(r.Spread),
 		})

@@ -157,6 +157,8 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 		}
 		d.clusters[k.Name], members[k.Name] = cluster, registration.Member{Cluster: cluster, Agents: k.Agents}
 	}
+	d.policy.prepare = d.want
+	d.want(d.policy.current.Value())
 	if d.orders, err = registration.OpenOrders(ctx, d.store); err != nil {
 		return nil, err
 	}
@@ -250,6 +252,7 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 		g.Go(func() error { return ignoreEnd(ctx, cluster.Run(ctx), name) })
 	}
 	g.Go(func() error { d.policy.watch(ctx, d.policyText); return nil })
+	g.Go(func() error { d.review(ctx); return nil })
 	g.Go(func() error {
 		d.agents.Run(ctx, func(err error) { d.log.Error("agents' news could not be stored", "err", err) })
 		return nil

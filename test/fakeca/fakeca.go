@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/rotation"
@@ -31,6 +32,8 @@ import (
 type State struct {
 	Denied []string
 	Renew  []*meshcav1.RenewOrder
+	// Reviewed is when the policy was last held against what lives.
+	Reviewed *timestamppb.Timestamp
 }
 
 // CA is the fake. Its methods are safe for concurrent use.

@@ -1,0 +1,53 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/test/fakeca"
+)
+
+// A policy that grants an identity no longer: the CA has the agent ask again, refuses, and what is held is gone. When
+// policy grants it again, it comes back at the CA's word, and not at the end of a backoff.
+func TestWhatPolicyGrantsNoLongerIsDropped(t *testing.T) {
+	for _, reason := range []refusal.Reason{refusal.PolicyDenied, refusal.PolicyNoRule, refusal.NodeVouchedNotAllowed} {
+		t.Run(string(reason), func(t *testing.T) {
+			n := newNode(t)
+			id := n.workload("web")
+			a := n.start()
+			p := newProxy(t, n.path("web.sock"), "default")
+			p.ack(p.next())
+
+			n.refuseWorkloads(reason)
+			reviewed := time.Now().Add(time.Second) // an SVID's moment of issue has whole seconds
+			n.ca.Order(fakeca.State{
+				Renew:    []*meshcav1.RenewOrder{{SpiffeId: id, IssuedBefore: timestamppb.New(reviewed), Spread: durationpb.New(50 * time.Millisecond)}},
+				Reviewed: timestamppb.New(reviewed),
+			})
+			eventually(t, "the SVID is dropped", func() bool { return a.state(0) == "refused" })
+			w := a.status1()
+			if w.GetLastRefusal().GetReason() != string(reason) || w.GetOpenStreams() != 1 || w.GetLastSpiffeId() != id {
+				t.Errorf("status %v", w)
+			}
+			// The stream stays, and has the bundle.
+			if got := fetch(t, n.path("web.sock"), "ROOTCA"); got["ROOTCA"] == nil {
+				t.Error("the bundle is served no longer")
+			}
+			if kept, err := a.store.load(a.roster.list()[0].name, a.roster.list()[0].Workload, n.config.TrustDomain); err != nil || kept != nil {
+				t.Errorf("it is kept for a restart: %v, %v", kept, err)
+			}
+
+			n.ca.Refuse(nil)
+			n.ca.Order(fakeca.State{Reviewed: timestamppb.New(reviewed.Add(time.Second))})
+			eventually(t, "the SVID is back", func() bool { return a.state(0) == "fresh" })
+			if fetch(t, n.path("web.sock"), "default")["default"] == nil {
+				t.Error("it is not served again")
+			}
+		})
+	}
+}

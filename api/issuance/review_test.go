@@ -1,0 +1,57 @@
+package issuance_test
+
+import (
+	"crypto/x509"
+	"testing"
+	"time"
+
+	"github.com/meshca/meshca/api/issuance"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca/registration"
+	"github.com/meshca/meshca/test/world"
+)
+
+// A change of policy reaches the agent whose SVIDs it concerns, on the stream that it has open, and no other one.
+func TestSyncTellsWhatPolicyGrantsNoLonger(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	hello := &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}}
+	mine := d.attest()
+	if _, err := d.issue(d.dial(mine), d.item()); err != nil {
+		t.Fatal(err)
+	}
+	beside := world.Agent
+	beside.Node, beside.NodeUID, beside.Pod, beside.PodUID = "node2", "uid-node2", "agent-2", "pod-agent-2"
+	key := world.NewKey(t)
+	attested, err := d.dial(nil).AttestAgent(t.Context(), &meshcav1.AttestAgentRequest{
+		Cluster: world.Cluster, Token: d.Token(beside, registration.AgentAudience).Secret(), Csr: world.CSR(t, key, x509.CertificateRequest{}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	streams := map[string]interface {
+		Recv() (*meshcav1.SyncResponse, error)
+	}{"mine": d.sync(mine, hello), "beside": d.sync(certificate(key, attested.GetSvid()), hello)}
+	for name, s := range streams {
+		if state, err := s.Recv(); err != nil || state.GetPolicyReviewedAt() != nil {
+			t.Fatalf("%s: %v, %v", name, state, err)
+		}
+	}
+	d.SetPolicy("rules: [{deny: true}]")
+	if _, err := d.RA.Review(t.Context(), time.Now(), d.Store.ScanLedger); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{"mine": 1, "beside": 0} {
+		state, err := streams[name].Recv()
+		if err != nil || len(state.GetRenew()) != want || state.GetPolicyReviewedAt() == nil {
+			t.Fatalf("%s: %v, %v", name, state, err)
+		}
+		if want == 1 && (state.GetRenew()[0].GetSpiffeId() != "spiffe://mesh.test/ns/shop/sa/web" || state.GetRenew()[0].GetSpread().AsDuration() != 2*time.Second) {
+			t.Errorf("told %v", state.GetRenew())
+		}
+	}
+	r, err := d.issue(d.dial(mine), d.item())
+	if err != nil || r.GetResults()[0].GetRefusal().GetReason() != string(refusal.PolicyDenied) {
+		t.Errorf("asked again: %v, %v", r, err)
+	}
+}
