@@ -70,7 +70,22 @@ func (s *admin) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRequest)
 		traffic[w.Socket].show(shown)
 		status.Workloads = append(status.Workloads, shown)
 	}
+	for _, d := range a.readers.list() {
+		status.Deliveries = append(status.Deliveries, d.view())
+	}
 	return status, nil
+}
+
+// view is the form of a delivery in status.
+func (d deliveryOf) view() *meshcav1.DeliveryStatus {
+	v := &meshcav1.DeliveryStatus{Name: d.name, After: d.After, Failures: d.Failures, Fault: d.Fault, BundleSequence: d.sequence}
+	if !d.WrittenAt.IsZero() {
+		v.WrittenAt = timestamppb.New(d.WrittenAt)
+	}
+	if !d.AfterAt.IsZero() {
+		v.AfterAt = timestamppb.New(d.AfterAt)
+	}
+	return v
 }
 
 // GetAgentBundle returns the trust bundle in use.

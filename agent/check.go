@@ -60,6 +60,7 @@ func (a *Agent) check(ctx context.Context) []*meshcav1.Finding {
 	a.checkDenials(f)
 	a.checkSources(f)
 	a.checkWorkloads(f)
+	a.checkDeliveries(f)
 	return f.list
 }
 
@@ -255,6 +256,23 @@ func (a *Agent) checkWorkloads(f *findings) {
 		f.fail(subject, "`certctl svid list --agent` shows them all.", "%d workloads have troubles, %d are listed", ill, workloadFindings)
 	}
 	f.ok(subject, "%d of %d are fresh and served", well, len(a.roster.list()))
+}
+
+// checkDeliveries looks at what goes elsewhere than to sockets; nothing is said where nothing does.
+func (a *Agent) checkDeliveries(f *findings) {
+	all := a.readers.list()
+	ill := 0
+	for _, d := range all {
+		if d.Fault == "" {
+			continue
+		}
+		if ill++; ill <= workloadFindings {
+			f.fail(d.name, "It is tried again by itself; what was there before stays in use until it ends.", "%s", d.Fault)
+		}
+	}
+	if len(all) > 0 {
+		f.ok("deliveries", "%d of %d are as they should be", len(all)-ill, len(all))
+	}
 }
 
 // check adds what is wrong with the workload; nothing when all is well.

@@ -111,6 +111,18 @@ func (s *standing) Collect(out chan<- prometheus.Metric) {
 		own = h.left(a.config.now()).Seconds()
 	}
 	gauge(desc("self_remaining_seconds", "What is left of the agent's own SVID; 0 while it has none."), own)
+	deliveries := map[string]int{"ok": 0, "failing": 0}
+	for _, d := range a.readers.list() {
+		if d.Fault == "" {
+			deliveries["ok"]++
+		} else {
+			deliveries["failing"]++
+		}
+	}
+	byFault := desc("deliveries", "Places other than sockets that take what workloads are served, by state.", "state")
+	for state, n := range deliveries {
+		gauge(byFault, float64(n), state)
+	}
 	connected, _, _, acked := a.follower.standing()
 	gauge(desc("connected", "Whether the stream from the CA is open."), number(connected))
 	gauge(desc("ready", "Whether the agent is ready."), number(len(a.NotReady()) == 0))

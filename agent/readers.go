@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"cmp"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/rotation"
@@ -15,6 +18,19 @@ type Reader struct {
 	// What of.mu guards:
 	sequence uint64
 	fault    string
+	shown    Delivery
+}
+
+// Delivery is what a reader shows of itself to operators.
+type Delivery struct {
+	// WrittenAt is when it last put something where it belongs; zero: not in this run.
+	WrittenAt time.Time
+	// After is what it does after a change, in words; empty: nothing. AfterAt is when that succeeded last.
+	After   string
+	AfterAt time.Time
+	// Failures counts what failed, Fault is what is wrong now; empty: nothing.
+	Failures uint64
+	Fault    string
 }
 
 // readers are those of now.
@@ -50,6 +66,13 @@ func (r *Reader) Failed(why error) {
 	r.of.mu.Lock()
 	defer r.of.mu.Unlock()
 	r.fault = why.Error()
+}
+
+// Show sets what operators see of this reader.
+func (r *Reader) Show(d Delivery) {
+	r.of.mu.Lock()
+	defer r.of.mu.Unlock()
+	r.shown = d
 }
 
 // Close ends the waiting for this reader.
@@ -88,4 +111,23 @@ func (rs *readers) waitsFor(sequence uint64) (names []string) {
 		names = append(names, refusal.Clip(r.name+": "+why, maxLackingBytes))
 	}
 	return names
+}
+
+// deliveryOf is one reader as operators see it.
+type deliveryOf struct {
+	Delivery
+	name     string
+	sequence uint64
+}
+
+// list is what all of them show, by name.
+func (rs *readers) list() []deliveryOf {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	all := make([]deliveryOf, 0, len(rs.all))
+	for r := range rs.all {
+		all = append(all, deliveryOf{Delivery: r.shown, name: r.name, sequence: r.sequence})
+	}
+	slices.SortFunc(all, func(a, b deliveryOf) int { return cmp.Compare(a.name, b.name) })
+	return all
 }

@@ -68,6 +68,9 @@ type Kept struct {
 type Materials struct {
 	// SVID is nil while there is none to serve.
 	SVID *x509svid.SVID
+	// Withdrawn: SVID is nil because what there was has ended, was denied, or belonged to somebody who is gone. Where
+	// neither is set the first one is still awaited.
+	Withdrawn bool
 	// Bundle of the trust domain; without authorities while none is known.
 	Bundle *spiffebundle.Bundle
 	// End is why nothing is served any more: the workload is gone, or the agent stops. Nil: it goes on.
@@ -183,18 +186,24 @@ func (w *workload) readiness() (bool, error) {
 
 // Materials are what the workload has now; the channel closes when that is stale.
 func (k *Kept) Materials() (Materials, <-chan struct{}) {
-	_, stale := k.w.served() // first: what changes meanwhile closes it
+	_, _ = k.w.served()           // what has ended is withdrawn
+	_, stale := k.w.changed.Get() // first: what changes meanwhile closes it
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
-	m := Materials{Bundle: k.w.roots.current.Value(), End: k.w.state.gone}
-	if st := &k.w.state; st.held != nil && !st.withheld {
+	st := &k.w.state
+	m := Materials{Bundle: k.w.roots.current.Value(), End: st.gone}
+	if st.held != nil && !st.withheld {
 		m.SVID = st.held.svid
 	}
-	if k.w.state.stopped && m.End == nil {
+	m.Withdrawn = m.SVID == nil && (st.had || st.denied || st.expired || st.gone != nil)
+	if st.stopped && m.End == nil {
 		m.End = refusal.New(refusal.Stopping, "the agent is stopping").After(time.Second)
 	}
 	return m, stale
 }
+
+// NewReader is Agent.NewReader.
+func (k *Kept) NewReader(name string) *Reader { return k.agent.NewReader(name) }
 
 // TokenChanged makes the agent look at the workload's token file now, rather than in a few seconds.
 func (k *Kept) TokenChanged() {

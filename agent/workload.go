@@ -33,6 +33,7 @@ type workload struct {
 	orders  orders
 	retries spread
 	secrets rotation.Current[*sds.Secrets]
+	changed rotation.Current[struct{}] // stale when Materials may be; set under mu
 
 	note    note
 	news    rotation.Current[struct{}] // stale when an attempt was made, or the socket opened
@@ -198,6 +199,7 @@ func (w *workload) served() (*sds.Secrets, <-chan struct{}) {
 // publish gives SDS what is held now; w.mu is held. Before the first SVID streams wait; after the last one is gone they
 // are told.
 func (w *workload) publish() {
+	w.changed.Set(struct{}{})
 	switch {
 	case w.state.stopped:
 		return
@@ -230,6 +232,7 @@ func (w *workload) stop() {
 	defer w.mu.Unlock()
 	if !w.state.stopped {
 		w.state.stopped = true
+		w.changed.Set(struct{}{})
 		w.secrets.Set(sds.End(refusal.New(refusal.Stopping, "the agent is stopping").After(time.Second)))
 	}
 }

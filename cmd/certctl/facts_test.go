@@ -312,6 +312,10 @@ func (a *agentServer) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRe
 				LastRefusal: &meshcav1.Refusal{Code: 16, Reason: "TOKEN_EXPIRED", Message: "it ended an hour ago"}, LastRefusalAt: f.stamp(-2 * time.Hour), NextTry: f.stamp(2 * time.Hour)},
 			{Socket: "/run/w/new.sock", TokenFile: "/var/t/new", State: "pending", Nacks: 1, LastNack: "Envoy did not like it"},
 		},
+		Deliveries: []*meshcav1.DeliveryStatus{
+			{Name: "files in /etc/cart/tls", WrittenAt: f.stamp(-time.Hour), BundleSequence: 2, After: "signal HUP to nginx", AfterAt: f.stamp(-time.Hour)},
+			{Name: "files in /etc/till/tls", After: "run /bin/reload", Failures: 3, Fault: "the disk is full"},
+		},
 	}, nil
 }
 

@@ -24,7 +24,7 @@ import (
 // Every message that a verb prints has every field of its own in JSON, under protojson's name, also when it is empty.
 func TestJSONIsComplete(t *testing.T) {
 	for _, m := range []proto.Message{
-		&meshcav1.GetStatusResponse{}, &meshcav1.AuthorityStatus{}, &meshcav1.ClusterStatus{}, &meshcav1.AgentInfo{}, &meshcav1.GetAgentStatusResponse{},
+		&meshcav1.GetStatusResponse{}, &meshcav1.AuthorityStatus{}, &meshcav1.ClusterStatus{}, &meshcav1.AgentInfo{}, &meshcav1.GetAgentStatusResponse{}, &meshcav1.DeliveryStatus{},
 		&meshcav1.WorkloadStatus{}, &meshcav1.HeldSVID{}, &meshcav1.ListSVIDsResponse{}, &meshcav1.LedgerEntry{}, &meshcav1.Evidence{}, &meshcav1.TestPolicyResponse{},
 		&meshcav1.RuleReading{}, &meshcav1.Grant{}, &meshcav1.ExplainResponse{}, &meshcav1.Decision{}, &meshcav1.DenySVIDResponse{}, &meshcav1.AllowSVIDResponse{},
 		&meshcav1.ListDenialsResponse{}, &meshcav1.Denial{}, &meshcav1.RenewSVIDsResponse{},

@@ -211,6 +211,7 @@ func drawAgent(p *page, s *meshcav1.GetAgentStatusResponse) {
 	}
 	p.pairs(list...)
 	drawWorkloads(p, s.GetWorkloads())
+	drawDeliveries(p, s.GetDeliveries())
 }
 
 // heldEnds is when something held ends, by what is left of it: that runs on the agent's monotonic clock.
@@ -255,6 +256,25 @@ func drawWorkloads(p *page, all []*meshcav1.WorkloadStatus) {
 	if len(rows) > 0 {
 		p.gap()
 		p.table([]string{"STATE", "SPIFFE ID", "ENDS", "RENEWS", "ROTATIONS", "STREAMS", "NACKS", placeTitle(all), "LAST TROUBLE"}, rows)
+	}
+}
+
+// drawDeliveries shows where else than to sockets the agent delivers.
+func drawDeliveries(p *page, all []*meshcav1.DeliveryStatus) {
+	var rows [][]cell
+	for _, d := range all {
+		row := []cell{text(d.GetName()), text("not yet"), textf("%d", d.GetBundleSequence()), text(d.GetAfter()), {}, textf("%d", d.GetFailures()), text(d.GetFault()).as(bad)}
+		if d.GetWrittenAt() != nil {
+			row[1] = text(p.relative(d.GetWrittenAt().AsTime()))
+		}
+		if d.GetAfterAt() != nil {
+			row[4] = text(p.relative(d.GetAfterAt().AsTime()))
+		}
+		rows = append(rows, row)
+	}
+	if len(rows) > 0 {
+		p.gap()
+		p.table([]string{"DELIVERY", "WRITTEN", "BUNDLE", "AFTER A CHANGE", "DONE", "FAILURES", "FAULT"}, rows)
 	}
 }
 

@@ -3207,8 +3207,10 @@ type GetAgentStatusResponse struct {
 	LastErrorAt    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_error_at,json=lastErrorAt,proto3" json:"last_error_at,omitempty"`
 	BundleSequence uint64                 `protobuf:"varint,13,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
 	// The CA's clock minus the agent's, when measured.
-	ClockSkew     *durationpb.Duration `protobuf:"bytes,14,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
-	Workloads     []*WorkloadStatus    `protobuf:"bytes,15,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	ClockSkew *durationpb.Duration `protobuf:"bytes,14,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
+	Workloads []*WorkloadStatus    `protobuf:"bytes,15,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	// Where else than to sockets the agent delivers, by name.
+	Deliveries    []*DeliveryStatus `protobuf:"bytes,16,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3348,6 +3350,112 @@ func (x *GetAgentStatusResponse) GetWorkloads() []*WorkloadStatus {
 	return nil
 }
 
+func (x *GetAgentStatusResponse) GetDeliveries() []*DeliveryStatus {
+	if x != nil {
+		return x.Deliveries
+	}
+	return nil
+}
+
+// DeliveryStatus is one place that takes what a workload is served, such as a directory of files.
+type DeliveryStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is, such as "files in /etc/cart/tls".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// When something was put there last; not set: not since the agent's start.
+	WrittenAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=written_at,json=writtenAt,proto3" json:"written_at,omitempty"`
+	// What is done after a change, in words; empty: nothing.
+	After string `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	// When that succeeded last.
+	AfterAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=after_at,json=afterAt,proto3" json:"after_at,omitempty"`
+	// What failed since the agent's start, and what is wrong now; empty: nothing.
+	Failures uint64 `protobuf:"varint,5,opt,name=failures,proto3" json:"failures,omitempty"`
+	Fault    string `protobuf:"bytes,6,opt,name=fault,proto3" json:"fault,omitempty"`
+	// The highest bundle that arrived there.
+	BundleSequence uint64 `protobuf:"varint,7,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeliveryStatus) Reset() {
+	*x = DeliveryStatus{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeliveryStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeliveryStatus) ProtoMessage() {}
+
+func (x *DeliveryStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeliveryStatus.ProtoReflect.Descriptor instead.
+func (*DeliveryStatus) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *DeliveryStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeliveryStatus) GetWrittenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WrittenAt
+	}
+	return nil
+}
+
+func (x *DeliveryStatus) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *DeliveryStatus) GetAfterAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AfterAt
+	}
+	return nil
+}
+
+func (x *DeliveryStatus) GetFailures() uint64 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *DeliveryStatus) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+func (x *DeliveryStatus) GetBundleSequence() uint64 {
+	if x != nil {
+		return x.BundleSequence
+	}
+	return 0
+}
+
 type HeldSVID struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SpiffeId  string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
@@ -3366,7 +3474,7 @@ type HeldSVID struct {
 
 func (x *HeldSVID) Reset() {
 	*x = HeldSVID{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[43]
+	mi := &file_meshca_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3378,7 +3486,7 @@ func (x *HeldSVID) String() string {
 func (*HeldSVID) ProtoMessage() {}
 
 func (x *HeldSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[43]
+	mi := &file_meshca_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3391,7 +3499,7 @@ func (x *HeldSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldSVID.ProtoReflect.Descriptor instead.
 func (*HeldSVID) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HeldSVID) GetSpiffeId() string {
@@ -3488,7 +3596,7 @@ type WorkloadStatus struct {
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[44]
+	mi := &file_meshca_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3500,7 +3608,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[44]
+	mi := &file_meshca_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3513,7 +3621,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WorkloadStatus) GetSocket() string {
@@ -3629,7 +3737,7 @@ type CheckAgentRequest struct {
 
 func (x *CheckAgentRequest) Reset() {
 	*x = CheckAgentRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[45]
+	mi := &file_meshca_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +3749,7 @@ func (x *CheckAgentRequest) String() string {
 func (*CheckAgentRequest) ProtoMessage() {}
 
 func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[45]
+	mi := &file_meshca_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3654,7 +3762,7 @@ func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentRequest.ProtoReflect.Descriptor instead.
 func (*CheckAgentRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 type CheckAgentResponse struct {
@@ -3666,7 +3774,7 @@ type CheckAgentResponse struct {
 
 func (x *CheckAgentResponse) Reset() {
 	*x = CheckAgentResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[46]
+	mi := &file_meshca_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3678,7 +3786,7 @@ func (x *CheckAgentResponse) String() string {
 func (*CheckAgentResponse) ProtoMessage() {}
 
 func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[46]
+	mi := &file_meshca_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3691,7 +3799,7 @@ func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentResponse.ProtoReflect.Descriptor instead.
 func (*CheckAgentResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CheckAgentResponse) GetFindings() []*Finding {
@@ -3709,7 +3817,7 @@ type GetAgentBundleRequest struct {
 
 func (x *GetAgentBundleRequest) Reset() {
 	*x = GetAgentBundleRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[47]
+	mi := &file_meshca_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +3829,7 @@ func (x *GetAgentBundleRequest) String() string {
 func (*GetAgentBundleRequest) ProtoMessage() {}
 
 func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[47]
+	mi := &file_meshca_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3734,7 +3842,7 @@ func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 type GetAgentBundleResponse struct {
@@ -3746,7 +3854,7 @@ type GetAgentBundleResponse struct {
 
 func (x *GetAgentBundleResponse) Reset() {
 	*x = GetAgentBundleResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[48]
+	mi := &file_meshca_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3758,7 +3866,7 @@ func (x *GetAgentBundleResponse) String() string {
 func (*GetAgentBundleResponse) ProtoMessage() {}
 
 func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[48]
+	mi := &file_meshca_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3771,7 +3879,7 @@ func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetAgentBundleResponse) GetBundle() []byte {
@@ -4041,7 +4149,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x05above\x18\x01 \x01(\x04R\x05above\"A\n" +
 	"\x16AcceptRollbackResponse\x12'\n" +
 	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\"\x17\n" +
-	"\x15GetAgentStatusRequest\"\xf2\x04\n" +
+	"\x15GetAgentStatusRequest\"\xad\x05\n" +
 	"\x16GetAgentStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x18\n" +
@@ -4062,7 +4170,19 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x0fbundle_sequence\x18\r \x01(\x04R\x0ebundleSequence\x128\n" +
 	"\n" +
 	"clock_skew\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x127\n" +
-	"\tworkloads\x18\x0f \x03(\v2\x19.meshca.v1.WorkloadStatusR\tworkloads\"\xe8\x02\n" +
+	"\tworkloads\x18\x0f \x03(\v2\x19.meshca.v1.WorkloadStatusR\tworkloads\x129\n" +
+	"\n" +
+	"deliveries\x18\x10 \x03(\v2\x19.meshca.v1.DeliveryStatusR\n" +
+	"deliveries\"\x87\x02\n" +
+	"\x0eDeliveryStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
+	"\n" +
+	"written_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\twrittenAt\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\x125\n" +
+	"\bafter_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aafterAt\x12\x1a\n" +
+	"\bfailures\x18\x05 \x01(\x04R\bfailures\x12\x14\n" +
+	"\x05fault\x18\x06 \x01(\tR\x05fault\x12'\n" +
+	"\x0fbundle_sequence\x18\a \x01(\x04R\x0ebundleSequence\"\xe8\x02\n" +
 	"\bHeldSVID\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x127\n" +
@@ -4131,7 +4251,7 @@ func file_meshca_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_meshca_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_meshca_v1_admin_proto_goTypes = []any{
 	(Finding_Level)(0),             // 0: meshca.v1.Finding.Level
 	(*GetStatusRequest)(nil),       // 1: meshca.v1.GetStatusRequest
@@ -4177,121 +4297,125 @@ var file_meshca_v1_admin_proto_goTypes = []any{
 	(*AcceptRollbackResponse)(nil), // 41: meshca.v1.AcceptRollbackResponse
 	(*GetAgentStatusRequest)(nil),  // 42: meshca.v1.GetAgentStatusRequest
 	(*GetAgentStatusResponse)(nil), // 43: meshca.v1.GetAgentStatusResponse
-	(*HeldSVID)(nil),               // 44: meshca.v1.HeldSVID
-	(*WorkloadStatus)(nil),         // 45: meshca.v1.WorkloadStatus
-	(*CheckAgentRequest)(nil),      // 46: meshca.v1.CheckAgentRequest
-	(*CheckAgentResponse)(nil),     // 47: meshca.v1.CheckAgentResponse
-	(*GetAgentBundleRequest)(nil),  // 48: meshca.v1.GetAgentBundleRequest
-	(*GetAgentBundleResponse)(nil), // 49: meshca.v1.GetAgentBundleResponse
-	nil,                            // 50: meshca.v1.Labels.EntriesEntry
-	(*timestamppb.Timestamp)(nil),  // 51: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 52: google.protobuf.Duration
-	(*RolloutStatus)(nil),          // 53: meshca.v1.RolloutStatus
-	(*Refusal)(nil),                // 54: meshca.v1.Refusal
-	(*RenewOrder)(nil),             // 55: meshca.v1.RenewOrder
+	(*DeliveryStatus)(nil),         // 44: meshca.v1.DeliveryStatus
+	(*HeldSVID)(nil),               // 45: meshca.v1.HeldSVID
+	(*WorkloadStatus)(nil),         // 46: meshca.v1.WorkloadStatus
+	(*CheckAgentRequest)(nil),      // 47: meshca.v1.CheckAgentRequest
+	(*CheckAgentResponse)(nil),     // 48: meshca.v1.CheckAgentResponse
+	(*GetAgentBundleRequest)(nil),  // 49: meshca.v1.GetAgentBundleRequest
+	(*GetAgentBundleResponse)(nil), // 50: meshca.v1.GetAgentBundleResponse
+	nil,                            // 51: meshca.v1.Labels.EntriesEntry
+	(*timestamppb.Timestamp)(nil),  // 52: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 53: google.protobuf.Duration
+	(*RolloutStatus)(nil),          // 54: meshca.v1.RolloutStatus
+	(*Refusal)(nil),                // 55: meshca.v1.Refusal
+	(*RenewOrder)(nil),             // 56: meshca.v1.RenewOrder
 }
 var file_meshca_v1_admin_proto_depIdxs = []int32{
-	51, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	51, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
+	52, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	52, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
 	4,  // 2: meshca.v1.GetStatusResponse.authorities:type_name -> meshca.v1.AuthorityStatus
 	5,  // 3: meshca.v1.GetStatusResponse.clusters:type_name -> meshca.v1.ClusterStatus
 	6,  // 4: meshca.v1.GetStatusResponse.policy:type_name -> meshca.v1.PolicyStatus
 	7,  // 5: meshca.v1.GetStatusResponse.agents:type_name -> meshca.v1.AgentInfo
-	52, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
-	53, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	53, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
+	54, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
 	3,  // 8: meshca.v1.GetStatusResponse.rollback:type_name -> meshca.v1.RollbackStatus
-	51, // 9: meshca.v1.GetStatusResponse.issues_until:type_name -> google.protobuf.Timestamp
-	51, // 10: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
-	51, // 11: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
-	51, // 12: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	51, // 13: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
-	52, // 14: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
-	51, // 15: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
-	51, // 16: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
+	52, // 9: meshca.v1.GetStatusResponse.issues_until:type_name -> google.protobuf.Timestamp
+	52, // 10: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
+	52, // 11: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
+	52, // 12: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	52, // 13: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
+	53, // 14: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
+	52, // 15: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
+	52, // 16: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
 	10, // 17: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
 	0,  // 18: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
 	13, // 19: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
-	51, // 20: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
-	51, // 21: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
+	52, // 20: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
+	52, // 21: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
 	14, // 22: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
 	18, // 23: meshca.v1.TestPolicyRequest.facts:type_name -> meshca.v1.PolicyFacts
 	19, // 24: meshca.v1.PolicyFacts.pod_labels:type_name -> meshca.v1.Labels
 	19, // 25: meshca.v1.PolicyFacts.pod_annotations:type_name -> meshca.v1.Labels
 	19, // 26: meshca.v1.PolicyFacts.namespace_labels:type_name -> meshca.v1.Labels
-	50, // 27: meshca.v1.Labels.entries:type_name -> meshca.v1.Labels.EntriesEntry
+	51, // 27: meshca.v1.Labels.entries:type_name -> meshca.v1.Labels.EntriesEntry
 	22, // 28: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
 	23, // 29: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
-	54, // 30: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
+	55, // 30: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
 	21, // 31: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
 	18, // 32: meshca.v1.TestPolicyResponse.facts:type_name -> meshca.v1.PolicyFacts
-	52, // 33: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
-	52, // 34: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	53, // 33: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
+	53, // 34: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
 	25, // 35: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
 	27, // 36: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
 	30, // 37: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
-	51, // 38: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
-	51, // 39: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	52, // 38: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
+	52, // 39: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
 	14, // 40: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
-	51, // 41: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
+	52, // 41: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
 	30, // 42: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
-	51, // 43: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
-	51, // 44: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
+	52, // 43: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
+	52, // 44: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
 	30, // 45: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
-	52, // 46: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
-	55, // 47: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
+	53, // 46: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
+	56, // 47: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
 	39, // 48: meshca.v1.BackupResponse.summary:type_name -> meshca.v1.BackupSummary
-	51, // 49: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
-	51, // 50: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
-	51, // 51: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	51, // 52: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
-	44, // 53: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
-	51, // 54: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
-	52, // 55: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
-	45, // 56: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
-	51, // 57: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
-	52, // 58: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
-	52, // 59: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
-	51, // 60: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
-	44, // 61: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
-	54, // 62: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
-	51, // 63: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
-	51, // 64: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
-	10, // 65: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
-	1,  // 66: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
-	8,  // 67: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
-	11, // 68: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
-	15, // 69: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
-	17, // 70: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
-	24, // 71: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
-	28, // 72: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
-	31, // 73: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
-	33, // 74: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
-	35, // 75: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
-	37, // 76: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
-	40, // 77: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
-	42, // 78: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
-	46, // 79: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
-	48, // 80: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
-	2,  // 81: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
-	9,  // 82: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
-	12, // 83: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
-	16, // 84: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
-	20, // 85: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
-	26, // 86: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
-	29, // 87: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
-	32, // 88: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
-	34, // 89: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
-	36, // 90: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
-	38, // 91: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
-	41, // 92: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
-	43, // 93: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
-	47, // 94: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
-	49, // 95: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
-	81, // [81:96] is the sub-list for method output_type
-	66, // [66:81] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	52, // 49: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
+	52, // 50: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
+	52, // 51: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	52, // 52: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
+	45, // 53: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
+	52, // 54: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
+	53, // 55: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
+	46, // 56: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
+	44, // 57: meshca.v1.GetAgentStatusResponse.deliveries:type_name -> meshca.v1.DeliveryStatus
+	52, // 58: meshca.v1.DeliveryStatus.written_at:type_name -> google.protobuf.Timestamp
+	52, // 59: meshca.v1.DeliveryStatus.after_at:type_name -> google.protobuf.Timestamp
+	52, // 60: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
+	53, // 61: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
+	53, // 62: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
+	52, // 63: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
+	45, // 64: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
+	55, // 65: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
+	52, // 66: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
+	52, // 67: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
+	10, // 68: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
+	1,  // 69: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
+	8,  // 70: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
+	11, // 71: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
+	15, // 72: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
+	17, // 73: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
+	24, // 74: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
+	28, // 75: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
+	31, // 76: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
+	33, // 77: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
+	35, // 78: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
+	37, // 79: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
+	40, // 80: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
+	42, // 81: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
+	47, // 82: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
+	49, // 83: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
+	2,  // 84: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
+	9,  // 85: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
+	12, // 86: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
+	16, // 87: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
+	20, // 88: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
+	26, // 89: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
+	29, // 90: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
+	32, // 91: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
+	34, // 92: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
+	36, // 93: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
+	38, // 94: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
+	41, // 95: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
+	43, // 96: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
+	48, // 97: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
+	50, // 98: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
+	84, // [84:99] is the sub-list for method output_type
+	69, // [69:84] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_admin_proto_init() }
@@ -4315,7 +4439,7 @@ func file_meshca_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_admin_proto_rawDesc), len(file_meshca_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1,0 +1,46 @@
+package files
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/meshca/meshca/agent"
+)
+
+// Put writes what there is into the directory, once, and returns when it is there: a pod's first container must find its
+// files. Keep goes on from there. Without a bundle there is nothing to write.
+func Put(m agent.Materials, c Config) error {
+	if err := c.Check(); err != nil {
+		return err
+	}
+	c = c.withDefaults()
+	if len(m.Bundle.X509Authorities()) == 0 {
+		return nil
+	}
+	want, err := render(c.Names, m.SVID, m.Bundle)
+	if err != nil {
+		return err
+	}
+	_, _, err = put(c, want, time.Now())
+	return err
+}
+
+// put makes the directory hold these files, and returns the name of their generation, and whether they were already there.
+// The generation before stays, for who is reading it.
+func put(c Config, want map[string]file, now time.Time) (generation string, was bool, err error) {
+	d, err := openDirectory(c.Dir)
+	if err != nil {
+		return "", false, err
+	}
+	defer d.close()
+	before := d.current()
+	if before != "" && d.holds(before, want, c) {
+		return before, true, nil
+	}
+	s := newSwap(d, c, want, now)
+	if err := s.run(); err != nil {
+		_ = d.sweep(before, d.current()) // what was begun holds a key
+		return "", false, fmt.Errorf("the files cannot be written: %w", err)
+	}
+	return s.generation, false, nil
+}
