@@ -21,6 +21,7 @@ import (
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/rotation"
+	"github.com/meshca/meshca/test/fakeca"
 )
 
 // pods is a Source that a test moves.
@@ -320,4 +321,78 @@ func TestReadersHoldUpAcknowledgements(t *testing.T) {
 	r.Close()
 	must(t, n.ca.AddRoot())
 	eventually(t, "a closed reader holds up nothing", acked(second+1))
+}
+
+// TestMaterialsSayWhatBecameOfTheSVID, and a bundle is news also to a workload that has no SVID yet: its readers are waited
+// for like all others.
+func TestMaterialsSayWhatBecameOfTheSVID(t *testing.T) {
+	n := newNode(t)
+	p := newPods(n)
+	n.start()
+	w, id := n.pod("web")
+	no := refusal.New(refusal.LedgerUnavailable, "the test says so")
+	n.ca.Refuse(func(asked spiffeid.ID) error {
+		if asked.String() == id {
+			return no
+		}
+		return nil
+	})
+	p.in(func(a *Agent) {
+		k, err := a.Add(w)
+		must(t, err)
+		await := func(what string, met func(Materials) bool) {
+			t.Helper()
+			for end := time.After(20 * time.Second); ; {
+				m, stale := k.Materials()
+				if met(m) {
+					return
+				}
+				select {
+				case <-stale:
+				case <-end:
+					t.Fatalf("waited in vain until %s: %+v", what, m)
+				}
+			}
+		}
+		await("nothing has come", func(m Materials) bool { return m.SVID == nil && !m.Withdrawn && m.End == nil })
+		must(t, n.ca.AddRoot())
+		await("the second bundle is there", func(m Materials) bool { s, _ := m.Bundle.SequenceNumber(); return s == 2 && !m.Withdrawn })
+		n.ca.Refuse(nil)
+		k.TokenChanged()
+		await("there is an SVID", func(m Materials) bool { return m.SVID != nil && !m.Withdrawn })
+		n.ca.Order(fakeca.State{Denied: []string{id}})
+		await("it is withdrawn", func(m Materials) bool { return m.SVID == nil && m.Withdrawn && m.End == nil })
+		must(t, k.Remove())
+		await("the end", func(m Materials) bool {
+			return m.SVID == nil && m.Withdrawn && refusal.Of(m.End) == refusal.PodGone
+		})
+	})
+}
+
+func TestReadersShowThemselves(t *testing.T) {
+	n := newNode(t)
+	n.workload("web")
+	p := newPods(n)
+	a := n.start()
+	at := time.Now().Truncate(time.Second)
+	p.in(func(a *Agent) {
+		well, ill := a.NewReader("files in /a"), a.NewReader("files in /b")
+		well.Took(7)
+		well.Show(Delivery{WrittenAt: at, After: "signal HUP to nginx", AfterAt: at})
+		ill.Show(Delivery{Failures: 3, Fault: "the disk is full"})
+	})
+	got := a.status().GetDeliveries()
+	if len(got) != 2 || got[0].GetName() != "files in /a" || !got[0].GetWrittenAt().AsTime().Equal(at) || !got[0].GetAfterAt().AsTime().Equal(at) ||
+		got[0].GetAfter() != "signal HUP to nginx" || got[0].GetBundleSequence() != 7 || got[1].GetWrittenAt() != nil || got[1].GetFailures() != 3 || got[1].GetFault() != "the disk is full" {
+		t.Errorf("status %v", got)
+	}
+	var told []string
+	for _, f := range a.check(t.Context()) {
+		if strings.Contains(f.GetSubject(), "files in") || f.GetSubject() == "deliveries" {
+			told = append(told, f.GetSubject()+": "+f.GetDetail())
+		}
+	}
+	if s := strings.Join(told, "; "); s != "files in /b: the disk is full; deliveries: 1 of 2 are as they should be" {
+		t.Errorf("a check says %s", s)
+	}
 }

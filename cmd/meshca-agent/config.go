@@ -70,6 +70,8 @@ type WorkloadConfig struct {
 	GID *int `json:"gid"`
 	// TTL asks for SVIDs that live shorter than policy grants. Default: what policy grants.
 	TTL Duration `json:"ttl"`
+	// Files are directories in which the same stands as files, for what does not speak SDS: see docs/files.md.
+	Files []FilesConfig `json:"files"`
 }
 
 // SDSConfig is how secrets are served, and what one proxy may cost.
@@ -194,6 +196,8 @@ func (c *Config) agent(log *slog.Logger) (agent.Config, error) {
 		SDS:     c.SDS.limits(),
 		Version: version, Log: log,
 	}
+	_, err = c.files(log)
+	errs = append(errs, err)
 	for i, w := range c.Workloads {
 		made, err := w.agent(fmt.Sprintf("workloads[%d]", i))
 		errs = append(errs, err)

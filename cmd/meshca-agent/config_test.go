@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/agent/csi"
+	"github.com/meshca/meshca/agent/files"
 	"github.com/meshca/meshca/api/sds"
 )
 
@@ -100,6 +101,39 @@ func TestEverySettingOfCSI(t *testing.T) {
 	}
 }
 
+func TestFilesOfWorkloads(t *testing.T) {
+	c, err := parseConfig([]byte(workload(`  files:
+  - dir: /etc/a/tls
+    names: [tls, gke]
+    gid: 33
+    after: {signal: {name: HUP, pidFile: /run/nginx.pid, process: nginx}}
+  - dir: /etc/a/istio
+    names: [istio]
+    mode: "0400"
+    uid: 1
+    after: {command: {argv: [/usr/bin/systemctl, reload, haproxy], timeout: 10s}}
+  - {dir: /etc/a/one, names: [credentialbundle], after: {http: {url: "https://localhost:8443/reload", socket: /run/a.sock, caFile: /etc/ca.pem, timeout: 1m}}}
+`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []files.Config{
+		{Dir: "/etc/a/tls", Names: []files.Names{files.TLS, files.GKE}, GID: number(33), After: &files.Hook{Signal: &files.Signal{Name: "HUP", PIDFile: "/run/nginx.pid", Process: "nginx"}}},
+		{Dir: "/etc/a/istio", Names: []files.Names{files.Istio}, Mode: 0o400, UID: number(1), After: &files.Hook{Command: &files.Command{Argv: []string{"/usr/bin/systemctl", "reload", "haproxy"}, Timeout: 10 * time.Second}}},
+		{Dir: "/etc/a/one", Names: []files.Names{files.CredentialBundle}, After: &files.Hook{HTTP: &files.HTTP{URL: "https://localhost:8443/reload", Socket: "/run/a.sock", CAFile: "/etc/ca.pem", Timeout: time.Minute}}},
+	} {
+		got, err := c.Workloads[0].Files[i].files(nil)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("files[%d]: %+v, %v", i, got, err)
+		}
+	}
+	if source, err := c.files(nil); err != nil || source == nil {
+		t.Errorf("%v, %v", source, err)
+	}
+}
+
+func number(n int) *int { return &n }
+
 func TestParseConfigRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ yaml, want string }{
 		"empty":                   {"", "trustDomain"},
@@ -120,6 +154,13 @@ func TestParseConfigRefuses(t *testing.T) {
 		"mode not octal":          {workload("  mode: \"0999\"\n"), "mode"},
 		"mode with setuid":        {workload("  mode: \"4600\"\n"), "mode"},
 		"mode as number":          {workload("  mode: 0600\n"), "mode"},
+		"files without names":     {workload("  files: [{dir: /a}]\n"), "workloads[0].files[0]: names is missing"},
+		"files of unknown names":  {workload("  files: [{dir: /a, names: [pkcs12]}]\n"), "pkcs12"},
+		"files in no place":       {workload("  files: [{names: [tls]}]\n"), "dir is missing"},
+		"files in one place":      {workload("  files: [{dir: /a, names: [tls]}, {dir: /a/, names: [gke]}]\n"), "already holds"},
+		"files with a bad mode":   {workload("  files: [{dir: /a, names: [tls], mode: \"0666\"}]\n"), "lets others write"},
+		"files and no hook":       {workload("  files: [{dir: /a, names: [tls], after: {}}]\n"), "name one of"},
+		"files and two hooks":     {workload("  files: [{dir: /a, names: [tls], after: {signal: {name: HUP, process: a}, http: {url: \"http://localhost\"}}}]\n"), "name one of"},
 		"negative uid":            {workload("  uid: -1\n"), "uid"},
 		"relative socket":         {strings.Replace(workload(""), "/run/w/a.sock", "a.sock", 1), "absolute"},
 		"no token":                {strings.Replace(workload(""), "  tokenFile: /run/w/a.token\n", "", 1), "tokenFile is missing"},

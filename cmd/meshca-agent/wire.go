@@ -27,6 +27,13 @@ func run(ctx context.Context, c *Config, stderr io.Writer) error {
 		}
 		config.Sources = append(config.Sources, driver)
 	}
+	delivered, err := c.files(log)
+	if err != nil {
+		return err
+	}
+	if delivered != nil {
+		config.Sources = append(config.Sources, delivered)
+	}
 	a, err := agent.New(config)
 	if err != nil {
 		return err
