@@ -29,9 +29,18 @@ const (
 // errNobody is what a signal says when the process that it is for does not run.
 var errNobody = errors.New("nobody runs who could be told")
 
+// errStarting is what a signal says when the process has just begun to run, and may not take signals yet.
+var errStarting = errors.New("the process is starting")
+
+// settle is how long a process is left alone after it was told, and after it started. One that reads its files anew, or
+// for the first time, may lose a signal that comes meanwhile (HAProxy does), and would serve what it read until the next
+// rotation. Changes that come together are then told once, too.
+const settle = 3 * time.Second
+
 // teller does what a hook says.
 type teller interface {
-	// tell returns nil once the process knows, and errNobody when there is none. secrets are what no error may repeat.
+	// tell returns nil once the process knows, errNobody when there is none, and errStarting when it is too early. secrets
+	// are what no error may repeat.
 	tell(ctx context.Context, secrets []string) error
 	// String says in words what is done, for status and logs.
 	String() string

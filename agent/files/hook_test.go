@@ -71,6 +71,23 @@ func sleeper(t *testing.T, name string) (pid int, ended <-chan error) {
 	return c.Process.Pid, done
 }
 
+// telling tells as Keep does: again while the process is starting.
+func telling(t *testing.T, s Signal) error {
+	t.Helper()
+	early := 0
+	for {
+		err := s.tell(t.Context(), nil)
+		if !errors.Is(err, errStarting) {
+			if early == 0 && err == nil {
+				t.Error("a process was signalled that had just begun to run")
+			}
+			return err
+		}
+		early++
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 func expectSignal(t *testing.T, ended <-chan error, want syscall.Signal) {
 	t.Helper()
 	select {
@@ -92,14 +109,14 @@ func TestSignals(t *testing.T) {
 
 	pid, ended := sleeper(t, uniqueName(1))
 	write(strconv.Itoa(pid) + "\n")
-	must(t, Signal{Name: "SIGUSR1", PIDFile: pidFile}.tell(t.Context(), nil))
+	must(t, telling(t, Signal{Name: "SIGUSR1", PIDFile: pidFile}))
 	expectSignal(t, ended, syscall.SIGUSR1)
 	if err := (Signal{Name: "USR1", PIDFile: pidFile}).tell(t.Context(), nil); !errors.Is(err, errNobody) {
 		t.Errorf("of a process that ended: %v", err)
 	}
 
 	_, ended = sleeper(t, uniqueName(2))
-	must(t, Signal{Name: "HUP", Process: uniqueName(2)}.tell(t.Context(), nil))
+	must(t, telling(t, Signal{Name: "HUP", Process: uniqueName(2)}))
 	expectSignal(t, ended, syscall.SIGHUP)
 	if err := (Signal{Name: "HUP", Process: uniqueName(2)}).tell(t.Context(), nil); !errors.Is(err, errNobody) {
 		t.Errorf("of a name that nobody has: %v", err)

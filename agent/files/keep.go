@@ -76,7 +76,8 @@ type keeper struct {
 	telling chan error // nil: nobody is being told
 	about   string     // the generation of which somebody is being told
 	tells   retry
-	absent  int // how often in a row nobody was there to be told
+	absent  int       // how often in a row nobody was there to be told
+	settled time.Time // nobody is told before
 
 	shown                 agent.Delivery
 	writeFault, tellFault string // what is wrong with writing, and with telling
@@ -146,7 +147,7 @@ func (k *keeper) rest() time.Duration {
 		}
 	}
 	if !k.told && k.telling == nil {
-		soonest(k.tells.at)
+		soonest(later(k.tells.at, k.settled))
 	}
 	switch {
 	case !k.writes.at.IsZero():
@@ -280,7 +281,7 @@ func (k *keeper) sweep() error {
 
 // tell tells of the files, one at a time: what changes meanwhile is told after.
 func (k *keeper) tell(ctx context.Context) {
-	if k.told || k.held == "" || k.telling != nil || k.tells.at.After(time.Now()) {
+	if k.told || k.held == "" || k.telling != nil || later(k.tells.at, k.settled).After(time.Now()) {
 		return
 	}
 	done := make(chan error, 1)
@@ -292,6 +293,9 @@ func (k *keeper) tell(ctx context.Context) {
 // toldIt takes the outcome.
 func (k *keeper) toldIt(err error) {
 	k.telling = nil
+	if err == nil || errors.Is(err, errStarting) {
+		k.settled = time.Now().Add(settle)
+	}
 	if k.about != k.held {
 		return // there is more to tell already, and that is what counts
 	}
@@ -301,6 +305,8 @@ func (k *keeper) toldIt(err error) {
 		k.shown.AfterAt = time.Now()
 		k.markTold()
 		k.log.Info("told of the new files", "how", k.hook.String())
+	case errors.Is(err, errStarting):
+		k.absent, k.tellFault = 0, ""
 	case errors.Is(err, errNobody):
 		k.absent++
 		k.tells.failed()
@@ -351,6 +357,13 @@ func (k *keeper) failed(what *string, message string, err error) {
 func (k *keeper) show() {
 	k.shown.Fault = cmp.Or(k.writeFault, k.tellFault)
 	k.reader.Show(k.shown)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func same(a, b map[string]file) bool {

@@ -209,6 +209,8 @@ func TestWhatIsWithdrawnGoesAtOnce(t *testing.T) {
 		again := s.svid()
 		s.give(again, 2)
 		s.expect(again)
+		time.Sleep(settle)
+		synctest.Wait()
 		if l.count() != told+1 {
 			t.Errorf("told %d times of the SVID that came back", l.count()-told)
 		}
@@ -344,6 +346,37 @@ func TestOneIsToldAtATime(t *testing.T) {
 		synctest.Wait()
 		if l.most != 1 || l.calls != 2 || !found || s.reader.last() != 6 {
 			t.Errorf("%d at a time, %d times, the last one found the last files: %t; bundle %d", l.most, l.calls, found, s.reader.last())
+		}
+		s.stop()
+	})
+}
+
+// TestAProcessIsLeftAloneForAWhile after it was told, and while it starts: it may lose what comes meanwhile.
+func TestAProcessIsLeftAloneForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &listener{answer: errStarting}
+		s := newStand(t, newRoot(t), l)
+		s.give(s.svid(), 1)
+		s.start()
+		if d := s.reader.delivery(); s.reader.last() != 0 || d.Fault != "" || d.Failures != 0 {
+			t.Errorf("of a process that starts: bundle %d, %+v", s.reader.last(), d)
+		}
+		l.says(nil)
+		time.Sleep(settle)
+		synctest.Wait()
+		if l.count() != 2 || s.reader.last() != 1 {
+			t.Errorf("told %d times, bundle %d", l.count(), s.reader.last())
+		}
+		for n := range uint64(3) {
+			s.give(s.svid(), n+2)
+		}
+		if l.count() != 2 {
+			t.Errorf("told %d times more at once", l.count()-2)
+		}
+		time.Sleep(settle)
+		synctest.Wait()
+		if l.count() != 3 || s.reader.last() != 4 {
+			t.Errorf("told %d times more of three changes, bundle %d", l.count()-2, s.reader.last())
 		}
 		s.stop()
 	})

@@ -1,18 +1,25 @@
 package files
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // process is what /proc says of one.
 type process struct {
 	name        string
 	parent, uid int
+	// age is how long it runs; negative where /proc shows another uptime than the kernel's, as some containers have it.
+	age time.Duration
 }
+
+// tick is the unit of times in /proc/PID/stat: USER_HZ is 100 on every architecture that Go knows.
+const tick = 10 * time.Millisecond
 
 // maxComm is the length at which the kernel cuts names of processes (TASK_COMM_LEN less the NUL).
 const maxComm = 15
@@ -42,7 +49,36 @@ func look(pid int) (process, error) {
 			return process{}, fmt.Errorf("/proc/%d/status: %w", pid, err)
 		}
 	}
-	return p, nil
+	p.age, err = age(pid)
+	return p, err
+}
+
+// age reads how long a process runs: its start is field 22 of /proc/PID/stat (proc_pid_stat(5)), counted from the name's
+// closing parenthesis, for names may hold anything.
+func age(pid int) (time.Duration, error) {
+	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	const start = 22 - 3 // after the name comes field 3
+	if len(fields) <= start {
+		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	}
+	ticks, err := strconv.ParseInt(fields[start], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	up, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(string(up), " ")
+	seconds, err := strconv.ParseFloat(first, 64)
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration(seconds*float64(time.Second)) - time.Duration(ticks)*tick, nil
 }
 
 // named lists the topmost processes of a name in our PID namespace: workers have their master's name, and take signals
