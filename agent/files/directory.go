@@ -99,7 +99,7 @@ func (d *directory) read(generation string) (map[string]file, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }()
 	f, err := dir.Open(".")
 	if err != nil {
 		return nil, err

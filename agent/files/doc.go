@@ -6,7 +6,7 @@
 //   - directory, swap: all files of a change appear at once, as kubelet's do, and no name that somebody else put there is
 //     ever followed.
 //   - keep: the loop from Materials to files, and what it shows of itself.
-//   - hook: the signal, command or HTTP request that tells a process to read them again.
+//   - hook, tell: the signal, command or HTTP request that tells a process to read them again.
 //   - source, volumes: the loop for an agent's own workloads, and for volumes of pods.
 //
 // A bundle counts as taken when its files are written and, where there is a hook, when that succeeded.

@@ -110,7 +110,7 @@ func (k *keeper) keep(ctx context.Context) {
 	defer k.reader.Close()
 	defer func() {
 		if k.telling != nil {
-			<-k.telling // it ends with ctx
+			<-k.telling //nolint:errcheck // it ends with ctx; what came of it the next run asks anew
 		}
 	}()
 	ctx, cancel := context.WithCancel(ctx)
@@ -177,7 +177,9 @@ func (k *keeper) write(m agent.Materials) {
 	}
 	if err != nil {
 		k.writes.failed()
-		k.failed(&k.writeFault, "files cannot be written; it is tried again", err)
+		if k.failed(&k.writeFault, err) {
+			k.log.Error("files cannot be written; it is tried again", "error", err)
+		}
 		if svid == nil {
 			k.strip()
 		}
@@ -256,16 +258,6 @@ func (k *keeper) strip() {
 	}
 }
 
-// wasTold reports whether an earlier run told of what is there.
-func (k *keeper) wasTold() bool {
-	d, err := openDirectory(k.config.Dir)
-	if err != nil {
-		return false
-	}
-	defer d.close()
-	return d.marked(k.held)
-}
-
 func (k *keeper) sweep() error {
 	d, err := openDirectory(k.config.Dir)
 	if err != nil {
@@ -279,59 +271,6 @@ func (k *keeper) sweep() error {
 	return nil
 }
 
-// tell tells of the files, one at a time: what changes meanwhile is told after.
-func (k *keeper) tell(ctx context.Context) {
-	if k.told || k.held == "" || k.telling != nil || later(k.tells.at, k.settled).After(time.Now()) {
-		return
-	}
-	done := make(chan error, 1)
-	secrets := secretsOf(k.files)
-	k.telling, k.about = done, k.held
-	go func() { done <- k.hook.tell(ctx, secrets) }()
-}
-
-// toldIt takes the outcome.
-func (k *keeper) toldIt(err error) {
-	k.telling = nil
-	if err == nil || errors.Is(err, errStarting) {
-		k.settled = time.Now().Add(settle)
-	}
-	if k.about != k.held {
-		return // there is more to tell already, and that is what counts
-	}
-	switch {
-	case err == nil:
-		k.told, k.tells, k.tellFault = true, retry{}, ""
-		k.shown.AfterAt = time.Now()
-		k.markTold()
-		k.log.Info("told of the new files", "how", k.hook.String())
-	case errors.Is(err, errStarting):
-		k.absent, k.tellFault = 0, ""
-	case errors.Is(err, errNobody):
-		k.absent++
-		k.tells.failed()
-		k.tellFault = ""
-	default:
-		k.absent = 0
-		k.tells.failed()
-		k.failed(&k.tellFault, "nobody could be told of the new files; it is tried again", err)
-		return
-	}
-	k.took()
-}
-
-// markTold lets the next run know. Where that fails the next run tells once more.
-func (k *keeper) markTold() {
-	d, err := openDirectory(k.config.Dir)
-	if err == nil {
-		err = d.mark(k.held)
-		d.close()
-	}
-	if err != nil {
-		k.log.Debug("that they were told is not kept", "error", err)
-	}
-}
-
 // took says that the bundle arrived: it is written, and who reads it was told. Who did not run when it was looked for a
 // second time has read nothing older either.
 func (k *keeper) took() {
@@ -342,16 +281,14 @@ func (k *keeper) took() {
 	k.show()
 }
 
-// failed notes what is wrong now.
-func (k *keeper) failed(what *string, message string, err error) {
+// failed notes what is wrong now, and reports whether that is news.
+func (k *keeper) failed(what *string, err error) bool {
 	k.shown.Failures++
-	fault := refusal.Clip(err.Error(), 1024)
-	if *what != fault {
-		k.log.Error(message, "error", err)
-	}
-	*what = fault
+	before := *what
+	*what = refusal.Clip(err.Error(), 1024)
 	k.reader.Failed(err)
 	k.show()
+	return *what != before
 }
 
 func (k *keeper) show() {

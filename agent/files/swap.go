@@ -88,7 +88,7 @@ func (s *swap) write() error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }()
 	for _, name := range s.names() {
 		if err := s.writeFile(dir, name, s.files[name]); err != nil {
 			return err

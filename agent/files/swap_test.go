@@ -318,6 +318,19 @@ func TestLinksOfOurOwnNamesThatLeadAway(t *testing.T) {
 	}
 }
 
+func TestADirectoryOfSomebodyElseIsNoGeneration(t *testing.T) {
+	c := configOf(t, TLS)
+	d := opened(t, c)
+	must(t, os.Mkdir(filepath.Join(c.Dir, "mine"), 0o755))
+	for _, to := range []string{"mine", ".", "..", "/etc", "../tls/mine", "..2026_01_02_03_04_05.000000006"} {
+		must(t, os.Symlink(to, filepath.Join(c.Dir, dataLink)))
+		if got := d.current(); got != "" {
+			t.Errorf("..data leads to %s, which counts as generation %s", to, got)
+		}
+		must(t, os.Remove(filepath.Join(c.Dir, dataLink)))
+	}
+}
+
 func TestUnsafeDirectoriesAreRefused(t *testing.T) {
 	r := newRoot(t)
 	for name, tt := range map[string]struct {

@@ -239,3 +239,29 @@ func TestCommands(t *testing.T) {
 		})
 	}
 }
+
+// TestExamples takes what the documents show.
+func TestExamples(t *testing.T) {
+	for _, file := range []string{"meshca-agent.yaml", "files/agent.yaml"} {
+		if _, err := loadConfig(filepath.Join("..", "..", "docs", "examples", file)); err != nil {
+			t.Error(err)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "files.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```yaml\nworkloads:\n")[1:]
+	if len(blocks) != 3 {
+		t.Fatalf("docs/files.md shows %d configurations", len(blocks))
+	}
+	for _, b := range blocks {
+		b, _, _ = strings.Cut(b, "```")
+		c, err := parseConfig([]byte(minimal + "workloads:\n" + b))
+		if err != nil {
+			t.Errorf("docs/files.md: %v in\n%s", err, b)
+		} else if len(c.Workloads) != 1 || len(c.Workloads[0].Files) != 1 || c.Workloads[0].Files[0].After == nil {
+			t.Errorf("docs/files.md: %+v of\n%s", c.Workloads, b)
+		}
+	}
+}
