@@ -26,6 +26,7 @@ import (
 	xdscreds "google.golang.org/grpc/credentials/xds"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/xds"
@@ -169,11 +170,11 @@ func (s *site) grpcTraffic() *traffic {
 	go func() { _ = control.Serve(plane) }()
 	t.Cleanup(control.Stop)
 
-	// No fallback: without the files there is no connection.
-	noFallback := insecure.NewCredentials()
-	serverCreds, err := xdscreds.NewServerCredentials(xdscreds.ServerOptions{FallbackCreds: noFallback})
+	// gRPC wants credentials to fall back to; a connection that came by them fails serialOf, on both sides.
+	fallback := insecure.NewCredentials()
+	serverCreds, err := xdscreds.NewServerCredentials(xdscreds.ServerOptions{FallbackCreds: fallback})
 	check(t, err)
-	server, err := xds.NewGRPCServer(grpc.Creds(serverCreds), xds.BootstrapContentsForTesting(s.bootstrap("greeter", plane.Addr().String())))
+	server, err := xds.NewGRPCServer(grpc.Creds(serverCreds), grpc.UnaryInterceptor(tellSerial), xds.BootstrapContentsForTesting(s.bootstrap("greeter", plane.Addr().String())))
 	check(t, err)
 	healthv1.RegisterHealthServer(server, health.NewServer())
 	go func() { _ = server.Serve(listener) }()
@@ -184,22 +185,19 @@ func (s *site) grpcTraffic() *traffic {
 	connect := func() *grpc.ClientConn { return connectXDS(t, builder) }
 	stays := connect()
 	t.Cleanup(func() { _ = stays.Close() })
-	var kept string
-	once := func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
+	once := func(ctx context.Context, conn *grpc.ClientConn) (server, client string, err error) {
 		var from peer.Peer
-		if _, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.Peer(&from)); err != nil {
-			return "", err
+		var header metadata.MD
+		if _, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.Peer(&from), grpc.Header(&header)); err != nil {
+			return "", "", err
 		}
-		tlsInfo, ok := from.AuthInfo.(credentials.TLSInfo)
-		if !ok || len(tlsInfo.State.PeerCertificates) == 0 {
-			return "", errors.New("the connection is not TLS")
-		}
-		return tlsInfo.State.PeerCertificates[0].SerialNumber.Text(16), nil
+		server, err = serialOf(&from)
+		return server, strings.Join(header.Get(serialHeader), " "), err
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
 	defer cancel()
-	for kept == "" { // the server learns of its listener over xDS, too
-		if kept, err = once(ctx, stays); err != nil && ctx.Err() != nil {
+	for _, _, err = once(ctx, stays); err != nil; _, _, err = once(ctx, stays) { // the server learns of its listener over xDS, too
+		if ctx.Err() != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -207,16 +205,32 @@ func (s *site) grpcTraffic() *traffic {
 	return newTraffic("gRPC", func(ctx context.Context) (string, string, error) {
 		conn := connect()
 		defer conn.Close()
-		serial, err := once(ctx, conn)
-		if err != nil {
-			return "", "", err
-		}
-		own, err := fromFiles{s.file("web/tls")}.GetX509SVID()
-		if err != nil {
-			return "", "", err
-		}
-		return serial, own.Certificates[0].SerialNumber.Text(16), nil
+		return once(ctx, conn)
 	})
+}
+
+// serialHeader is where the server says which certificate the client came with.
+const serialHeader = "client-serial"
+
+func tellSerial(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	from, _ := peer.FromContext(ctx)
+	serial, err := serialOf(from)
+	if err != nil {
+		return nil, err
+	}
+	if err := grpc.SetHeader(ctx, metadata.Pairs(serialHeader, serial)); err != nil {
+		return nil, err
+	}
+	return handle(ctx, request)
+}
+
+// serialOf is the serial of the certificate that the other side showed.
+func serialOf(from *peer.Peer) (string, error) {
+	info, ok := from.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return "", errors.New("the other side showed no certificate")
+	}
+	return info.State.PeerCertificates[0].SerialNumber.Text(16), nil
 }
 
 func connectXDS(t *testing.T, builder resolver.Builder) *grpc.ClientConn {
