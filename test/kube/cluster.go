@@ -4,18 +4,16 @@ package kube
 
 import (
 	"context"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
-
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/meshca/meshca/test/parts"
 )
@@ -30,15 +28,13 @@ const (
 
 // Cluster is a running cluster on loopback.
 type Cluster struct {
-	// Kubeconfig is the path of an administrator's kubeconfig.
-	Kubeconfig string
+	Admin
 	// URL is the API server's, CAFile holds what its certificate is verified with.
 	URL, CAFile string
-	// Clientset is the administrator's client, without a rate limit.
-	Clientset *kubernetes.Clientset
 
 	dir       string
-	pki       *pki
+	pki       *PKI
+	server    Leaf
 	port      int
 	etcdPort  int
 	etcd, api *parts.Process
@@ -79,7 +75,11 @@ func launch(ctx context.Context, dir string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := newPKI(dir)
+	p, err := NewPKI(dir)
+	if err != nil {
+		return nil, err
+	}
+	server, err := p.Server("apiserver", pkix.Name{CommonName: "kube-apiserver"}, "127.0.0.1", "localhost", "kubernetes.default.svc")
 	if err != nil {
 		return nil, err
 	}
@@ -88,13 +88,14 @@ func launch(ctx context.Context, dir string) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{
-		URL: "https://127.0.0.1:" + strconv.Itoa(ports[0]), CAFile: p.caFile,
-		dir: dir, pki: p, port: ports[0], etcdPort: ports[1],
+		URL: "https://127.0.0.1:" + strconv.Itoa(ports[0]), CAFile: p.CAFile,
+		dir: dir, pki: p, server: server, port: ports[0], etcdPort: ports[1],
 	}
-	if c.Kubeconfig, err = c.KubeconfigFor("admin", "system:masters"); err != nil {
+	kubeconfig, err := c.KubeconfigFor("admin", "system:masters")
+	if err != nil {
 		return nil, err
 	}
-	if c.Clientset, err = c.client(); err != nil {
+	if c.Admin, err = NewAdmin(kubeconfig); err != nil {
 		return nil, err
 	}
 	if err := c.startEtcd(ctx, ports[2]); err != nil {
@@ -147,10 +148,10 @@ func (c *Cluster) StartAgain(ctx context.Context) error {
 		"--etcd-servers=http://127.0.0.1:" + strconv.Itoa(c.etcdPort),
 		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + strconv.Itoa(c.port),
 		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.96.0.0/24",
-		"--cert-dir=" + filepath.Join(c.dir, "generated"), "--client-ca-file=" + c.pki.caFile,
-		"--tls-cert-file=" + c.pki.serverCert, "--tls-private-key-file=" + c.pki.serverKey,
+		"--cert-dir=" + filepath.Join(c.dir, "generated"), "--client-ca-file=" + c.pki.CAFile,
+		"--tls-cert-file=" + c.server.Cert, "--tls-private-key-file=" + c.server.Key,
 		"--service-account-issuer=" + Issuer,
-		"--service-account-key-file=" + c.pki.tokenKey, "--service-account-signing-key-file=" + c.pki.tokenKey,
+		"--service-account-key-file=" + c.pki.TokenKey, "--service-account-signing-key-file=" + c.pki.TokenKey,
 		"--authorization-mode=RBAC",
 		"--disable-admission-plugins=ServiceAccount", // it would wait for controllers that are not here
 	}})
@@ -179,10 +180,10 @@ func (c *Cluster) Stop() {
 }
 
 // Freeze stops the API server without closing its connections, as a broken network would; Thaw lets it go on.
-func (c *Cluster) Freeze() error { return c.api.Signal(sigStop) }
+func (c *Cluster) Freeze() error { return c.api.Signal(syscall.SIGSTOP) }
 
 // Thaw undoes Freeze.
-func (c *Cluster) Thaw() error { return c.api.Signal(sigCont) }
+func (c *Cluster) Thaw() error { return c.api.Signal(syscall.SIGCONT) }
 
 // Close ends all.
 func (c *Cluster) Close() {
@@ -195,23 +196,7 @@ func (c *Cluster) Close() {
 
 // KubeconfigFor makes a client certificate for a user of these groups, and returns the path of a kubeconfig with it.
 func (c *Cluster) KubeconfigFor(user string, groups ...string) (string, error) {
-	cert, key, err := c.pki.client(user, groups)
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(c.dir, user+".kubeconfig")
-	return path, writeKubeconfig(path, c.URL, c.CAFile, cert, key)
-}
-
-func (c *Cluster) client() (*kubernetes.Clientset, error) {
-	conf, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
-	if err != nil {
-		return nil, err
-	}
-	conf.QPS = -1
-	conf.Timeout = 30 * time.Second
-	conf.WarningHandler = rest.NoWarnings{}
-	return kubernetes.NewForConfig(conf)
+	return c.pki.Kubeconfig(c.URL, user, groups...)
 }
 
 func freePorts(n int) ([]int, error) {

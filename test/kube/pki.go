@@ -13,28 +13,30 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-const (
-	sigStop = syscall.SIGSTOP
-	sigCont = syscall.SIGCONT
-)
+// PKI is what a cluster's servers show and believe. Its files are of the form that Kubernetes' programs take, all in one
+// folder.
+type PKI struct {
+	// CAFile is what all certificates are verified with; TokenKey signs the tokens of service accounts.
+	CAFile, TokenKey string
 
-// pki is what the API server shows and believes.
-type pki struct {
-	dir                                     string
-	ca                                      *x509.Certificate
-	key                                     crypto.Signer
-	caFile, serverCert, serverKey, tokenKey string
+	dir string
+	ca  *x509.Certificate
+	key crypto.Signer
 }
 
-func newPKI(dir string) (*pki, error) {
-	p := &pki{dir: dir, caFile: filepath.Join(dir, "ca.crt"), tokenKey: filepath.Join(dir, "sa.key")}
+// Leaf is where a certificate and its key are.
+type Leaf struct{ Cert, Key string }
+
+// NewPKI makes a CA for a day, and the key of the tokens.
+func NewPKI(dir string) (*PKI, error) {
+	p := &PKI{dir: dir, CAFile: filepath.Join(dir, "ca.crt"), TokenKey: filepath.Join(dir, "sa.key")}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -52,62 +54,81 @@ func newPKI(dir string) (*pki, error) {
 	if p.ca, err = x509.ParseCertificate(der); err != nil {
 		return nil, err
 	}
-	if err := writePEM(p.caFile, "CERTIFICATE", der); err != nil {
-		return nil, err
-	}
-	if p.serverCert, p.serverKey, err = p.leaf("apiserver", &x509.Certificate{
-		Subject: pkix.Name{CommonName: "kube-apiserver"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost", "kubernetes.default.svc"},
-	}); err != nil {
+	if err := writePEM(p.CAFile, "CERTIFICATE", der); err != nil {
 		return nil, err
 	}
 	tokens, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		return nil, err
 	}
-	return p, writePEM(p.tokenKey, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(tokens))
+	return p, writePEM(p.TokenKey, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(tokens))
 }
 
-func (p *pki) client(user string, groups []string) (cert, key string, err error) {
-	return p.leaf(user, &x509.Certificate{
+// Server makes the certificate of a server that is reached at these names and addresses.
+func (p *PKI) Server(file string, subject pkix.Name, names ...string) (Leaf, error) {
+	template := &x509.Certificate{Subject: subject, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	return p.leaf(file, template)
+}
+
+// Client makes the certificate of a user of these groups.
+func (p *PKI) Client(file, user string, groups ...string) (Leaf, error) {
+	return p.leaf(file, &x509.Certificate{
 		Subject: pkix.Name{CommonName: user, Organization: groups}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 }
 
-func (p *pki) leaf(name string, template *x509.Certificate) (certFile, keyFile string, err error) {
+// Kubeconfig writes user.kubeconfig, with which the user of these groups reaches the API server at url, and returns its
+// path. It needs no other file.
+func (p *PKI) Kubeconfig(url, user string, groups ...string) (string, error) {
+	file := strings.ReplaceAll(user, ":", "-")
+	leaf, err := p.Client(file, user, groups...)
+	if err != nil {
+		return "", err
+	}
+	c := clientcmdapi.NewConfig()
+	c.Clusters["c"] = &clientcmdapi.Cluster{Server: url, CertificateAuthority: p.CAFile}
+	c.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificate: leaf.Cert, ClientKey: leaf.Key}
+	c.Contexts["c"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	c.CurrentContext = "c"
+	if err := clientcmdapi.FlattenConfig(c); err != nil {
+		return "", err
+	}
+	path := filepath.Join(p.dir, file+".kubeconfig")
+	return path, clientcmd.WriteToFile(*c, path)
+}
+
+func (p *PKI) leaf(name string, template *x509.Certificate) (Leaf, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return "", "", err
+		return Leaf{}, err
 	}
 	if template.SerialNumber, err = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120)); err != nil {
-		return "", "", err
+		return Leaf{}, err
 	}
 	template.NotBefore, template.NotAfter = p.ca.NotBefore, p.ca.NotAfter
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	der, err := x509.CreateCertificate(rand.Reader, template, p.ca, key.Public(), p.key)
 	if err != nil {
-		return "", "", err
+		return Leaf{}, err
 	}
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return "", "", err
+		return Leaf{}, err
 	}
-	certFile, keyFile = filepath.Join(p.dir, name+".crt"), filepath.Join(p.dir, name+".key")
-	if err := writePEM(certFile, "CERTIFICATE", der); err != nil {
-		return "", "", err
+	leaf := Leaf{Cert: filepath.Join(p.dir, name+".crt"), Key: filepath.Join(p.dir, name+".key")}
+	if err := writePEM(leaf.Cert, "CERTIFICATE", der); err != nil {
+		return Leaf{}, err
 	}
-	return certFile, keyFile, writePEM(keyFile, "PRIVATE KEY", pkcs8)
+	return leaf, writePEM(leaf.Key, "PRIVATE KEY", pkcs8)
 }
 
 func writePEM(path, kind string, der []byte) error {
 	return os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
-}
-
-func writeKubeconfig(path, url, ca, cert, key string) error {
-	c := clientcmdapi.NewConfig()
-	c.Clusters["c"] = &clientcmdapi.Cluster{Server: url, CertificateAuthority: ca}
-	c.AuthInfos["u"] = &clientcmdapi.AuthInfo{ClientCertificate: cert, ClientKey: key}
-	c.Contexts["c"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
-	c.CurrentContext = "c"
-	return clientcmd.WriteToFile(*c, path)
 }

@@ -31,6 +31,10 @@ type Command struct {
 	Env []string
 	// Log gets what it prints; nil keeps only the end of it, for errors.
 	Log io.Writer
+	// Files are open in it too, from descriptor 3 on.
+	Files []*os.File
+	// Namespaces are those that it gets of its own, as clone(2)'s CLONE_NEW* flags.
+	Namespaces uintptr
 }
 
 // Start runs the command. Linux kills it when this program dies (PR_SET_PDEATHSIG). The kernel ties that to the thread
@@ -39,7 +43,8 @@ func Start(c Command) (*Process, error) {
 	p := &Process{name: c.Path, cmd: exec.Command(c.Path, c.Args...), done: make(chan struct{}), log: &tail{next: c.Log}}
 	p.cmd.Dir, p.cmd.Env = c.Dir, c.Env
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p.cmd.ExtraFiles = c.Files
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: c.Namespaces}
 	p.cmd.WaitDelay = 5 * time.Second
 	started := make(chan error, 1)
 	go func() {
