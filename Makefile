@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 PARTS := .parts/bin
 TOOLS := .tools
+NODE_PARTS := etcd kubernetes containerd network helm
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unversioned)
 GO_BUILD := go build -ldflags "-s -w -X main.version=$(VERSION)"
 
@@ -49,8 +50,9 @@ test-unit: need-go ## the tests that need no server: beside the code, and the ru
 	go test -timeout 30m $$(go list ./... | grep -v /meshca/test/) ./test
 
 .PHONY: test-real
-test-real: parts test-pkcs11 ## the tests against a real etcd, kube-apiserver, Envoy, Vault and SoftHSM
+test-real: parts test-pkcs11 ## the tests against a real Kubernetes node, etcd, Envoy, Vault and SoftHSM; one package after the other
 	go test -p 1 -timeout 30m $$(go list ./test/... | grep -v -e /meshca/test$$ -e /meshca/test/softhsm$$)
+	@go run ./test/node/up -check || echo "SKIPPED: all tests on a real Kubernetes node, for the reason above"
 
 # With cgo, and so compiled once more. What the machine lacks is said last, where it is seen; CI installs it.
 .PHONY: test-pkcs11
@@ -70,7 +72,13 @@ bench: need-go ## the figures, as ratios to a floor of the same run; a table, an
 
 .PHONY: parts
 parts: need-go ## the real servers into .parts/bin (minutes the first time, nothing after)
-	@test/parts/build $(PARTS) envoy etcd apiserver vault
+	@test/parts/build $(PARTS) $(NODE_PARTS) envoy vault
+
+.PHONY: node
+node: need-go ## a real Kubernetes node (as root), till Ctrl-C; it tells its KUBECONFIG
+	@test/parts/build $(PARTS) $(NODE_PARTS)
+	@go build -o bin/node ./test/node/up
+	@exec bin/node
 
 .PHONY: lint
 lint: need-go proto-check $(TOOLS)/golangci-lint ## golangci-lint, buf lint, gofmt, shell syntax
@@ -108,8 +116,8 @@ $(eval $(call tool,protoc-gen-go-grpc,protoc-gen,google.golang.org/grpc/cmd/prot
 $(eval $(call tool,golangci-lint,lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint))
 
 .PHONY: clean
-clean: ## what was built and kept here: bin, .meshca, .tools; the real servers stay (rm -r .parts takes them too)
-	rm -rf bin .meshca $(TOOLS) bench.json
+clean: ## what was built and kept here: bin, .meshca, .logs, .tools; the real servers stay (rm -r .parts takes them too)
+	rm -rf bin .meshca .logs $(TOOLS) bench.json
 
 .PHONY: need-go
 need-go:
