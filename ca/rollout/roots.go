@@ -39,7 +39,7 @@ type Reader struct {
 	Refresh time.Duration
 }
 
-// Config is what Roots are made of; every field but Readers is needed.
+// Config is what Roots are made of; every field but Readers and Unrecorded is needed.
 type Config struct {
 	Authority *ca.Authority
 	Trust     *ca.Trust
@@ -50,6 +50,9 @@ type Config struct {
 	// Serving renews the CA's own certificate when another root signs.
 	Serving func()
 	Readers []Reader
+	// Unrecorded is until when certificates may live that the ledger does not know, as after it was put back from a
+	// backup. They may be under any root.
+	Unrecorded time.Time
 }
 
 // Roots moves the CA's roots. It is safe for concurrent use.
@@ -165,7 +168,7 @@ func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, erro
 // slack is how far the ledger's clock may have gone back between two entries.
 const slack = time.Hour
 
-// lastEnd is the end of the last certificate under a root. Nothing is signed under it any more.
+// lastEnd is the end of the last certificate under a root, zero if there is none. Nothing is signed under it any more.
 func (x *Roots) lastEnd(ctx context.Context, id string) (time.Time, error) {
 	sum, err := hex.DecodeString(id)
 	if err != nil {
@@ -173,6 +176,9 @@ func (x *Roots) lastEnd(ctx context.Context, id string) (time.Time, error) {
 	}
 	oldest := time.Now().Add(-ca.MaxTTL - slack) // what was issued before it has ended
 	var end time.Time
+	if time.Now().Before(x.c.Unrecorded) {
+		end = x.c.Unrecorded
+	}
 	err = x.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
 		if string(e.Root) == string(sum) && e.NotAfter.After(end) {
 			end = e.NotAfter

@@ -46,6 +46,8 @@ type house struct {
 	// makesNone: the upstream cannot make roots, as Vault.
 	makesNone bool
 	extra     []ca.UpstreamIssuer
+	// unrecorded is until when there may be what the ledger does not know.
+	unrecorded time.Time
 }
 
 // keeper is an upstream that makes no roots, and has extra issuers.
@@ -159,6 +161,7 @@ func (h *house) open() {
 	h.must(err)
 	h.roots, err = rollout.New(rollout.Config{
 		Authority: h.auth, Trust: h.trust, Upstream: upstream, Ledger: h.store, Agents: h.agents, Renewals: h.agents, Serving: func() {},
+		Unrecorded: h.unrecorded,
 	})
 	h.must(err)
 	h.journal.Store = h.store
@@ -390,6 +393,34 @@ func TestAnEmergencyOrdersRenewals(t *testing.T) {
 	}
 	if !slices.Equal(h.agents.renewed, []time.Duration{7500 * time.Millisecond}) || !slices.Equal(h.trusted(), []string{r.New.ID}) {
 		t.Errorf("renewals %v, trusted %v", h.agents.renewed, h.trusted())
+	}
+}
+
+// A ledger that was put back from a backup does not know all that lives under a root: the root stays for as long as that
+// may, and what it covers is ordered to renew in an emergency, whatever the ledger knows.
+func TestARestoredLedger(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		unrecorded time.Duration
+		stays      bool
+	}{
+		"lately":   {time.Hour, true},
+		"long ago": {-time.Hour, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHouse(t)
+			h.stop()
+			h.unrecorded = time.Now().Add(tt.unrecorded)
+			h.open()
+			old, to := rotation.Party{ID: h.trusted()[0]}, rotation.Party{ID: strings.Repeat("0", 64)}
+			r := rotation.Rollout{Step: rotation.StepSigning, Old: old, New: to, NewShare: 100, Within: time.Minute}
+			end, err := h.roots.Assign(t.Context(), r)
+			h.must(err)
+			if tt.stays != end.Equal(h.unrecorded) || tt.stays != (len(h.agents.renewed) == 1) {
+				t.Errorf("the last certificate ends at %v, %v; renewals %v", end, h.unrecorded, h.agents.renewed)
+			}
+		})
 	}
 }
 

@@ -42,18 +42,16 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 type held struct {
 	rotation.Authorities
 	continuity *registration.Continuity
-	// unrecorded is until when certificates may live that a restored ledger does not know; zero: there are none.
-	unrecorded time.Time
 }
 
-// hold puts held before the authorities that a rollout moves.
-func (d *daemon) hold(ctx context.Context, a rotation.Authorities) (held, error) {
-	h := held{Authorities: a, continuity: d.continuity}
+// unrecorded is until when certificates may live that were issued between a backup and its being put back, and so are not
+// in the ledger; zero: the store never was.
+func (d *daemon) unrecorded(ctx context.Context) (time.Time, error) {
 	history, err := d.store.History(ctx)
-	if !history.RestoredAt.IsZero() {
-		h.unrecorded = history.RestoredAt.Add(ca.MaxTTL)
+	if err != nil || history.RestoredAt.IsZero() {
+		return time.Time{}, err
 	}
-	return h, err
+	return history.RestoredAt.Add(ca.MaxTTL), nil
 }
 
 // Publish does as the roots do, unless the journal is an old one.
@@ -80,17 +78,12 @@ func (h held) Prepare(ctx context.Context, p rotation.Party) error {
 	return h.Authorities.Prepare(ctx, p)
 }
 
-// Assign does as the roots do, unless the journal is an old one. What a restored ledger does not know is taken to live as
-// long as it can.
+// Assign does as the roots do, unless the journal is an old one.
 func (h held) Assign(ctx context.Context, r rotation.Rollout) (time.Time, error) {
 	if err := h.continuity.Ready(); err != nil {
 		return time.Time{}, err
 	}
-	lastEnd, err := h.Authorities.Assign(ctx, r)
-	if err == nil && r.Step == rotation.StepSigning && h.unrecorded.After(lastEnd) {
-		lastEnd = h.unrecorded
-	}
-	return lastEnd, err
+	return h.Authorities.Assign(ctx, r)
 }
 
 // Withdraw does as the roots do, unless the journal is an old one.

@@ -115,17 +115,18 @@ func (d *daemon) openRoller(ctx context.Context) error {
 	for _, r := range d.config.Readers {
 		readers = append(readers, rollout.Reader{Name: r.Name, Refresh: r.Refresh.Duration})
 	}
+	unrecorded, err := d.unrecorded(ctx)
+	if err != nil {
+		return err
+	}
 	roots, err := rollout.New(rollout.Config{
 		Authority: d.authority, Trust: d.trust, Upstream: d.upstream, Ledger: d.store, Agents: d.agents, Renewals: d.orders,
-		Serving: d.wakeServing, Readers: readers,
+		Serving: d.wakeServing, Readers: readers, Unrecorded: unrecorded,
 	})
 	if err != nil {
 		return err
 	}
-	authorities, err := d.hold(ctx, roots)
-	if err != nil {
-		return err
-	}
+	authorities := held{Authorities: roots, continuity: d.continuity}
 	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled})
 	d.operator = rollout.NewOperator(roots, d.roller)
 	if _, err := d.roller.Resume(ctx); err != nil { // so that orders find the rollout that is under way, from the first one on
