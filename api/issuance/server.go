@@ -105,7 +105,7 @@ func New(c Config) *Server {
 		grpc.ChainUnaryInterceptor(s.guardUnary),
 		grpc.ChainStreamInterceptor(s.guardStream),
 	)
-	meshcav1.RegisterIssuanceServiceServer(s.grpc, s)
+	s.grpc.RegisterService(s.description(), s)
 	healthv1.RegisterHealthServer(s.grpc, healthDoor{s.health})
 	s.SetServing(false)
 	return s

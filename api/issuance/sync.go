@@ -30,7 +30,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 		return err
 	}
 	in, broken := receive(ctx, stream)
-	hello, err := s.awaitHello(ctx, in, broken)
+	hello, err := s.awaitHello(in, broken)
 	if err != nil {
 		return s.accounts.tell(caller, "", err)
 	}
@@ -75,6 +75,9 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 				if errors.Is(err, io.EOF) {
 					return nil
 				}
+				if _, refused := refusal.From(err); refused {
+					return s.accounts.tell(caller, hello.GetCluster(), err)
+				}
 				return err
 			case <-ended.C:
 				err = refusal.New(refusal.AgentExpired, "the SVID %s of %s ended at %s", caller.Serial, caller.ID, caller.NotAfter.UTC().Format(time.RFC3339))
@@ -100,7 +103,7 @@ func (s *Server) take(caller registration.Caller, m *meshcav1.SyncRequest, messa
 	return nil
 }
 
-// receive reads the stream until ctx ends or it breaks.
+// receive reads the stream until ctx ends or it breaks, and says which.
 func receive(ctx context.Context, stream grpc.BidiStreamingServer[meshcav1.SyncRequest, meshcav1.SyncResponse]) (<-chan *meshcav1.SyncRequest, <-chan error) {
 	in := make(chan *meshcav1.SyncRequest)
 	broken := make(chan error, 1)
@@ -108,12 +111,13 @@ func receive(ctx context.Context, stream grpc.BidiStreamingServer[meshcav1.SyncR
 		for {
 			m, err := stream.Recv()
 			if err != nil {
-				broken <- err
+				broken <- unread(err)
 				return
 			}
 			select {
 			case in <- m:
 			case <-ctx.Done():
+				broken <- ctx.Err()
 				return
 			}
 		}
@@ -136,7 +140,7 @@ func (s *Server) stillAgent(ctx context.Context, caller registration.Caller, clu
 	return s.accounts.tell(caller, cluster, err)
 }
 
-func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest, broken <-chan error) (*meshcav1.SyncHello, error) {
+func (s *Server) awaitHello(in <-chan *meshcav1.SyncRequest, broken <-chan error) (*meshcav1.SyncHello, error) {
 	late := time.NewTimer(s.times.hello)
 	defer late.Stop()
 	select {
@@ -151,8 +155,6 @@ func (s *Server) awaitHello(ctx context.Context, in <-chan *meshcav1.SyncRequest
 		return nil, refusal.New(refusal.RequestMalformed, "no hello came within %s", s.times.hello).On("hello")
 	case <-s.stopping:
 		return nil, refusal.New(refusal.Stopping, "the CA is shutting down").After(time.Second)
-	case <-ctx.Done():
-		return nil, ctx.Err()
 	}
 }
 

@@ -286,7 +286,7 @@ var table = map[Reason]entry{
 		"An operator said that this root is not to be trusted; the CA remembers that for good.",
 		"Go to another root, of another key: `certctl ca status` shows what there is. Take the tainted one out of the upstream."},
 	BatchTooLarge: {codes.InvalidArgument,
-		"The call holds more than 500 requests.",
+		"The call holds more than 500 requests, or is larger than 4 MiB.",
 		"Split it."},
 	Overloaded: {codes.ResourceExhausted,
 		"The CA has more work in hand than it takes on at once.",
