@@ -363,17 +363,17 @@ func (p *pen) Check(options map[string]string) error {
 	return nil
 }
 
-func (p *pen) Keep(ctx context.Context, k *agent.Kept, files Files, written func()) error {
+func (p *pen) Keep(ctx context.Context, k *agent.Kept, dir string, _ *int, _ map[string]string, report func(error)) error {
 	select {
 	case <-p.hold:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	m, _ := k.Materials()
-	if err := os.WriteFile(filepath.Join(files.Dir, "id"), []byte(m.SVID.ID.String()), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "id"), []byte(m.SVID.ID.String()), 0o600); err != nil {
 		return err
 	}
-	written()
+	report(nil)
 	<-ctx.Done()
 	p.ends <- struct{}{}
 	return ctx.Err()

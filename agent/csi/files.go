@@ -12,18 +12,9 @@ type Writer interface {
 	Attributes() []string
 	// Check says what is wrong with the volume's attributes; options holds the writer's alone.
 	Check(options map[string]string) error
-	// Keep has the workload's files in the directory, and has them follow what the workload has, until ctx ends. It calls
-	// written when they are there for the first time. When it returns before ctx ends it is called again after a while.
-	// The socket lies in the same directory, and is not the writer's.
-	Keep(ctx context.Context, k *agent.Kept, files Files, written func()) error
-}
-
-// Files is where and how a volume wants files.
-type Files struct {
-	// Dir is the volume's directory on the node; the pod sees it read-only.
-	Dir string
-	// GID is the pod's fsGroup, to which files belong; nil where it has none.
-	GID *int
-	// Options are the volume's attributes that are the writer's.
-	Options map[string]string
+	// Keep has the workload's files in dir, the volume's directory on the node, which the pod sees read-only, and has them
+	// follow what the workload has, until ctx ends. They belong to gid, the pod's fsGroup; nil: it has none. It reports
+	// why they cannot be written, and nil when they are there for the first time, and then no more. When it returns before
+	// ctx ends it is called again after a while. The socket lies in the same directory, and is not the writer's.
+	Keep(ctx context.Context, k *agent.Kept, dir string, gid *int, options map[string]string, report func(error)) error
 }

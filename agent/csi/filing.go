@@ -19,8 +19,9 @@ type filing struct {
 	done    chan struct{}
 	written chan struct{} // closed when they were there for the first time
 
-	mu  sync.Mutex
-	why error // of the last try
+	mu   sync.Mutex
+	once sync.Once
+	why  error // of the last try
 }
 
 // file has the Writer keep the volume's files, where it wants some and nobody does yet.
@@ -31,18 +32,17 @@ func (d *Driver) file(v *volume, k *agent.Kept) {
 	ctx, cancel := context.WithCancel(d.running)
 	f := &filing{cancel: cancel, done: make(chan struct{}), written: make(chan struct{})}
 	v.files = f
-	where := Files{Dir: v.inside(), GID: v.state.GID, Options: v.state.Wish.Files}
-	written := sync.OnceFunc(func() { close(f.written) })
+	dir, gid, options := v.inside(), v.state.GID, v.state.Wish.Files
 	log := d.log.With("pod", v.state.Pod.String())
 	go func() {
 		defer close(f.done)
 		for {
-			err := d.config.Writer.Keep(ctx, k, where, written)
+			err := d.config.Writer.Keep(ctx, k, dir, gid, options, f.report)
 			if ctx.Err() != nil {
 				return
 			}
 			log.Error("the files of a volume are not kept; it is tried again", "error", err)
-			f.failed(err)
+			f.report(err)
 			select {
 			case <-time.After(again):
 			case <-ctx.Done():
@@ -52,10 +52,13 @@ func (d *Driver) file(v *volume, k *agent.Kept) {
 	}()
 }
 
-func (f *filing) failed(err error) {
+// report notes what came of a try; nil: the files are there.
+func (f *filing) report(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.why = err
+	if f.why = err; err == nil {
+		f.once.Do(func() { close(f.written) })
+	}
 }
 
 // wait waits until the files are there for the first time.
@@ -73,6 +76,8 @@ func (f *filing) wait(ctx context.Context) error {
 	why := f.why
 	if why == nil {
 		why = refusal.New(refusal.SVIDPending, "its files are not written yet")
+	} else {
+		why = refusal.New(refusal.SVIDPending, "its files cannot be written yet: %w", why)
 	}
 	return errors.Join(why, ctx.Err())
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -156,29 +157,40 @@ func TestADeniedIdentitysKeyGoesAndComesBack(t *testing.T) {
 func TestAVolumeIsFilledBeforeItsPodStarts(t *testing.T) {
 	n := newNode(t)
 	n.start()
-	v, dir, options := NewVolumes(quiet()), n.path("volume"), map[string]string{"files": "tls,gke", "fsGroup": "2000"}
-	if os.Geteuid() != 0 {
-		delete(options, "fsGroup")
+	v, dir, options := NewVolumes(quiet()), n.path("volume"), map[string]string{"files": "tls,gke"}
+	gid := os.Getgid()
+	if os.Geteuid() == 0 {
+		gid = 2000
 	}
 	keeping, done := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
+	ended, reports := make(chan error, 1), make(chan error, 100)
+	must(t, os.Mkdir(dir, 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "tls.key"), nil, 0o600))
 	n.pods.do <- func(a *agent.Agent) {
 		k := a.Find(n.path("web.sock"))
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		defer cancel()
-		if err := k.Ready(ctx); err != nil {
-			t.Error(err)
+		for _, wrong := range []map[string]string{{"files": "pkcs12"}, nil} {
+			if err := v.Keep(keeping, k, n.path("none"), nil, wrong, nil); err == nil {
+				t.Errorf("options that are wrong were taken: %v", wrong)
+			}
 		}
-		if err := v.Put(k, dir, options); err != nil || !n.holds(dir)() {
-			t.Errorf("put: %v", err)
+		go func() { ended <- v.Keep(keeping, k, dir, &gid, options, func(err error) { reports <- err }) }()
+	}
+	if err := <-reports; err == nil || !strings.Contains(err.Error(), "a file that this agent did not make") {
+		t.Errorf("with somebody else's file in the way the first report is %v", err)
+	}
+	must(t, os.Remove(filepath.Join(dir, "tls.key")))
+	for err := range reports {
+		if err == nil {
+			break
 		}
-		if err := v.Put(k, dir, map[string]string{"files": "pkcs12"}); err == nil {
-			t.Error("options that are wrong were taken")
-		}
-		if err := v.Put(k, n.path("none"), nil); err != nil {
-			t.Error(err)
-		}
-		go func() { ended <- v.Keep(keeping, k, dir, options) }()
+	}
+	if !n.holds(dir)() {
+		t.Error("it was said that the files are there")
+	}
+	info, err := os.Stat(filepath.Join(dir, "tls.key"))
+	must(t, err)
+	if info.Mode() != 0o640 || groupOf(info) != gid {
+		t.Errorf("the key's file has mode %v and group %d", info.Mode(), groupOf(info))
 	}
 	must(t, n.ca.AddRoot())
 	eventually(t, "the second root is there", func() bool {
@@ -187,6 +199,9 @@ func TestAVolumeIsFilledBeforeItsPodStarts(t *testing.T) {
 	})
 	done()
 	must(t, <-ended)
+	if len(reports) > 0 {
+		t.Errorf("reported after the files were there: %v", <-reports)
+	}
 	if _, err := os.Lstat(n.path("none")); err == nil {
 		t.Error("files were written that nobody asked for")
 	}

@@ -42,12 +42,18 @@ const linger = 10 * time.Second
 // While there is no SVID the files of trust alone are kept. What an earlier run left stays until the first SVID comes or
 // what there was is withdrawn, no longer than its own life.
 func Keep(ctx context.Context, id Identity, reader Reader, c Config) error {
+	return keep(ctx, id, reader, c, nil)
+}
+
+// keep is Keep; report, where it is not nil, is told what comes of each write, until one had an SVID.
+func keep(ctx context.Context, id Identity, reader Reader, c Config, report func(error)) error {
 	if err := c.Check(); err != nil {
 		reader.Close()
 		return err
 	}
 	c = c.withDefaults()
 	k := newKeeper(id, reader, c, c.After.teller(c.Dir))
+	k.report = report
 	k.keep(ctx)
 	return nil
 }
@@ -59,6 +65,7 @@ type keeper struct {
 	reader Reader
 	hook   teller // nil: nobody is told
 	log    *slog.Logger
+	report func(error) // nil: nobody waits
 
 	// held is the generation that is there, files what it is of, and sequence that of the bundle in it.
 	held     string
@@ -177,6 +184,9 @@ func (k *keeper) write(m agent.Materials) {
 	}
 	if err != nil {
 		k.writes.failed()
+		if k.report != nil {
+			k.report(err)
+		}
 		if k.failed(&k.writeFault, err) {
 			k.log.Error("files cannot be written; it is tried again", "error", err)
 		}
@@ -186,6 +196,10 @@ func (k *keeper) write(m agent.Materials) {
 		return
 	}
 	k.writes, k.writeFault = retry{}, ""
+	if k.report != nil && svid != nil {
+		k.report(nil)
+		k.report = nil
+	}
 	k.sequence, _ = m.Bundle.SequenceNumber()
 	k.took()
 }

@@ -3,27 +3,7 @@ package files
 import (
 	"fmt"
 	"time"
-
-	"github.com/meshca/meshca/agent"
 )
-
-// Put writes what there is into the directory, once, and returns when it is there: a pod's first container must find its
-// files. Keep goes on from there. Without a bundle there is nothing to write.
-func Put(m agent.Materials, c Config) error {
-	if err := c.Check(); err != nil {
-		return err
-	}
-	c = c.withDefaults()
-	if len(m.Bundle.X509Authorities()) == 0 {
-		return nil
-	}
-	want, err := render(c.Names, m.SVID, m.Bundle)
-	if err != nil {
-		return err
-	}
-	_, _, err = put(c, want, time.Now())
-	return err
-}
 
 // put makes the directory hold these files, and returns the name of their generation, and whether they were already there.
 // The generation before stays, for who is reading it.

@@ -15,30 +15,27 @@ type Volumes struct {
 // NewVolumes makes them; log gets what happens, slog.Default where it is nil.
 func NewVolumes(log *slog.Logger) *Volumes { return &Volumes{log} }
 
+// Attributes are the options that a volume can have.
+func (v *Volumes) Attributes() []string { return []string{optionFiles, optionMode} }
+
 // Check says what is wrong with the options of a volume: see ParseOptions.
-func (v *Volumes) Check(dir string, options map[string]string) error {
-	_, _, err := ParseOptions(dir, options)
+func (v *Volumes) Check(options map[string]string) error {
+	_, err := ParseOptions("/volume", nil, options)
 	return err
 }
 
-// Put writes what the workload has now and returns when it is there: the files of a pod stand before its first container
-// starts. It does nothing where the options ask for no files.
-func (v *Volumes) Put(k *agent.Kept, dir string, options map[string]string) error {
-	c, ok, err := ParseOptions(dir, options)
-	if err != nil || !ok {
-		return err
-	}
-	m, _ := k.Materials()
-	return Put(m, c)
-}
-
-// Keep keeps the directory of a pod until ctx ends; end it before the directory is removed. It returns at once where the
-// options ask for no files, or are wrong.
-func (v *Volumes) Keep(ctx context.Context, k *agent.Kept, dir string, options map[string]string) error {
-	c, ok, err := ParseOptions(dir, options)
-	if err != nil || !ok {
+// Keep keeps the directory of a pod until ctx ends; end it before the directory is removed. It reports why the files cannot
+// be written, and nil when key, chain and bundle are there for the first time, and then no more: the files of a pod stand
+// before its first container starts. It returns an error at once where the options are wrong.
+func (v *Volumes) Keep(ctx context.Context, k *agent.Kept, dir string, gid *int, options map[string]string, report func(error)) error {
+	c, err := ParseOptions(dir, gid, options)
+	if err != nil {
 		return err
 	}
 	c.Log = v.log
-	return Keep(ctx, k, k.NewReader("files in "+c.Dir), c)
+	name := "files in " + c.Dir
+	if pod := k.Workload().Pod; pod != (agent.Pod{}) {
+		name = "files of pod " + pod.String() + " in " + c.Dir
+	}
+	return keep(ctx, k, k.NewReader(name), c, report)
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,7 +92,11 @@ func TestEverySettingOfCSI(t *testing.T) {
 		Name: "identity.mesh.example", Version: version, Dir: "/run/meshca-agent/pods", KubeletDir: "/k", Socket: "/k/d.sock",
 		RegistrationDir: "/k/r", NodeName: "worker", Timeout: 30 * time.Second,
 	}
-	if got := c.CSI.driver(c.RuntimeDir, nil); got != want {
+	got := c.CSI.driver(c.RuntimeDir, nil)
+	if got.Writer == nil || !slices.Contains(got.Writer.Attributes(), "files") {
+		t.Error("volumes cannot ask for files")
+	}
+	if got.Writer = nil; got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	for i, section := 0, reflect.ValueOf(c.CSI); i < section.NumField(); i++ {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/meshca/meshca/agent/csi"
+	"github.com/meshca/meshca/agent/files"
 )
 
 // CSIConfig makes the agent a CSI node driver, by whose volumes pods get their identities. All paths are the kubelet's as
@@ -46,6 +47,7 @@ func (c CSIConfig) check(runtimeDir string) error {
 func (c CSIConfig) driver(runtimeDir string, log *slog.Logger) csi.Config {
 	return csi.Config{
 		Name: c.Driver, Version: version, Dir: filepath.Join(runtimeDir, "pods"), KubeletDir: c.KubeletDir, Socket: c.Socket,
-		RegistrationDir: c.RegistrationDir, NodeName: c.NodeName, Timeout: c.Timeout.Duration, Log: log,
+		RegistrationDir: c.RegistrationDir, NodeName: c.NodeName, Timeout: c.Timeout.Duration,
+		Writer: files.NewVolumes(log), Log: log,
 	}
 }
