@@ -17,23 +17,23 @@ const nonroot = "65532:65532"
 
 // CA is the image of the CA, localhost/meshca:test, with certctl in it. Its binaries are built into dir.
 func CA(ctx context.Context, dir string) (Image, error) {
-	image, err := ofPrograms(ctx, "localhost/meshca:test", dir, "./cmd/meshca", "./cmd/certctl")
+	image, err := Programs(ctx, "localhost/meshca:test", dir, "./cmd/meshca", "./cmd/certctl")
 	image.User = nonroot
 	return image, err
 }
 
 // Agent is the image of the agent, localhost/meshca-agent:test. It is root's: kubelet's folders are.
 func Agent(ctx context.Context, dir string) (Image, error) {
-	return ofPrograms(ctx, "localhost/meshca-agent:test", dir, "./cmd/meshca-agent")
+	return Programs(ctx, "localhost/meshca-agent:test", dir, "./cmd/meshca-agent")
 }
 
 // Tool is localhost/inpod:test, with what tests have done in pods: see test/node/inpod. Every node has it.
 func Tool(ctx context.Context, dir string) (Image, error) {
-	return ofPrograms(ctx, "localhost/inpod:test", dir, "./test/node/inpod")
+	return Programs(ctx, "localhost/inpod:test", dir, "./test/node/inpod")
 }
 
-// ofPrograms makes an image of commands of this module. The first is the entrypoint.
-func ofPrograms(ctx context.Context, name, dir string, packages ...string) (Image, error) {
+// Programs makes an image of commands of this module. The first is the entrypoint.
+func Programs(ctx context.Context, name, dir string, packages ...string) (Image, error) {
 	image := Image{Name: name, Entrypoint: []string{"/" + path.Base(packages[0])}, Files: map[string]string{}}
 	for _, pkg := range packages {
 		binary := filepath.Join(dir, path.Base(pkg))

@@ -11,8 +11,10 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -186,10 +188,25 @@ func (n *Node) Close() error {
 	return n.place.remove()
 }
 
+// AddProgram adds a program to those of the node, as an administrator does with a unit of systemd; StartProgram starts it.
+// The binary is a path of the node's: what is in Dir is found at Inner.
+func (n *Node) AddProgram(ctx context.Context, program, binary string, args ...string) error {
+	unit, err := json.Marshal(map[string]any{"path": binary, "args": args})
+	if err != nil {
+		return err
+	}
+	return n.tell(ctx, http.MethodPost, "/"+program+"/add", bytes.NewReader(unit))
+}
+
 // StopProgram kills one of the node's programs, as a crash would: etcd, containerd, kube-apiserver,
-// kube-controller-manager, kube-scheduler, kubelet, kube-proxy or coredns.
+// kube-controller-manager, kube-scheduler, kubelet, kube-proxy, coredns, or one that was added.
 func (n *Node) StopProgram(ctx context.Context, program string) error {
 	return n.ask(ctx, http.MethodPost, "/"+program+"/stop")
+}
+
+// EndProgram asks one to end (SIGTERM), and returns when it has.
+func (n *Node) EndProgram(ctx context.Context, program string) error {
+	return n.ask(ctx, http.MethodPost, "/"+program+"/end")
 }
 
 // StartProgram starts it again.
@@ -198,7 +215,11 @@ func (n *Node) StartProgram(ctx context.Context, program string) error {
 }
 
 func (n *Node) ask(ctx context.Context, method, path string) error {
-	request, err := http.NewRequestWithContext(ctx, method, "http://node"+path, nil)
+	return n.tell(ctx, method, path, http.NoBody)
+}
+
+func (n *Node) tell(ctx context.Context, method, path string, body io.Reader) error {
+	request, err := http.NewRequestWithContext(ctx, method, "http://node"+path, body)
 	if err != nil {
 		return err
 	}
@@ -224,6 +245,9 @@ func (n *Node) Logs() string { return filepath.Join(n.place.dir, "logs") }
 
 // Dir is a folder that lasts as long as the node, for files that are made for it.
 func (n *Node) Dir() string { return n.place.dir }
+
+// Inner is where the node's programs find what is in Dir.
+const Inner = "/run/node"
 
 // writePKI makes what the programs show, and returns the kubeconfig of an administrator outside, where url leads in.
 func writePKI(dir, url string) (string, error) {

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -26,10 +29,14 @@ var etc embed.FS
 // startLimit is for all programs together, on a machine that has other things to do.
 const startLimit = 90 * time.Second
 
+// endGrace is how long a program has that was asked to end.
+const endGrace = 20 * time.Second
+
 // keeper holds the node's programs.
 type keeper struct {
-	mu      sync.Mutex
-	running map[string]*parts.Process
+	mu       sync.Mutex
+	programs map[string]program
+	running  map[string]*parts.Process
 }
 
 // keep starts everything, says that it is ready by opening its door, and lasts until it is killed.
@@ -40,7 +47,7 @@ func keep() error {
 	if err := network(); err != nil {
 		return err
 	}
-	k := &keeper{running: map[string]*parts.Process{}}
+	k := &keeper{programs: maps.Clone(programs), running: map[string]*parts.Process{}}
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	err := k.startAll(ctx)
 	cancel()
@@ -59,7 +66,8 @@ func keep() error {
 	return (&http.Server{Handler: k.control(), ReadHeaderTimeout: 5 * time.Second}).Serve(control)
 }
 
-// control is what package node may ask for: GET /ready, POST /PROGRAM/start and /PROGRAM/stop.
+// control is what package node may ask for: GET /ready, POST /PROGRAM/start, /PROGRAM/stop and /PROGRAM/end, and with a path
+// and arguments as JSON /PROGRAM/add.
 func (k *keeper) control() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /ready", func(http.ResponseWriter, *http.Request) {})
@@ -67,7 +75,21 @@ func (k *keeper) control() http.Handler {
 		answer(w, k.start(r.Context(), r.PathValue("program")))
 	})
 	mux.HandleFunc("POST /{program}/stop", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, k.stop(r.PathValue("program")))
+		answer(w, k.stop(r.PathValue("program"), (*parts.Process).Kill))
+	})
+	mux.HandleFunc("POST /{program}/end", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, k.stop(r.PathValue("program"), func(p *parts.Process) { p.Stop(endGrace) }))
+	})
+	mux.HandleFunc("POST /{program}/add", func(w http.ResponseWriter, r *http.Request) {
+		var p struct {
+			Path string   `json:"path"`
+			Args []string `json:"args"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&p); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		answer(w, k.add(r.PathValue("program"), program{path: p.Path, args: p.Args}))
 	})
 	return mux
 }
@@ -88,11 +110,22 @@ func (k *keeper) startAll(ctx context.Context) error {
 	return nil
 }
 
+// add adds a program; it does not start it.
+func (k *keeper) add(name string, p program) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.programs[name]; ok {
+		return fmt.Errorf("the node has a program %q already", name)
+	}
+	k.programs[name] = p
+	return nil
+}
+
 // start starts one and waits until it answers, where others need that.
 func (k *keeper) start(ctx context.Context, name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	p, ok := programs[name]
+	p, ok := k.programs[name]
 	if !ok {
 		return fmt.Errorf("the node has no program %q", name)
 	}
@@ -103,7 +136,7 @@ func (k *keeper) start(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	process, err := parts.Start(parts.Command{Path: filepath.Join(bin, name), Args: p.args, Dir: dir, Log: log})
+	process, err := parts.Start(parts.Command{Path: cmp.Or(p.path, filepath.Join(bin, name)), Args: p.args, Dir: dir, Log: log})
 	if err != nil {
 		return err
 	}
@@ -123,8 +156,8 @@ func (k *keeper) start(ctx context.Context, name string) error {
 	return process.Await(ctx, p.ready)
 }
 
-// stop kills one, as a crash would.
-func (k *keeper) stop(name string) error {
+// stop stops one in the given way.
+func (k *keeper) stop(name string, how func(*parts.Process)) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	process := k.running[name]
@@ -132,7 +165,7 @@ func (k *keeper) stop(name string) error {
 		return fmt.Errorf("%s does not run", name)
 	}
 	delete(k.running, name)
-	process.Kill()
+	how(process)
 	return nil
 }
 

@@ -25,11 +25,14 @@ const (
 
 // program is one of the node's.
 type program struct {
+	// path is bin/NAME where it is empty.
+	path string
 	args []string
 	// ready tells whether it does what others need; nil where none waits for it.
 	ready func(context.Context) error
 }
 
+// programs are those that every node has.
 var programs = map[string]program{
 	"etcd": {
 		args: []string{

@@ -1,0 +1,55 @@
+package csi
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Pods that have a volume of their own, one as root and one not, try all that they know of another's: where it lies on the
+// node, its name, the node's programs. That the attempts would be seen if they succeeded shows a pod whose author may
+// mount the node's folders, which is what must not be given away.
+func attacker(t *testing.T, s *site) {
+	victim := s.create(identified(podOf(namespace, "victim", "first", socket), "files", "tls"))
+	s.said(t, victim, "secret", 1)
+	v := s.stands(t, victim)
+	dir := runtimeDir + "/pods/" + v.key
+	paths := []string{
+		v.target, v.target + "/socket", v.target + "/tls.key", dir, dir + "/token", dir + "/state.json", dir + "/mount/socket", dir + "/mount/tls.key",
+		runtimeDir, runtimeDir + "/admin.sock", runtimeDir + "/keys", "/run/node/agent.token", "/run/node/ca/state",
+		"/var/lib/kubelet/plugins/csi.meshca.io/csi.sock", "/var/lib/kubelet/pods/" + string(victim.UID),
+	}
+	raid := append([]string{"raid", socket, idOf(victim)}, paths...)
+	user := int64(1000)
+	asUser := podOf(namespace, "raider-user", raid...)
+	asUser.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &user, FSGroup: &user}
+	for _, pod := range []*corev1.Pod{identified(podOf(namespace, "raider-root", raid...)), identified(asUser)} {
+		pod = s.create(pod)
+		end := s.said(t, pod, "raided", 1)[0]
+		t.Logf("pod %s: %s", pod.Name, end.Text)
+		if end.ID != idOf(pod) || !strings.HasSuffix(end.Text, " 0 of them with success") {
+			all, _ := s.lines(pod)
+			t.Errorf("pod %s, which is %s: %v", pod.Name, end.ID, all)
+		}
+		s.delete(t, pod)
+	}
+	mighty := identified(podOf(namespace, "mighty", raid...))
+	folder := "/run/meshca-agent"
+	mighty.Spec.Volumes = append(mighty.Spec.Volumes, corev1.Volume{Name: "node", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: folder}}})
+	mighty.Spec.Containers[0].VolumeMounts = append(mighty.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "node", MountPath: "/host" + folder})
+	mighty = s.create(mighty)
+	opened := map[string]bool{}
+	for _, l := range s.said(t, mighty, "success", 5) {
+		opened[l.Text] = true
+	}
+	for _, path := range []string{dir + "/token", dir + "/mount/socket", dir + "/mount/tls.key", runtimeDir + "/admin.sock"} {
+		if !opened["opening /host"+path] {
+			t.Errorf("the attempts would not be noticed: %s is open to this pod, and it opened %v", path, opened)
+		}
+	}
+	s.delete(t, mighty)
+	s.said(t, victim, "secret", 1)
+	s.runs(t, victim)
+	s.delete(t, victim)
+}
