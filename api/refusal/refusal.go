@@ -52,6 +52,15 @@ func Clip(s string, n int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
+// EndsLife reports whether a refusal says that who an SVID was for is no more: what was given for it ends with it.
+func (r Reason) EndsLife() bool {
+	switch r {
+	case PodGone, PodRecreated, PodFinished, ServiceAccountGone, NamespaceGone, NodeGone:
+		return true
+	}
+	return false
+}
+
 // After returns a copy that tells the caller to try again in d.
 func (e *Error) After(d time.Duration) *Error {
 	c := *e

@@ -215,8 +215,8 @@ func TestKubeconfigMayNameAnotherServer(t *testing.T) {
 	moved := httptest.NewUnstartedServer(b.server)
 	moved.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0) // it is not trusted at first
 	moved.StartTLS()
-	t.Cleanup(moved.Close)
-	b.server.Close()
+	t.Cleanup(func() { moved.CloseClientConnections(); moved.Close() }) // watches would keep it open
+	b.server.closeAll()
 	if err := attest(); refusal.Of(err) != refusal.KubernetesUnavailable {
 		t.Fatalf("the server moved: got %v", err)
 	}

@@ -40,7 +40,9 @@ type Cluster struct {
 
 	api     *api      // nil where the API server is never called
 	keys    *keyring  // mode jwks
-	mirrors []*mirror // mode jwks with liveness api, by kind
+	watched []*mirror // liveness api, by kind: by them it is known at once what ends
+	mirrors []*mirror // those of them that attestation goes by: all in mode jwks, none in mode tokenReview
+	wells   wells     // what Ended found well although a watch says otherwise
 	alive   *memo     // mode tokenReview
 	wants   *rotation.Current[attestor.Wants]
 	rights  lastError // of the last look at what the CA's account may do
@@ -70,20 +72,25 @@ func New(cfg Config, deps Deps) (*Cluster, error) {
 		}
 	}
 	c.rights.set(refusal.New(refusal.KubernetesUnavailable, "the API server was not asked yet"))
+	if s.live {
+		wants := c.wants
+		if s.mode == TokenReview {
+			wants = rotation.NewCurrent(attestor.Wants{}) // facts are read live
+		}
+		for k := range kinds {
+			c.watched = append(c.watched, newMirror(k, wants, c.api, s, c.now, c.log))
+		}
+	}
 	if s.mode == TokenReview {
 		c.alive = newMemo(aliveFor, c.now)
 		return c, nil
 	}
+	c.mirrors = c.watched
 	source, err := newKeySource(s, c.api)
 	if err != nil {
 		return nil, err
 	}
 	c.keys = newKeyring(source, s, c.now, c.log, observe)
-	if s.live {
-		for k := range kinds {
-			c.mirrors = append(c.mirrors, newMirror(k, c.wants, c.api, s, c.now, c.log))
-		}
-	}
 	return c, nil
 }
 
@@ -105,7 +112,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	if c.keys != nil {
 		g.Go(func() error { return c.keys.run(ctx) })
 	}
-	for _, m := range c.mirrors {
+	for _, m := range c.watched {
 		g.Go(func() error { return m.run(ctx) })
 	}
 	if c.api != nil && c.live {
@@ -146,6 +153,8 @@ type Status struct {
 	// Healthy is Ready() == nil; LastError is why not.
 	Healthy   bool
 	LastError string
+	// WatchFault is why it is not known at once what of the cluster ends; empty where it is, and where liveness is none.
+	WatchFault string
 	// KeyIDs are those of the keys that verify tokens (mode jwks), sorted; KeysRead is when they were last read.
 	KeyIDs   []string
 	KeysRead time.Time
@@ -154,6 +163,9 @@ type Status struct {
 	ClockSkew    time.Duration
 	SkewMeasured time.Time
 }
+
+// Watched tells whether it is known at once what of the cluster ends.
+func (s Status) Watched() bool { return s.Liveness == LivenessAPI && s.WatchFault == "" }
 
 // Status tells how the cluster is.
 func (c *Cluster) Status() Status {
@@ -165,6 +177,12 @@ func (c *Cluster) Status() Status {
 		s.LastError = err.Error()
 	}
 	s.Healthy = s.LastError == ""
+	for _, m := range c.watched {
+		if err := m.ready(); err != nil {
+			s.WatchFault = err.Error()
+			break
+		}
+	}
 	if c.keys != nil {
 		set := c.keys.current()
 		s.KeyIDs, s.KeysRead = set.ids(), set.readAt

@@ -32,6 +32,7 @@ type mirror struct {
 
 	mu      sync.RWMutex
 	objects map[name]object // nil before the first list
+	buried  burials
 
 	round     atomic.Pointer[attestor.Wants] // what is kept of objects that come now
 	heard     atomic.Pointer[time.Time]      // when the API server last said anything about them
@@ -89,6 +90,21 @@ func (m *mirror) find(n name) (object, bool) {
 	defer m.mu.RUnlock()
 	o, ok := m.objects[n]
 	return o, ok
+}
+
+// seen is find, and whether the objects are known at all.
+func (m *mirror) seen(n name) (o object, found, known bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	o, found = m.objects[n]
+	return o, found, m.objects != nil
+}
+
+// isBuried tells whether the API server said that the object of this UID was deleted, a while ago at most.
+func (m *mirror) isBuried(uid string) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.buried.has(uid)
 }
 
 // fresh refuses when the objects were known once, but nothing was heard about them for too long.
@@ -182,13 +198,14 @@ func (m *mirror) Update(obj any) error { return m.Add(obj) }
 
 // Delete is the reflector's.
 func (m *mirror) Delete(obj any) error {
-	n, _, err := stripped(obj, attestor.Wants{})
+	n, o, err := stripped(obj, attestor.Wants{})
 	if err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.objects, n)
+	m.buried.add(o.uid, m.now())
 	return nil
 }
 

@@ -52,7 +52,7 @@ func (c *Cluster) judgeAll(ctx context.Context, l lane, ev *attestor.Evidence, w
 				if gather(k, ev, &o, w) {
 					continue
 				}
-			} else if err.Reason == refusal.PodFinished {
+			} else if err.Reason == refusal.PodFinished || c.mirrors[k].isBuried(uidOf(k, ev)) {
 				return err // nothing later changes that
 			}
 		}
