@@ -1,7 +1,10 @@
 package issuance_test
 
 import (
+	"context"
 	"crypto/x509"
+	"log/slog"
+	"math/big"
 	"testing"
 	"time"
 
@@ -53,5 +56,43 @@ func TestSyncTellsWhatPolicyGrantsNoLonger(t *testing.T) {
 	r, err := d.issue(d.dial(mine), d.item())
 	if err != nil || r.GetResults()[0].GetRefusal().GetReason() != string(refusal.PolicyDenied) {
 		t.Errorf("asked again: %v, %v", r, err)
+	}
+}
+
+// What has ended with its cause is told to the agent that holds it, on the stream that it has open and on the next one.
+func TestSyncTellsWhatHasEnded(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	hello := &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}}
+	mine := d.attest()
+	r, err := d.issue(d.dial(mine), d.item())
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(r.GetResults()[0].GetSvid().GetChain()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream := d.sync(mine, hello)
+	if state, err := stream.Recv(); err != nil || len(state.GetEnded()) > 0 {
+		t.Fatalf("%v, %v", state, err)
+	}
+	done := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { defer close(done); d.RA.WatchCauses(ctx, d.Store.ScanLedger, slog.New(slog.DiscardHandler)) }()
+	defer func() { cancel(); <-done }()
+	d.Ends.Store(world.Web.PodUID, refusal.New(refusal.PodGone, "pod shop/web-1 does not exist"))
+	for _, name := range []string{"the open one", "the next one"} {
+		if name == "the next one" {
+			stream = d.sync(mine, hello)
+		}
+		state, err := stream.Recv()
+		if err != nil || len(state.GetEnded()) != 1 {
+			t.Fatalf("%s: %v, %v", name, state, err)
+		}
+		e := state.GetEnded()[0]
+		if len(e.GetSerials()) != 1 || new(big.Int).SetBytes(e.GetSerials()[0]).Cmp(leaf.SerialNumber) != 0 ||
+			e.GetReason() != string(refusal.PodGone) || e.GetMessage() != "pod shop/web-1 does not exist" {
+			t.Errorf("%s: told %v", name, e)
+		}
 	}
 }

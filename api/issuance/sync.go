@@ -2,6 +2,7 @@ package issuance
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"io"
 	"time"
@@ -64,6 +65,8 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 			case <-stales.mark: // a moment before what it names is there to be told
 				stales.mark, settled = nil, time.After(s.times.settle)
 			case <-settled: // a step of a rollout, that agents are told of by its mark alone
+				stale = true
+			case <-stales.endings:
 				stale = true
 			case <-stales.orders:
 				stale, err = true, s.stillAgent(ctx, caller, hello.GetCluster())
@@ -159,7 +162,7 @@ func (s *Server) awaitHello(in <-chan *meshcav1.SyncRequest, broken <-chan error
 }
 
 // stales close when a part of the state is stale.
-type stales struct{ bundle, orders, mark <-chan struct{} }
+type stales struct{ bundle, orders, endings, mark <-chan struct{} }
 
 // state is the whole of what agents follow.
 func (s *Server) state(caller registration.Caller) (*meshcav1.SyncResponse, stales, error) {
@@ -183,7 +186,22 @@ func (s *Server) state(caller registration.Caller) (*meshcav1.SyncResponse, stal
 			SpiffeId: r.ID, IssuedBefore: timestamppb.New(r.IssuedBefore), Spread: durationpb.New(r.Spread),
 		})
 	}
+	var endings []registration.Ending
+	endings, x.endings = s.Registration.Endings.Of(caller.ID)
+	for _, e := range endings {
+		state.Ended = append(state.Ended, encodeEnding(e))
+	}
 	return state, x, nil
+}
+
+func encodeEnding(e registration.Ending) *meshcav1.Ending {
+	m := &meshcav1.Ending{Reason: string(e.Why.Reason), Message: e.Why.Detail}
+	for _, serial := range e.Serials {
+		if raw, err := hex.DecodeString(serial); err == nil { // it is our own writing
+			m.Serials = append(m.Serials, raw)
+		}
+	}
+	return m
 }
 
 // acknowledge takes no acknowledgement of what was never sent.

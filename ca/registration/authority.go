@@ -25,6 +25,8 @@ type Config struct {
 	Issuer Issuer
 	Agents *AgentBook
 	Orders *Orders
+	// Endings is what lives, and what of it has lost its cause.
+	Endings *Endings
 	// Continuity says whether the store still knows who is denied.
 	Continuity *Continuity
 	// AgentTTL is the life of agents' own SVIDs.
@@ -44,7 +46,7 @@ func New(c Config) (*Authority, error) {
 		return nil, fmt.Errorf("registration: no trust domain")
 	case len(c.Clusters) == 0:
 		return nil, fmt.Errorf("registration: no clusters: nobody could be attested")
-	case c.Policy == nil || c.Issuer == nil || c.Agents == nil || c.Orders == nil || c.Continuity == nil || c.Journal == nil:
+	case c.Policy == nil || c.Issuer == nil || c.Agents == nil || c.Orders == nil || c.Endings == nil || c.Continuity == nil || c.Journal == nil:
 		return nil, fmt.Errorf("registration: incomplete configuration")
 	case c.AgentTTL < MinTTL:
 		return nil, fmt.Errorf("registration: agents' SVIDs of %s are too short: at least %s", c.AgentTTL, MinTTL)
@@ -113,6 +115,7 @@ func (a *Authority) issue(ctx context.Context, by *Admitted, r Request, d *Decis
 	}
 	if !by.direct {
 		a.Agents.issuedThrough(by.caller.ID.String(), svid.NotAfter)
+		a.Endings.issued(d, svid) // before it leaves: what has died since it was attested ends at the next look
 	}
 	return svid, nil
 }

@@ -20,6 +20,8 @@ const (
 	eventAttestAgent = "attest-agent"
 	eventAdmin       = "admin"
 	eventRollout     = "rollout"
+	// EventEnd is what ended with its cause, unasked; Caller is then the agent that is told.
+	EventEnd = "end"
 	// EventCall is a call that a door refused as a whole, before any request in it was looked at.
 	EventCall = "call"
 )
@@ -128,7 +130,7 @@ func (j *Journal) Rolled(r rotation.Rollout) {
 
 func (j *Journal) line(d *Decision) {
 	level := slog.LevelInfo
-	if d.Outcome != OutcomeIssued {
+	if d.Outcome != OutcomeIssued && d.Event != EventEnd {
 		level = slog.LevelWarn
 	}
 	e, o := d.Evidence, newObject(1024)
@@ -141,7 +143,11 @@ func (j *Journal) line(d *Decision) {
 	o.text("claim", d.Claim)
 	o.text("door", d.Door)
 	o.text("peer", d.Caller.Address)
-	o.text("caller", d.agent())
+	if d.Event == EventEnd {
+		o.text("agent", d.agent())
+	} else {
+		o.text("caller", d.agent())
+	}
 	o.text("callerSerial", d.Caller.Serial)
 	o.text("cluster", d.Cluster)
 	if e.Method != "" || !e.Identity.IsZero() {
@@ -165,7 +171,9 @@ func (j *Journal) line(d *Decision) {
 	if !d.NotAfter.IsZero() {
 		o.time("notAfter", d.NotAfter.UTC())
 	}
-	o.milliseconds("ms", time.Since(d.Time))
+	if d.Event != EventEnd {
+		o.milliseconds("ms", time.Since(d.Time))
+	}
 	_, _ = j.out.Write(append(o.end(), '\n')) // counted below
 	j.countFailures()
 }

@@ -15,12 +15,21 @@ type Metrics struct {
 	duration    prometheus.Observer
 	inFlight    prometheus.Gauge
 	auditErrors prometheus.Counter
+	ended       *prometheus.CounterVec
 
-	issued, refused atomic.Uint64
+	issued, refused, endings atomic.Uint64
 }
 
-// Counts are the decisions since the start: those that issued, and those that refused.
-func (m *Metrics) Counts() (issued, refused uint64) { return m.issued.Load(), m.refused.Load() }
+// Counts are the decisions since the start, those that issued and those that refused, and what ended with its cause.
+func (m *Metrics) Counts() (issued, refused, ended uint64) {
+	return m.issued.Load(), m.refused.Load(), m.endings.Load()
+}
+
+// end counts what ended with its cause.
+func (m *Metrics) end(reason refusal.Reason) {
+	m.endings.Add(1)
+	m.ended.WithLabelValues(string(reason)).Inc()
+}
 
 // NewMetrics registers the metrics.
 func NewMetrics(r prometheus.Registerer) *Metrics {
@@ -41,8 +50,12 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		auditErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "meshca_audit_errors_total", Help: "Audit lines that could not be written.",
 		}),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshca_identities_ended_total",
+			Help: "Identities that ended with their pod, service account, namespace or node, unasked and before their SVIDs' time.",
+		}, []string{"reason"}),
 	}
-	r.MustRegister(m.decisions, duration, m.inFlight, m.auditErrors)
+	r.MustRegister(m.decisions, duration, m.inFlight, m.auditErrors, m.ended)
 	return m
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/ca"
 )
@@ -60,6 +61,9 @@ type Cluster interface {
 	// Alive checks again that the pod, node, service account and namespace of an earlier attestation live. It is called
 	// for the agent with every request, so it must be cheap.
 	Alive(ctx context.Context, e attestor.Evidence) error
+	// Ended tells which of these earlier attestations rest on what is certainly no more, by their index, and why. Whatever is
+	// not certain ends nothing: it is called again and again, with all that lives. It may last a few seconds.
+	Ended(ctx context.Context, held []*attestor.Evidence) map[int]*refusal.Error
 }
 
 // Issuer signs what was granted.

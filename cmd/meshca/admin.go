@@ -51,11 +51,11 @@ func (d *daemon) status(ctx context.Context) (*meshcav1.GetStatusResponse, error
 	}
 	bundle, _ := d.trust.Bundle()
 	sequence, _ := bundle.SequenceNumber()
-	issued, refused := d.decisions.Counts()
+	issued, refused, ended := d.decisions.Counts()
 	why := d.notReady()
 	s := &meshcav1.GetStatusResponse{
 		Version: version, TrustDomain: d.config.trustDomain.Name(), StartedAt: timestamppb.New(d.started), ServerTime: timestamppb.Now(),
-		Ready: len(why) == 0, NotReady: why, BundleSequence: sequence, Issued: issued, Refused: refused,
+		Ready: len(why) == 0, NotReady: why, BundleSequence: sequence, Issued: issued, Refused: refused, Ended: ended,
 		Store: "bolt " + d.storePath(), LedgerEntries: entries, MaxSvidTtl: durationpb.New(d.config.SVID.TTL.Duration),
 	}
 	if s.GetReady() {
@@ -126,6 +126,7 @@ func (d *daemon) clusterStatus(name string) *meshcav1.ClusterStatus {
 	c := d.clusters[name].Status()
 	s := &meshcav1.ClusterStatus{
 		Name: name, Mode: string(c.Mode), Liveness: string(c.Liveness), Healthy: c.Healthy, LastError: c.LastError, KeyIds: c.KeyIDs, Issuer: c.Issuer,
+		WatchFault: c.WatchFault,
 	}
 	for _, k := range d.config.Clusters {
 		s.SameNamespaces = s.GetSameNamespaces() || k.Name == name && k.SameNamespaces

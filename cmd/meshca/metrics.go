@@ -61,6 +61,11 @@ func newMetrics(d *daemon) *metrics {
 			return truth(d.policy.status.Value().err == nil)
 		}),
 		gauge("meshca_agents_connected", "Agents with an open Sync stream.", func() float64 { return float64(d.connected()) }),
+		gauge("meshca_holders", "Pods by agent and identity that hold a live SVID through an agent.", func() float64 { held, _ := d.endings.Count(); return float64(held) }),
+		gauge("meshca_endings_told", "Identities that ended with their cause, and whose SVIDs would still live: agents are told of them.", func() float64 {
+			_, told := d.endings.Count()
+			return float64(told)
+		}),
 		clusterCollector{d}, upstreamCollector{d})
 	return m
 }
@@ -107,17 +112,23 @@ type clusterCollector struct{ d *daemon }
 
 var (
 	clusterReady = prometheus.NewDesc("meshca_cluster_ready", "1 when the cluster's workloads can be attested.", []string{"cluster"}, nil)
+	clusterWatch = prometheus.NewDesc("meshca_cluster_watched", "1 when it is known at once what of the cluster ends, 0 when at renewals alone.", []string{"cluster"}, nil)
 	clusterSkew  = prometheus.NewDesc("meshca_cluster_clock_skew_seconds", "The API server's clock minus the CA's.", []string{"cluster"}, nil)
 )
 
-// Describe sends the two descriptions.
-func (clusterCollector) Describe(ch chan<- *prometheus.Desc) { ch <- clusterReady; ch <- clusterSkew }
+// Describe sends the descriptions.
+func (clusterCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{clusterReady, clusterWatch, clusterSkew} {
+		ch <- d
+	}
+}
 
-// Collect sends a value a cluster.
+// Collect sends the values of each cluster.
 func (c clusterCollector) Collect(ch chan<- prometheus.Metric) {
 	for name, cluster := range c.d.clusters {
 		s := cluster.Status()
 		ch <- prometheus.MustNewConstMetric(clusterReady, prometheus.GaugeValue, truth(s.Healthy), name)
+		ch <- prometheus.MustNewConstMetric(clusterWatch, prometheus.GaugeValue, truth(s.Watched()), name)
 		if !s.SkewMeasured.IsZero() {
 			ch <- prometheus.MustNewConstMetric(clusterSkew, prometheus.GaugeValue, s.ClockSkew.Seconds(), name)
 		}

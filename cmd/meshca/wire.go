@@ -59,6 +59,7 @@ type daemon struct {
 	clusters     map[string]*kubernetes.Cluster
 	orders       *registration.Orders
 	agents       *registration.AgentBook
+	endings      *registration.Endings
 	continuity   *registration.Continuity
 	audit        *auditFile // nil: stderr
 	decisions    *registration.Metrics
@@ -165,6 +166,7 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 	if d.agents, err = registration.OpenAgentBook(ctx, d.store); err != nil {
 		return nil, err
 	}
+	d.endings = registration.NewEndings()
 	d.onClose(d.flushAgents)
 	if err := d.agents.Recall(ctx, d.store.ScanLedger); err != nil {
 		return nil, err
@@ -188,7 +190,7 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 	d.journal = registration.NewJournal(stderr, registration.NewRing(c.RememberedDecisions), d.decisions, log)
 	d.registration, err = registration.New(registration.Config{
 		TrustDomain: c.trustDomain, Clusters: members, Policy: d.policy.current, Issuer: d.issuer,
-		Agents: d.agents, Orders: d.orders, Continuity: d.continuity, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
+		Agents: d.agents, Orders: d.orders, Endings: d.endings, Continuity: d.continuity, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
 	})
 	if err != nil {
 		return nil, err
@@ -253,6 +255,7 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	}
 	g.Go(func() error { d.policy.watch(ctx, d.policyText); return nil })
 	g.Go(func() error { d.review(ctx); return nil })
+	g.Go(func() error { d.registration.WatchCauses(ctx, d.store.ScanLedger, d.log); return nil })
 	g.Go(func() error {
 		d.agents.Run(ctx, func(err error) { d.log.Error("agents' news could not be stored", "err", err) })
 		return nil

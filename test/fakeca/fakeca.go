@@ -32,6 +32,7 @@ import (
 type State struct {
 	Denied []string
 	Renew  []*meshcav1.RenewOrder
+	Ended  []*meshcav1.Ending
 	// Reviewed is when the policy was last held against what lives.
 	Reviewed *timestamppb.Timestamp
 }

@@ -216,7 +216,7 @@ func (s *service) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mes
 		if err != nil {
 			return err
 		}
-		err = stream.Send(&meshcav1.SyncResponse{Bundle: encoded, DeniedIds: state.Denied, Renew: state.Renew, PolicyReviewedAt: state.Reviewed, ServerTime: c.now()})
+		err = stream.Send(&meshcav1.SyncResponse{Bundle: encoded, DeniedIds: state.Denied, Renew: state.Renew, Ended: state.Ended, PolicyReviewedAt: state.Reviewed, ServerTime: c.now()})
 		if err != nil {
 			return err
 		}

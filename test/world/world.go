@@ -70,6 +70,8 @@ type World struct {
 	// Gone, when set, is what both clusters answer when they are asked whether an agent lives: liveness is none in this
 	// world, so nobody dies by himself.
 	Gone atomic.Pointer[refusal.Error]
+	// Ends is what both clusters know to be no more, by the UID of a pod, and why.
+	Ends sync.Map // of string to *refusal.Error
 	// Facts, when set, is what both clusters gather of any pod; and Pods are those that they know without a token. A cluster
 	// without liveness can ask nobody for either.
 	Facts atomic.Pointer[attestor.Facts]
@@ -115,6 +117,17 @@ func (m mortal) Alive(ctx context.Context, e attestor.Evidence) error {
 		return gone
 	}
 	return m.Cluster.Alive(ctx, e)
+}
+
+// Ended says what the test wants.
+func (m mortal) Ended(_ context.Context, held []*attestor.Evidence) map[int]*refusal.Error {
+	ended := map[int]*refusal.Error{}
+	for i, ev := range held {
+		if why, ok := m.w.Ends.Load(ev.PodUID); ok {
+			ended[i] = why.(*refusal.Error)
+		}
+	}
+	return ended
 }
 
 // Audit is an audit log that a test can read.
@@ -226,7 +239,7 @@ func New(t testing.TB, rules string) *World {
 	must(err)
 	w.Journal = registration.NewJournal(w.Audit, registration.NewRing(100), registration.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	w.RA, err = registration.New(registration.Config{
-		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, Agents: agents, Orders: orders, Continuity: continuity,
+		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, Agents: agents, Orders: orders, Endings: registration.NewEndings(), Continuity: continuity,
 		AgentTTL: ca.MaxTTL, Journal: w.Journal,
 		Clusters: members,
 	})

@@ -142,7 +142,9 @@ type GetStatusResponse struct {
 	// What is wrong though it is ready, a sentence each.
 	Degraded []string `protobuf:"bytes,19,rep,name=degraded,proto3" json:"degraded,omitempty"`
 	// Until when the CA can issue if the upstream signs no further intermediate; unset while it cannot issue.
-	IssuesUntil   *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=issues_until,json=issuesUntil,proto3" json:"issues_until,omitempty"`
+	IssuesUntil *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=issues_until,json=issuesUntil,proto3" json:"issues_until,omitempty"`
+	// Identities that ended with their cause before their SVIDs' time, since start.
+	Ended         uint64 `protobuf:"varint,21,opt,name=ended,proto3" json:"ended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -315,6 +317,13 @@ func (x *GetStatusResponse) GetIssuesUntil() *timestamppb.Timestamp {
 		return x.IssuesUntil
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetEnded() uint64 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
 }
 
 // RollbackStatus says how much older the store is than what agents have followed.
@@ -526,8 +535,10 @@ type ClusterStatus struct {
 	Issuer    string               `protobuf:"bytes,8,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// A namespace and service account of this cluster is the same workload as its namesakes in clusters that say so too.
 	SameNamespaces bool `protobuf:"varint,9,opt,name=same_namespaces,json=sameNamespaces,proto3" json:"same_namespaces,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Why it is not known at once what of the cluster ends; empty where it is, and where liveness is "none".
+	WatchFault    string `protobuf:"bytes,10,opt,name=watch_fault,json=watchFault,proto3" json:"watch_fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterStatus) Reset() {
@@ -621,6 +632,13 @@ func (x *ClusterStatus) GetSameNamespaces() bool {
 		return x.SameNamespaces
 	}
 	return false
+}
+
+func (x *ClusterStatus) GetWatchFault() string {
+	if x != nil {
+		return x.WatchFault
+	}
+	return ""
 }
 
 type PolicyStatus struct {
@@ -2222,7 +2240,10 @@ type Decision struct {
 	Serial   string                 `protobuf:"bytes,10,opt,name=serial,proto3" json:"serial,omitempty"`
 	NotAfter *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
 	// What to change, from the reason.
-	Hint          string `protobuf:"bytes,12,opt,name=hint,proto3" json:"hint,omitempty"`
+	Hint string `protobuf:"bytes,12,opt,name=hint,proto3" json:"hint,omitempty"`
+	// "issue" or "attest-agent"; "end" where nobody asked: what was issued has ended with its cause, and the caller is the
+	// agent that is told.
+	Event         string `protobuf:"bytes,13,opt,name=event,proto3" json:"event,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2337,6 +2358,13 @@ func (x *Decision) GetNotAfter() *timestamppb.Timestamp {
 func (x *Decision) GetHint() string {
 	if x != nil {
 		return x.Hint
+	}
+	return ""
+}
+
+func (x *Decision) GetEvent() string {
+	if x != nil {
+		return x.Event
 	}
 	return ""
 }
@@ -3894,7 +3922,7 @@ var File_meshca_v1_admin_proto protoreflect.FileDescriptor
 const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x15meshca/v1/admin.proto\x12\tmeshca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19meshca/v1/authority.proto\x1a\x18meshca/v1/issuance.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xe9\x06\n" +
+	"\x10GetStatusRequest\"\xff\x06\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x129\n" +
@@ -3919,7 +3947,8 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\arollout\x18\x11 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\x125\n" +
 	"\brollback\x18\x12 \x01(\v2\x19.meshca.v1.RollbackStatusR\brollback\x12\x1a\n" +
 	"\bdegraded\x18\x13 \x03(\tR\bdegraded\x12=\n" +
-	"\fissues_until\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\vissuesUntil\"\xa9\x01\n" +
+	"\fissues_until\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\vissuesUntil\x12\x14\n" +
+	"\x05ended\x18\x15 \x01(\x04R\x05ended\"\xa9\x01\n" +
 	"\x0eRollbackStatus\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
@@ -3939,7 +3968,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\t \x01(\tR\tlastError\x12 \n" +
 	"\vfingerprint\x18\n" +
-	" \x01(\tR\vfingerprint\"\xa0\x02\n" +
+	" \x01(\tR\vfingerprint\"\xc1\x02\n" +
 	"\rClusterStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x1a\n" +
@@ -3951,7 +3980,10 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"clock_skew\x18\a \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x12\x16\n" +
 	"\x06issuer\x18\b \x01(\tR\x06issuer\x12'\n" +
-	"\x0fsame_namespaces\x18\t \x01(\bR\x0esameNamespaces\"\x90\x01\n" +
+	"\x0fsame_namespaces\x18\t \x01(\bR\x0esameNamespaces\x12\x1f\n" +
+	"\vwatch_fault\x18\n" +
+	" \x01(\tR\n" +
+	"watchFault\"\x90\x01\n" +
 	"\fPolicyStatus\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x14\n" +
 	"\x05rules\x18\x02 \x01(\rR\x05rules\x127\n" +
@@ -4082,7 +4114,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x0fExplainResponse\x121\n" +
 	"\tdecisions\x18\x01 \x03(\v2\x13.meshca.v1.DecisionR\tdecisions\x12)\n" +
 	"\x06denial\x18\x02 \x01(\v2\x11.meshca.v1.DenialR\x06denial\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf7\x02\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x8d\x03\n" +
 	"\bDecision\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04door\x18\x02 \x01(\tR\x04door\x12\x16\n" +
@@ -4096,7 +4128,8 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x06serial\x18\n" +
 	" \x01(\tR\x06serial\x127\n" +
 	"\tnot_after\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x12\n" +
-	"\x04hint\x18\f \x01(\tR\x04hint\"@\n" +
+	"\x04hint\x18\f \x01(\tR\x04hint\x12\x14\n" +
+	"\x05event\x18\r \x01(\tR\x05event\"@\n" +
 	"\x0fDenySVIDRequest\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\"\xc9\x01\n" +

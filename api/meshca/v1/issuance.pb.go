@@ -874,8 +874,11 @@ type SyncResponse struct {
 	Mark []byte `protobuf:"bytes,5,opt,name=mark,proto3" json:"mark,omitempty"`
 	// When the CA last held what lives against its policy. A change means that what policy refused may be granted now.
 	PolicyReviewedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=policy_reviewed_at,json=policyReviewedAt,proto3" json:"policy_reviewed_at,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// SVIDs that were issued through this agent and have ended with their cause before their time. They must be dropped, and
+	// the streams that serve them ended with the reason. Those whose time has come are left out, and of many the oldest.
+	Ended         []*Ending `protobuf:"bytes,7,rep,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncResponse) Reset() {
@@ -950,6 +953,76 @@ func (x *SyncResponse) GetPolicyReviewedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SyncResponse) GetEnded() []*Ending {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+// Ending says that what SVIDs were given for is no more: the pod, its service account, its namespace, its node.
+type Ending struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Serial numbers of the SVIDs, big-endian, 1 to 16 of them.
+	Serials [][]byte `protobuf:"bytes,1,rep,name=serials,proto3" json:"serials,omitempty"`
+	// The reason that a renewal would be refused for, such as POD_GONE, and its sentence.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ending) Reset() {
+	*x = Ending{}
+	mi := &file_meshca_v1_issuance_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ending) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ending) ProtoMessage() {}
+
+func (x *Ending) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_issuance_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ending.ProtoReflect.Descriptor instead.
+func (*Ending) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Ending) GetSerials() [][]byte {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *Ending) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Ending) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // RenewOrder says: renew every SVID that it names and that was issued before its time, spread over a while.
 type RenewOrder struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -964,7 +1037,7 @@ type RenewOrder struct {
 
 func (x *RenewOrder) Reset() {
 	*x = RenewOrder{}
-	mi := &file_meshca_v1_issuance_proto_msgTypes[13]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1049,7 @@ func (x *RenewOrder) String() string {
 func (*RenewOrder) ProtoMessage() {}
 
 func (x *RenewOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_issuance_proto_msgTypes[13]
+	mi := &file_meshca_v1_issuance_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1062,7 @@ func (x *RenewOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewOrder.ProtoReflect.Descriptor instead.
 func (*RenewOrder) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{13}
+	return file_meshca_v1_issuance_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenewOrder) GetSpiffeId() string {
@@ -1073,7 +1146,7 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\x04mark\x18\x04 \x01(\fR\x04mark\"Q\n" +
 	"\tBundleAck\x12'\n" +
 	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\x12\x1b\n" +
-	"\twaits_for\x18\x02 \x03(\tR\bwaitsFor\"\x8d\x02\n" +
+	"\twaits_for\x18\x02 \x03(\tR\bwaitsFor\"\xb6\x02\n" +
 	"\fSyncResponse\x12\x16\n" +
 	"\x06bundle\x18\x01 \x01(\fR\x06bundle\x12\x1d\n" +
 	"\n" +
@@ -1082,7 +1155,12 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\vserver_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"serverTime\x12\x12\n" +
 	"\x04mark\x18\x05 \x01(\fR\x04mark\x12H\n" +
-	"\x12policy_reviewed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x10policyReviewedAt\"\x9d\x01\n" +
+	"\x12policy_reviewed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x10policyReviewedAt\x12'\n" +
+	"\x05ended\x18\a \x03(\v2\x11.meshca.v1.EndingR\x05ended\"T\n" +
+	"\x06Ending\x12\x18\n" +
+	"\aserials\x18\x01 \x03(\fR\aserials\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x9d\x01\n" +
 	"\n" +
 	"RenewOrder\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12?\n" +
@@ -1105,7 +1183,7 @@ func file_meshca_v1_issuance_proto_rawDescGZIP() []byte {
 	return file_meshca_v1_issuance_proto_rawDescData
 }
 
-var file_meshca_v1_issuance_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_meshca_v1_issuance_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_meshca_v1_issuance_proto_goTypes = []any{
 	(*AttestAgentRequest)(nil),     // 0: meshca.v1.AttestAgentRequest
 	(*AttestAgentResponse)(nil),    // 1: meshca.v1.AttestAgentResponse
@@ -1120,41 +1198,43 @@ var file_meshca_v1_issuance_proto_goTypes = []any{
 	(*SyncHello)(nil),              // 10: meshca.v1.SyncHello
 	(*BundleAck)(nil),              // 11: meshca.v1.BundleAck
 	(*SyncResponse)(nil),           // 12: meshca.v1.SyncResponse
-	(*RenewOrder)(nil),             // 13: meshca.v1.RenewOrder
-	(*timestamppb.Timestamp)(nil),  // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 15: google.protobuf.Duration
+	(*Ending)(nil),                 // 13: meshca.v1.Ending
+	(*RenewOrder)(nil),             // 14: meshca.v1.RenewOrder
+	(*timestamppb.Timestamp)(nil),  // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 16: google.protobuf.Duration
 }
 var file_meshca_v1_issuance_proto_depIdxs = []int32{
 	7,  // 0: meshca.v1.AttestAgentResponse.svid:type_name -> meshca.v1.X509SVID
-	14, // 1: meshca.v1.AttestAgentResponse.server_time:type_name -> google.protobuf.Timestamp
+	15, // 1: meshca.v1.AttestAgentResponse.server_time:type_name -> google.protobuf.Timestamp
 	3,  // 2: meshca.v1.IssueX509SVIDsRequest.requests:type_name -> meshca.v1.X509SVIDRequest
-	15, // 3: meshca.v1.X509SVIDRequest.ttl:type_name -> google.protobuf.Duration
+	16, // 3: meshca.v1.X509SVIDRequest.ttl:type_name -> google.protobuf.Duration
 	4,  // 4: meshca.v1.X509SVIDRequest.pod:type_name -> meshca.v1.PodReference
 	6,  // 5: meshca.v1.IssueX509SVIDsResponse.results:type_name -> meshca.v1.X509SVIDResult
-	14, // 6: meshca.v1.IssueX509SVIDsResponse.server_time:type_name -> google.protobuf.Timestamp
+	15, // 6: meshca.v1.IssueX509SVIDsResponse.server_time:type_name -> google.protobuf.Timestamp
 	7,  // 7: meshca.v1.X509SVIDResult.svid:type_name -> meshca.v1.X509SVID
 	8,  // 8: meshca.v1.X509SVIDResult.refusal:type_name -> meshca.v1.Refusal
-	15, // 9: meshca.v1.X509SVID.life:type_name -> google.protobuf.Duration
-	15, // 10: meshca.v1.X509SVID.remaining:type_name -> google.protobuf.Duration
-	15, // 11: meshca.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	16, // 9: meshca.v1.X509SVID.life:type_name -> google.protobuf.Duration
+	16, // 10: meshca.v1.X509SVID.remaining:type_name -> google.protobuf.Duration
+	16, // 11: meshca.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
 	10, // 12: meshca.v1.SyncRequest.hello:type_name -> meshca.v1.SyncHello
 	11, // 13: meshca.v1.SyncRequest.ack:type_name -> meshca.v1.BundleAck
-	13, // 14: meshca.v1.SyncResponse.renew:type_name -> meshca.v1.RenewOrder
-	14, // 15: meshca.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
-	14, // 16: meshca.v1.SyncResponse.policy_reviewed_at:type_name -> google.protobuf.Timestamp
-	14, // 17: meshca.v1.RenewOrder.issued_before:type_name -> google.protobuf.Timestamp
-	15, // 18: meshca.v1.RenewOrder.spread:type_name -> google.protobuf.Duration
-	0,  // 19: meshca.v1.IssuanceService.AttestAgent:input_type -> meshca.v1.AttestAgentRequest
-	2,  // 20: meshca.v1.IssuanceService.IssueX509SVIDs:input_type -> meshca.v1.IssueX509SVIDsRequest
-	9,  // 21: meshca.v1.IssuanceService.Sync:input_type -> meshca.v1.SyncRequest
-	1,  // 22: meshca.v1.IssuanceService.AttestAgent:output_type -> meshca.v1.AttestAgentResponse
-	5,  // 23: meshca.v1.IssuanceService.IssueX509SVIDs:output_type -> meshca.v1.IssueX509SVIDsResponse
-	12, // 24: meshca.v1.IssuanceService.Sync:output_type -> meshca.v1.SyncResponse
-	22, // [22:25] is the sub-list for method output_type
-	19, // [19:22] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	14, // 14: meshca.v1.SyncResponse.renew:type_name -> meshca.v1.RenewOrder
+	15, // 15: meshca.v1.SyncResponse.server_time:type_name -> google.protobuf.Timestamp
+	15, // 16: meshca.v1.SyncResponse.policy_reviewed_at:type_name -> google.protobuf.Timestamp
+	13, // 17: meshca.v1.SyncResponse.ended:type_name -> meshca.v1.Ending
+	15, // 18: meshca.v1.RenewOrder.issued_before:type_name -> google.protobuf.Timestamp
+	16, // 19: meshca.v1.RenewOrder.spread:type_name -> google.protobuf.Duration
+	0,  // 20: meshca.v1.IssuanceService.AttestAgent:input_type -> meshca.v1.AttestAgentRequest
+	2,  // 21: meshca.v1.IssuanceService.IssueX509SVIDs:input_type -> meshca.v1.IssueX509SVIDsRequest
+	9,  // 22: meshca.v1.IssuanceService.Sync:input_type -> meshca.v1.SyncRequest
+	1,  // 23: meshca.v1.IssuanceService.AttestAgent:output_type -> meshca.v1.AttestAgentResponse
+	5,  // 24: meshca.v1.IssuanceService.IssueX509SVIDs:output_type -> meshca.v1.IssueX509SVIDsResponse
+	12, // 25: meshca.v1.IssuanceService.Sync:output_type -> meshca.v1.SyncResponse
+	23, // [23:26] is the sub-list for method output_type
+	20, // [20:23] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_issuance_proto_init() }
@@ -1176,7 +1256,7 @@ func file_meshca_v1_issuance_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_issuance_proto_rawDesc), len(file_meshca_v1_issuance_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,163 @@
+package registration
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/ca"
+)
+
+// morgue is a cluster that only ever says what has ended.
+type morgue struct {
+	Cluster
+	looks int
+	takes time.Duration
+	gone  map[string]bool // by the UID of pods
+}
+
+func (m *morgue) Ended(_ context.Context, held []*attestor.Evidence) map[int]*refusal.Error {
+	m.looks++
+	time.Sleep(m.takes)
+	ended := map[int]*refusal.Error{}
+	for i, ev := range held {
+		if m.gone[ev.PodUID] {
+			ended[i] = refusal.New(refusal.PodGone, "pod %s does not exist", ev.PodName)
+		}
+	}
+	return ended
+}
+
+func mortalAuthority(members map[string]Member) *Authority {
+	journal := NewJournal(new(bytes.Buffer), NewRing(10), NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	return &Authority{Config{Clusters: members, Endings: NewEndings(), Journal: journal}}
+}
+
+func (e *Endings) add(agent, cluster, pod string, until time.Time) {
+	e.hold("spiffe://mesh.test/ns/shop/sa/web", pod, until, true, &LedgerEvidence{
+		Agent: agent, Cluster: cluster, Namespace: "shop", ServiceAccount: "web", ServiceAccountUID: "sa", Pod: pod, PodUID: pod, Node: "n", NodeUID: "n",
+	})
+}
+
+func nothing(context.Context, func(ca.LedgerEntry) (bool, error)) error { return nil }
+
+const someAgent = "spiffe://mesh.test/meshca/agent/one/node1"
+
+// A cluster whose looks last must not hold up another's, and is not asked without a pause itself. What ends is told within
+// a second of when it is known.
+func TestLooksHaveTheirPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		quick, slow := &morgue{gone: map[string]bool{}}, &morgue{takes: 10 * time.Second, gone: map[string]bool{}}
+		a := mortalAuthority(map[string]Member{"one": {Cluster: quick}, "two": {Cluster: slow}})
+		a.Endings.add(someAgent, "one", "web-1", time.Now().Add(time.Hour))
+		a.Endings.add(someAgent, "two", "web-2", time.Now().Add(time.Hour))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); a.WatchCauses(ctx, nothing, slog.New(slog.DiscardHandler)) }()
+		time.Sleep(time.Minute - time.Millisecond)
+		if quick.looks != 60 || slow.looks != 5 {
+			t.Errorf("in a minute %d looks and %d slow ones", quick.looks, slow.looks)
+		}
+		quick.gone["web-1"] = true
+		began := time.Now()
+		_, stale := a.Endings.Of(spiffeid.RequireFromString(someAgent))
+		<-stale
+		if took := time.Since(began); took > lookEvery {
+			t.Errorf("told after %v", took)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// A ledger that cannot be read is tried again, and holds up nothing that is issued meanwhile.
+func TestTheLedgerIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &morgue{gone: map[string]bool{"web-1": true}}
+		a := mortalAuthority(map[string]Member{"one": {Cluster: m}})
+		ctx, cancel := context.WithCancel(t.Context())
+		tries := 0
+		scan := func(context.Context, func(ca.LedgerEntry) (bool, error)) error {
+			if tries++; tries < 3 {
+				return errors.New("the store is away")
+			}
+			return nil
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); a.WatchCauses(ctx, scan, slog.New(slog.DiscardHandler)) }()
+		a.Endings.add(someAgent, "one", "web-1", time.Now().Add(time.Hour))
+		time.Sleep(2 * time.Second)
+		if _, told := a.Endings.Count(); told != 1 || tries != 1 {
+			t.Errorf("%d are told after %d tries", told, tries)
+		}
+		time.Sleep(time.Minute)
+		if tries != 3 {
+			t.Errorf("%d tries", tries)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// All of it is bounded, and forgotten once the SVIDs have ended by themselves.
+func TestEndingsAreBounded(t *testing.T) {
+	e, now := NewEndings(), time.Now()
+	agent := spiffeid.RequireFromString(someAgent)
+	for i := range maxSerials + 5 {
+		e.hold("spiffe://mesh.test/ns/shop/sa/web", fmt.Sprint(i), now.Add(time.Hour), true, &LedgerEvidence{
+			Agent: someAgent, Cluster: "one", Namespace: "shop", ServiceAccount: "web", Pod: "p", PodUID: "p", Node: "n", NodeUID: "n",
+		})
+	}
+	gone := func() map[holding]*refusal.Error {
+		all := map[holding]*refusal.Error{}
+		holders, _ := e.of("one", now)
+		for _, h := range holders {
+			all[h] = refusal.New(refusal.PodGone, "%0300d", 1)
+		}
+		return all
+	}
+	e.end(now, gone())
+	told, _ := e.Of(agent)
+	if s := told[0].Serials; len(s) != maxSerials || s[0] != fmt.Sprint(maxSerials+4) || len(told[0].Why.Detail) != maxEndingWhy {
+		t.Errorf("told %+v", told[0])
+	}
+	for i := range maxEndings + 5 {
+		e.add(someAgent, "one", fmt.Sprint("web-", i), now.Add(time.Hour))
+	}
+	e.end(now, gone())
+	if told, _ := e.Of(agent); len(told) != maxEndings {
+		t.Errorf("%d are told", len(told))
+	}
+	if held, _ := e.Count(); held != 0 {
+		t.Errorf("%d are held", held)
+	}
+
+	_, stale := e.Of(agent)
+	e.forget(now.Add(time.Hour - time.Second))
+	select {
+	case <-stale:
+		t.Error("agents are told of nothing new")
+	default:
+	}
+	e.forget(now.Add(time.Hour))
+	if told, _ := e.Of(agent); len(told) != 0 {
+		t.Errorf("%d are told still", len(told))
+	}
+	e.add(someAgent, "one", "web", now.Add(time.Hour))
+	if holders, _ := e.of("one", now.Add(time.Hour)); len(holders) != 0 {
+		t.Error("what has ended by itself is asked about")
+	}
+	if held, _ := e.Count(); held != 0 {
+		t.Errorf("%d are held", held)
+	}
+}

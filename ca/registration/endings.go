@@ -1,0 +1,216 @@
+package registration
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/big"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+const (
+	// maxSerials bounds what is remembered of one holder. What it holds is among the newest: it renews twice in a life, and
+	// has a few sockets.
+	maxSerials = 16
+	// maxEndings bounds what is sent whole to an agent at each change; the oldest, which it heard of first, are left out.
+	maxEndings = 2000
+	// maxEndingWhy bounds the sentence that goes with one, in bytes.
+	maxEndingWhy = 200
+)
+
+// Ending says that what SVIDs were given for is no more. It is never changed once published.
+type Ending struct {
+	// Serials are those of the SVIDs, in lower-case hex.
+	Serials []string
+	Why     *refusal.Error
+	// Until is the end of the last of them.
+	Until time.Time
+}
+
+// Endings knows what lives of what was issued through agents, and what of it has ended with its cause before its time. All
+// of it is in memory: the ledger says what was issued, and the clusters what has ended, after a start too.
+type Endings struct {
+	mu   sync.Mutex
+	held map[holding]*lifetime
+	told map[string]*rotation.Current[[]Ending] // by agent
+}
+
+// holding is who holds SVIDs, and by which objects of the cluster; all of them by UID, for names are used again.
+type holding struct {
+	agent, cluster, id                 string
+	podUID, serviceAccountUID, nodeUID string
+}
+
+// lifetime is what one holder has.
+type lifetime struct {
+	evidence attestor.Evidence
+	serials  []string // newest first; replaced, never changed
+	until    time.Time
+}
+
+// NewEndings knows nothing yet.
+func NewEndings() *Endings {
+	return &Endings{held: map[holding]*lifetime{}, told: map[string]*rotation.Current[[]Ending]{}}
+}
+
+// Of returns what has ended of what was issued through an agent, and a channel that closes when that changes.
+func (e *Endings) Of(agent spiffeid.ID) ([]Ending, <-chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ofAgent(agent.String()).Get()
+}
+
+// ofAgent is called with e.mu held.
+func (e *Endings) ofAgent(agent string) *rotation.Current[[]Ending] {
+	c := e.told[agent]
+	if c == nil {
+		c = rotation.NewCurrent[[]Ending](nil)
+		e.told[agent] = c
+	}
+	return c
+}
+
+// issued notes an SVID that goes to an agent.
+func (e *Endings) issued(d *Decision, svid ca.SVID) {
+	ev := &d.Evidence
+	e.hold(svid.ID.String(), ca.SerialString(svid.Chain[0].SerialNumber), svid.NotAfter, true, &LedgerEvidence{
+		Agent: d.agent(), Cluster: ev.Identity.Cluster(), Namespace: ev.Identity.Namespace(), ServiceAccount: ev.Identity.ServiceAccount(),
+		ServiceAccountUID: ev.ServiceAccountUID, Pod: ev.PodName, PodUID: ev.PodUID, Node: ev.NodeName, NodeUID: ev.NodeUID, Method: ev.Method,
+	})
+}
+
+// hold notes an SVID: newest says that it is, else it is older than all that were noted.
+func (e *Endings) hold(id, serial string, notAfter time.Time, newest bool, v *LedgerEvidence) {
+	h := holding{agent: v.Agent, cluster: v.Cluster, id: id, podUID: v.PodUID, serviceAccountUID: v.ServiceAccountUID, nodeUID: v.NodeUID}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	l := e.held[h]
+	if l == nil {
+		identity, err := attestor.NewIdentity(v.Cluster, strings.Clone(v.Namespace), strings.Clone(v.ServiceAccount))
+		if err != nil || v.Pod == "" || v.PodUID == "" || v.Node == "" || v.NodeUID == "" {
+			return // of nothing that a cluster could be asked about
+		}
+		// Clones: what comes out of a token would keep all of it in memory.
+		h.podUID, h.serviceAccountUID, h.nodeUID = strings.Clone(h.podUID), strings.Clone(h.serviceAccountUID), strings.Clone(h.nodeUID)
+		l = &lifetime{evidence: attestor.Evidence{
+			Proven: true, Identity: identity, Method: v.Method, ServiceAccountUID: h.serviceAccountUID,
+			PodName: strings.Clone(v.Pod), PodUID: h.podUID, NodeName: strings.Clone(v.Node), NodeUID: h.nodeUID,
+		}}
+		e.held[h] = l
+	}
+	l.until = later(l.until, notAfter)
+	switch {
+	case slices.Contains(l.serials, serial):
+	case newest:
+		l.serials = append([]string{serial}, l.serials[:min(len(l.serials), maxSerials-1)]...)
+	case len(l.serials) < maxSerials:
+		l.serials = append(l.serials, serial)
+	}
+}
+
+// Recall notes what lives by the ledger, newest entry first. What is issued meanwhile is noted as ever.
+func (e *Endings) Recall(ctx context.Context, scan func(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error) error {
+	now := time.Now()
+	return scan(ctx, func(x ca.LedgerEntry) (bool, error) {
+		switch {
+		case now.Sub(x.IssuedAt) > ca.MaxTTL:
+			return false, nil // nothing before this one lives
+		case x.Profile != ca.ProfileWorkload || !now.Before(x.NotAfter):
+			return true, nil
+		}
+		var v LedgerEvidence
+		if err := json.Unmarshal(x.Evidence, &v); err != nil {
+			return false, fmt.Errorf("the ledger's entry %d: %w", x.Index, err)
+		}
+		if v.Agent != "" { // else a workload got it itself: nobody could tell it
+			e.hold(x.ID, ca.SerialString(new(big.Int).SetBytes(x.Serial)), x.NotAfter, false, &v)
+		}
+		return true, nil
+	})
+}
+
+// of are the holders in a cluster, without those whose last SVID has ended, and their evidence, which does not change.
+func (e *Endings) of(cluster string, now time.Time) (holders []holding, evidence []*attestor.Evidence) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for h, l := range e.held {
+		switch {
+		case h.cluster != cluster:
+		case !now.Before(l.until):
+			delete(e.held, h)
+		default:
+			holders, evidence = append(holders, h), append(evidence, &l.evidence)
+		}
+	}
+	return holders, evidence
+}
+
+// ended is one holder with what it had.
+type ended struct {
+	holding
+	lifetime
+	why *refusal.Error
+}
+
+// end takes the holders out and tells their agents. It returns what they had.
+func (e *Endings) end(now time.Time, gone map[holding]*refusal.Error) []ended {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	byAgent, all := map[string][]Ending{}, make([]ended, 0, len(gone))
+	for h, why := range gone {
+		l := e.held[h]
+		if l == nil {
+			continue
+		}
+		delete(e.held, h)
+		all = append(all, ended{h, *l, why})
+		short := &refusal.Error{Reason: why.Reason, Detail: refusal.Clip(why.Detail, maxEndingWhy)}
+		byAgent[h.agent] = append(byAgent[h.agent], Ending{Serials: l.serials, Why: short, Until: l.until})
+	}
+	for agent, fresh := range byAgent {
+		c := e.ofAgent(agent)
+		told := append(alive(c.Value(), now), fresh...)
+		c.Set(told[max(0, len(told)-maxEndings):])
+	}
+	slices.SortFunc(all, func(x, y ended) int { return cmp.Compare(x.evidence.PodName, y.evidence.PodName) })
+	return all
+}
+
+// alive are those whose SVIDs have not all ended by themselves.
+func alive(told []Ending, now time.Time) []Ending {
+	return slices.DeleteFunc(slices.Clone(told), func(x Ending) bool { return !now.Before(x.Until) })
+}
+
+// forget leaves out what has ended by itself meanwhile. That is news to nobody, so agents are told when it is worth it.
+func (e *Endings) forget(now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, c := range e.told {
+		before := c.Value()
+		if kept := alive(before, now); len(kept) <= len(before)/2 && len(before) > 0 {
+			c.Set(kept)
+		}
+	}
+}
+
+// Count is how many holders there are of what lives, and how many endings agents are told.
+func (e *Endings) Count() (held, told int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for c := range maps.Values(e.told) {
+		told += len(c.Value())
+	}
+	return len(e.held), told
+}
