@@ -36,6 +36,7 @@ type Agent struct {
 
 	roster  roster
 	denials *denials
+	endings endings
 	stage   stage
 	readers readers
 	// policyReviewed is the moment that the CA's last state told; apply alone uses it.
@@ -59,7 +60,7 @@ func New(c Config) (*Agent, error) {
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys"), c.now}
 	a.self = &self{
 		domain: c.TrustDomain, cluster: c.Cluster, tokenFile: c.TokenFile, version: c.Version,
-		trust: a.trust, store: a.store, clock: &a.clock, now: c.now, log: c.Log, gained: a.gained,
+		trust: a.trust, store: a.store, clock: &a.clock, now: c.now, log: c.Log, gained: a.gained, uprooted: a.uprooted,
 		wake: make(chan struct{}, 1), identity: rotation.NewCurrent[*held](nil),
 	}
 	a.self.orders.wake = a.self.renewNow
@@ -254,6 +255,7 @@ func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 	if err := a.trust.offer(state.GetBundle(), state.GetMark()); err != nil {
 		a.log.Error("a bundle from the CA cannot be used; the one before stays", "error", err)
 	}
+	a.applyEndings(state.GetEnded())
 	a.applyDenials(state.GetDeniedIds())
 	for _, w := range a.roster.list() {
 		w.orders.apply(state.GetRenew(), w.holds(), w.phase())

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/big"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -113,7 +114,9 @@ func (h *held) leaf() *x509.Certificate { return h.svid.Certificates[0] }
 func (h *held) issued() time.Time { return h.leaf().NotAfter.Add(-h.term.Life) }
 
 // serial is lower-case hex, as everywhere.
-func (h *held) serial() string { return hex.EncodeToString(h.leaf().SerialNumber.Bytes()) }
+func (h *held) serial() string { return serialString(h.leaf().SerialNumber) }
+
+func serialString(n *big.Int) string { return hex.EncodeToString(n.Bytes()) }
 
 // left is what is left of the term. The process's own clock stands still while the machine is suspended.
 func (h *held) left(now instant) time.Duration {

@@ -20,15 +20,6 @@ func isVerdict(err error) bool {
 	return errors.As(err, &v)
 }
 
-// endsLife reports whether a refusal says that who the SVID was for is no more.
-func endsLife(r refusal.Reason) bool {
-	switch r {
-	case refusal.PodGone, refusal.PodRecreated, refusal.PodFinished, refusal.ServiceAccountGone, refusal.NamespaceGone:
-		return true
-	}
-	return false
-}
-
 // endsGrant reports whether a refusal says that policy grants the identity no longer. A condition that errs
 // (POLICY_ERROR) says nothing of the kind: it is as likely a slip in the policy as the workload's doing.
 func endsGrant(r refusal.Reason) bool {
@@ -46,7 +37,7 @@ func (w *workload) judge(now bearer, refused error) {
 	switch {
 	case isVerdict(refused) && endsGrant(reason):
 		w.drop(refused)
-	case isVerdict(refused) && endsLife(reason):
+	case isVerdict(refused) && reason.EndsLife():
 		w.end(refused)
 	default:
 		w.handedOver(now, refused)

@@ -58,7 +58,7 @@ func (p *proxy) ended() error {
 // comes next.
 func TestStreamsEndWithTheirPod(t *testing.T) {
 	for _, reason := range []refusal.Reason{
-		refusal.PodGone, refusal.PodRecreated, refusal.PodFinished, refusal.ServiceAccountGone, refusal.NamespaceGone,
+		refusal.PodGone, refusal.PodRecreated, refusal.PodFinished, refusal.ServiceAccountGone, refusal.NamespaceGone, refusal.NodeGone,
 	} {
 		t.Run(string(reason), func(t *testing.T) {
 			n := newNode(t)
@@ -110,7 +110,7 @@ func TestStreamsOutliveOtherRefusals(t *testing.T) {
 	p := newProxy(t, n.path("web.sock"), "default")
 	p.ack(p.next())
 	for _, reason := range []refusal.Reason{
-		refusal.PolicyError, refusal.PolicyFactsUnknown, refusal.DNSNameInvalid, refusal.TokenExpired, refusal.NodeGone, refusal.KubernetesUnavailable, refusal.Internal,
+		refusal.PolicyError, refusal.PolicyFactsUnknown, refusal.DNSNameInvalid, refusal.TokenExpired, refusal.NodeUnknown, refusal.KubernetesUnavailable, refusal.Internal,
 	} {
 		n.refuseWorkloads(reason)
 		a.roster.list()[0].renewNow()

@@ -15,7 +15,7 @@ import (
 type metrics struct {
 	registry *prometheus.Registry
 
-	renewals             *prometheus.CounterVec
+	renewals, ended      *prometheus.CounterVec
 	callSeconds          prometheus.Histogram
 	callSize             prometheus.Histogram
 	acks, nacks, unknown prometheus.Counter
@@ -32,6 +32,10 @@ func newMetrics(a *Agent) *metrics {
 			Namespace: namespace, Name: "renewals_total",
 			Help: "Renewals by whose SVID (workload, self) and outcome: ok, or the reason of the refusal.",
 		}, []string{"credential", "outcome"}),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Name: "ended_total",
+			Help: "SVIDs that were dropped, and their streams ended, because the CA said that their pod, service account, namespace or node is gone.",
+		}, []string{"reason"}),
 		callSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "issue_call_seconds", Help: "How long calls for SVIDs took.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2.5, 12),
@@ -45,7 +49,7 @@ func newMetrics(a *Agent) *metrics {
 		unknown: counter("sds_unknown_names_total", "Names that proxies asked for and that are not served to them."),
 	}
 	m.registry.MustRegister(
-		m.renewals, m.callSeconds, m.callSize, m.acks, m.nacks, m.unknown, &standing{a},
+		m.renewals, m.ended, m.callSeconds, m.callSize, m.acks, m.nacks, m.unknown, &standing{a},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m

@@ -37,6 +37,8 @@ type self struct {
 	log       *slog.Logger
 	// gained is called when there is a new SVID to call with; anew: in the place of one that the CA did not take.
 	gained func(anew bool)
+	// uprooted is called when the CA says that the agent's node is no more.
+	uprooted func(why error)
 
 	wake   chan struct{}
 	orders orders
@@ -72,6 +74,9 @@ func (s *self) Renew(ctx context.Context) (rotation.Term, error) {
 	answer, err := s.client.AttestAgent(ctx, &meshcav1.AttestAgentRequest{
 		Cluster: s.cluster, Token: token.secret, Csr: csr, Version: s.version,
 	})
+	if refusal.Of(err) == refusal.NodeGone {
+		s.uprooted(err)
+	}
 	if err != nil {
 		return rotation.Term{}, err
 	}

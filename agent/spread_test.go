@@ -25,6 +25,7 @@ func (nodeOf) issue(context.Context, *meshcav1.X509SVIDRequest) (*meshcav1.X509S
 	return nil, refusal.New(refusal.CAUnreachable, "gone")
 }
 func (nodeOf) denied(spiffeid.ID) bool     { return false }
+func (nodeOf) ended(*held) error           { return nil }
 func (nodeOf) keep(*workload, *held) error { return nil }
 func (n nodeOf) agentID() string           { return string(n) }
 func (w *workload) wokenWithin(d time.Duration) bool {

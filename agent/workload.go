@@ -51,6 +51,8 @@ type home interface {
 	issue(ctx context.Context, r *meshcav1.X509SVIDRequest) (*meshcav1.X509SVID, error)
 	// denied reports whether an operator denied the ID.
 	denied(id spiffeid.ID) bool
+	// ended is why an SVID has ended with its cause before its time, or nil.
+	ended(h *held) error
 	// keep makes h outlive a restart; nil: nothing does.
 	keep(w *workload, h *held) error
 	// agentID is empty while the agent has none.
@@ -145,6 +147,9 @@ func (w *workload) install(h *held) error {
 		err := refusal.New(refusal.IdentityDenied, "an operator denied %s", h.svid.ID)
 		w.state.denied, w.state.refused, w.state.refusedAt = true, err, time.Now()
 		return err
+	}
+	if why := w.home.ended(h); why != nil { // while its answer was on the way
+		return why
 	}
 	if err := w.home.keep(w, h); err != nil {
 		w.log.Error("an SVID cannot be kept; it is served, but a restart has to ask for a new one", "error", err)
