@@ -70,7 +70,7 @@ func encodeDecision(d *registration.Decision) *meshcav1.Decision {
 		caller = d.Caller.ID.String()
 	}
 	m := &meshcav1.Decision{
-		Time: stamp(d.Time), Door: d.Door, Caller: caller, Evidence: encodeEvidence(d), Rule: d.Rule,
+		Time: stamp(d.Time), Event: d.Event, Door: d.Door, Caller: caller, Evidence: encodeEvidence(d), Rule: d.Rule,
 		Outcome: d.Outcome, Message: d.Message, Claim: d.Claim, Serial: d.Serial, NotAfter: stamp(d.NotAfter),
 	}
 	if !d.ID.IsZero() {

@@ -123,6 +123,9 @@ func clusterFindings(c *meshcav1.ClusterStatus) []*meshcav1.Finding {
 		f.Hint = refusal.KubernetesUnavailable.Do()
 	case c.GetLastError() != "":
 		f.Level, f.Detail = levelWarning, f.GetDetail()+"; the last error: "+c.GetLastError()
+	case c.GetWatchFault() != "":
+		f.Level, f.Detail = levelWarning, f.GetDetail()+"; what ends is noticed at renewals alone: "+c.GetWatchFault()
+		f.Hint = "The CA's account must list and watch pods, nodes, serviceaccounts and namespaces (docs/examples/kubernetes-rights.yaml); the watches are tried again by themselves."
 	}
 	found := []*meshcav1.Finding{f}
 	if c.GetClockSkew() == nil {

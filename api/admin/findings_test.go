@@ -51,6 +51,7 @@ func TestFindings(t *testing.T) {
 		"cluster":               {cluster(&meshcav1.ClusterStatus{Healthy: true}), "OK cluster prod: tokens are verified (jwks, liveness api)"},
 		"cluster down":          {cluster(&meshcav1.ClusterStatus{LastError: "no route"}), "ERROR cluster prod: its tokens cannot be verified now: no route"},
 		"cluster erred":         {cluster(&meshcav1.ClusterStatus{Healthy: true, LastError: "timeout"}), "WARNING cluster prod: tokens are verified (jwks, liveness api); the last error: timeout"},
+		"cluster unwatched":     {cluster(&meshcav1.ClusterStatus{Healthy: true, WatchFault: "no"}), "WARNING cluster prod: tokens are verified (jwks, liveness api); what ends is noticed at renewals alone: no"},
 		"clock":                 {cluster(&meshcav1.ClusterStatus{Healthy: true, ClockSkew: durationpb.New(-300 * time.Millisecond)}), "OK clock of cluster prod: the API server's clock is equal to the CA's within a second"},
 		"clock off":             {cluster(&meshcav1.ClusterStatus{Healthy: true, ClockSkew: durationpb.New(-30 * time.Second)}), "WARNING clock of cluster prod: the API server's clock is 30s behind the CA's"},
 		"clock far off":         {cluster(&meshcav1.ClusterStatus{Healthy: true, ClockSkew: durationpb.New(10 * time.Minute)}), "ERROR clock of cluster prod: the API server's clock is 10m ahead of the CA's"},

@@ -172,7 +172,13 @@ func outcome(d *meshcav1.Decision) cell {
 
 // drawDecision shows the newest decision in full.
 func drawDecision(p *page, about string, d *meshcav1.Decision) {
-	p.line("The last decision, %s:", p.when(d.GetTime()).text)
+	asker := "asked by"
+	if d.GetEvent() == "end" {
+		asker = "told to" // nobody asked
+		p.line("It ended with its cause, %s:", p.when(d.GetTime()).text)
+	} else {
+		p.line("The last decision, %s:", p.when(d.GetTime()).text)
+	}
 	e := d.GetEvidence()
 	account, found := "", ""
 	if e.GetNamespace() != "" {
@@ -192,7 +198,7 @@ func drawDecision(p *page, about string, d *meshcav1.Decision) {
 		pair{"account", text(account)},
 		pair{"pod", text(e.GetPod())},
 		pair{"node", text(e.GetNode())},
-		pair{"asked by", text(d.GetCaller())},
+		pair{asker, text(d.GetCaller())},
 		pair{"serial", text(d.GetSerial())},
 		pair{"ends", p.when(d.GetNotAfter())},
 	)

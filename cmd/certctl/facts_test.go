@@ -203,7 +203,7 @@ func (f *facts) status(context.Context) (*meshcav1.GetStatusResponse, error) {
 			{SpiffeId: "spiffe://mesh.example/meshca/agent/prod/n1", Cluster: "prod", Node: "n1", Version: "v1.2.3", LastSeen: f.stamp(-time.Hour), AckedBundleSequence: 3, Connected: true},
 			{SpiffeId: "spiffe://mesh.example/meshca/agent/prod/n2", Cluster: "prod", Node: "n2", Version: "v1.2.2", LastSeen: f.stamp(-2 * time.Hour), AckedBundleSequence: 2},
 		},
-		Issued: 1234, Refused: 5, Store: "bolt /var/lib/meshca/meshca.db", LedgerEntries: 5678,
+		Issued: 1234, Refused: 5, Ended: 7, Store: "bolt /var/lib/meshca/meshca.db", LedgerEntries: 5678,
 	}, nil
 }
 
@@ -240,6 +240,9 @@ func (f *facts) ByID(id string, n int) []registration.Decision {
 }
 
 func (f *facts) ByPod(ns, name string, n int) []registration.Decision {
+	if ns == "shop" && name == "cart-old" {
+		return f.gonePod()
+	}
 	if ns != "shop" || name != "cart-7c5" {
 		return nil
 	}
@@ -247,6 +250,14 @@ func (f *facts) ByPod(ns, name string, n int) []registration.Decision {
 }
 
 func (f *facts) Since() time.Time { return f.at(-25 * time.Hour) }
+
+// gonePod is what became of a pod that is gone.
+func (f *facts) gonePod() []registration.Decision {
+	d := f.decisions()[1]
+	d.Time, d.Event, d.Door, d.Rule, d.Outcome, d.Message = f.at(-time.Hour), "end", "", "", "POD_GONE", "pod shop/cart-old does not exist"
+	d.Evidence.PodName = "cart-old"
+	return []registration.Decision{d}
+}
 
 func (f *facts) decisions() []registration.Decision {
 	who, _ := attestor.NewIdentity("prod", "shop", "cart")

@@ -143,3 +143,17 @@ func TestWorkloadsOfPods(t *testing.T) {
 		t.Errorf("the table shows a socket that tells nobody anything:\n%s", got)
 	}
 }
+
+// A cluster whose tokens are verified can lack what tells the CA of the end of pods; its own last error comes first.
+func TestClustersThatAreNotWatched(t *testing.T) {
+	for _, c := range []struct{ last, watch, want string }{
+		{"", "", ""}, {"", "no right", "what ends is noticed at renewals alone: no right"}, {"timeout", "no right", "timeout"},
+	} {
+		p := &page{}
+		drawClusters(p, &meshcav1.GetStatusResponse{Clusters: []*meshcav1.ClusterStatus{{Name: "one", Healthy: true, LastError: c.last, WatchFault: c.watch}}})
+		_, row, _ := strings.Cut(strings.TrimSpace(string(p.bytes())), "\n")
+		if !strings.HasSuffix(row, c.want) || (c.want == "") != strings.HasSuffix(row, "yes") {
+			t.Errorf("%+v: %q", c, row)
+		}
+	}
+}

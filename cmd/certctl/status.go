@@ -101,7 +101,7 @@ func drawCA(p *page, s *meshcav1.GetStatusResponse) {
 	list = append(list,
 		pair{"started", p.when(s.GetStartedAt())},
 		pair{"bundle", textf("sequence %d", s.GetBundleSequence())},
-		pair{"decisions", textf("%d issued, %d refused since the start", s.GetIssued(), s.GetRefused())},
+		pair{"decisions", textf("%d issued, %d refused, %d ended with their cause since the start", s.GetIssued(), s.GetRefused(), s.GetEnded())},
 		pair{"ledger", textf("%d entries in %s", s.GetLedgerEntries(), s.GetStore())},
 		pair{"policy", policy},
 	)
@@ -142,9 +142,13 @@ func drawClusters(p *page, s *meshcav1.GetStatusResponse) {
 		if d := c.GetClockSkew(); d != nil {
 			skew = textf("%+.1fs", d.AsDuration().Seconds())
 		}
+		fault := text(c.GetLastError()).as(bad)
+		if c.GetLastError() == "" && c.GetWatchFault() != "" {
+			fault = text("what ends is noticed at renewals alone: " + c.GetWatchFault()).as(doubtful)
+		}
 		rows = append(rows, []cell{
 			text(c.GetName()), yes(c.GetHealthy()), text(c.GetMode()), text(c.GetLiveness()), skew, text(c.GetIssuer()),
-			text(strings.Join(c.GetKeyIds(), " ")), text(c.GetLastError()).as(bad),
+			text(strings.Join(c.GetKeyIds(), " ")), fault,
 		})
 	}
 	if len(rows) > 0 {
