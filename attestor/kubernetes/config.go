@@ -42,6 +42,7 @@ type Config struct {
 
 	// Kubeconfig is the path of the file that says how to reach the API server and as whom. Empty: as the pod that the
 	// CA runs in. It is read again when it changes. The account needs: create tokenreviews; get, list and watch pods, nodes, serviceaccounts, namespaces.
+	// The watches tell the CA at once what ends (and in mode jwks what lives); they take some hundred bytes of memory a pod.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 
 	// Issuer is the `iss` that tokens must carry, to the letter. Mode jwks with keys from the API server can leave it
@@ -52,14 +53,15 @@ type Config struct {
 	Keys KeysConfig `json:"jwks,omitzero"`
 
 	// Liveness is `api` (default) or, in mode jwks alone, `none`: nobody is asked whether pod, node, service account
-	// and namespace still live. Tokens must then name their node themselves (API servers of 1.32 and later do that).
+	// and namespace still live. Tokens must then name their node themselves (API servers of 1.32 and later do that), and what
+	// was issued outlives its pod until its own time is over.
 	Liveness Liveness `json:"liveness,omitempty"`
 
 	// MaxTokenAge is how long after its issue (`iat`) a token is still accepted. Default 25h: kubelets replace tokens
 	// before they are 24h old.
 	MaxTokenAge metav1.Duration `json:"maxTokenAge,omitzero"`
 
-	// MaxStale is how long a watch (mode jwks) may be silent before nothing is attested any more. Default 10m, at least
+	// MaxStale is how long a watch may be silent before (in mode jwks) nothing is attested any more. Default 10m, at least
 	// 1m. A quiet cluster's watch is not silent: the API server sends bookmarks, and watches are opened anew.
 	MaxStale metav1.Duration `json:"maxStale,omitzero"`
 
