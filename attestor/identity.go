@@ -14,6 +14,12 @@ const (
 	AgentAudience    = "meshca-agent"
 )
 
+// Methods by which objects of the cluster's API prove whom they ask for: see Evidence.Method.
+const (
+	MethodPodCertificate = "kubernetes/podCertificateRequest"
+	MethodSigningRequest = "kubernetes/certificateSigningRequest"
+)
+
 // Identity is the Kubernetes service account that a workload proved to run as. It is comparable, and comes only out of
 // NewIdentity, so its parts are always valid names.
 type Identity struct {
@@ -59,8 +65,8 @@ type Evidence struct {
 	// Vouched: no token stands behind it, but an agent's word that the cluster bears out.
 	Vouched  bool
 	Identity Identity
-	// Method is how it was proven: "kubernetes/tokenReview", "kubernetes/jwks", or by an agent's word that the cluster
-	// bears out, "kubernetes/nodeVouched".
+	// Method is how it was proven: "kubernetes/tokenReview", "kubernetes/jwks", by an agent's word that the cluster
+	// bears out, "kubernetes/nodeVouched", or by an object of the cluster's API that it confirms.
 	Method string
 	// ServiceAccountUID, PodName, PodUID: from the token, checked against the cluster where it can be asked.
 	ServiceAccountUID, PodName, PodUID string

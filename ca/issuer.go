@@ -23,6 +23,9 @@ type Grant struct {
 	// TTL is the life to issue for, from now to NotAfter; already within policy's cap. The profile clamps it. Zero asks
 	// for the profile's.
 	TTL time.Duration
+	// AtLeast is the shortest life that is of use, from now to NotAfter. Where the chain ends before, nothing is signed
+	// (ISSUER_ENDING); what was granted is not less, that is the caller's to see. Zero: any life will do.
+	AtLeast time.Duration
 	// DNSNames are granted DNS SANs, normally none.
 	DNSNames []string
 }
@@ -113,6 +116,10 @@ func (i *Issuer) Issue(ctx context.Context, r Request) (SVID, error) {
 	template, err := profile.template(r, signer, now, life)
 	if err != nil {
 		return SVID{}, err
+	}
+	if got := template.NotAfter.Sub(now); got < r.Grant.AtLeast {
+		return SVID{}, refusal.New(refusal.IssuerEnding, "the certificate would end with the intermediate, in %s, and less than %s is of no use", got, r.Grant.AtLeast).
+			After(30 * time.Second)
 	}
 
 	// 2. Lint: what would break a rule is not recorded and not signed.

@@ -294,13 +294,27 @@ func TestNotAfterIsClampedToTheChain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, 6*time.Hour, 72*time.Hour)
 		end := h.line.Status().NotAfter
+		// A life that the chain would cut below what is of use is not signed.
+		time.Sleep(time.Until(end) - time.Hour)
+		hourly := workloadRequest(t)
+		hourly.Grant.AtLeast = time.Hour
+		if svid, err := h.issuer.Issue(t.Context(), hourly); err != nil || svid.Life != time.Hour {
+			t.Errorf("a life of %s, %v", svid.Life, err)
+		}
+		time.Sleep(time.Second)
+		entries := len(h.store.all())
+		_, err := h.issuer.Issue(t.Context(), hourly)
+		wantReason(t, err, refusal.IssuerEnding)
+		if n := len(h.store.all()); n != entries {
+			t.Errorf("the ledger grew by %d", n-entries)
+		}
 		// Exactly ten minutes are enough, less are not.
 		time.Sleep(time.Until(end) - 10*time.Minute)
 		if _, err := h.issuer.Issue(t.Context(), workloadRequest(t)); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(time.Second)
-		_, err := h.issuer.Issue(t.Context(), workloadRequest(t))
+		_, err = h.issuer.Issue(t.Context(), workloadRequest(t))
 		wantReason(t, err, refusal.IssuerEnding)
 		wantReason(t, h.issuer.Ready(), refusal.IssuerEnding)
 		// A life of 20 s needs 5 s.

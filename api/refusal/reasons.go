@@ -40,6 +40,7 @@ const (
 	NamespaceGone      Reason = "NAMESPACE_GONE"
 	ClusterUnknown     Reason = "CLUSTER_UNKNOWN"
 	ClusterMismatch    Reason = "CLUSTER_MISMATCH"
+	ClaimUntrue        Reason = "CLAIM_UNTRUE"
 )
 
 // Who calls.
@@ -61,6 +62,7 @@ const (
 	IdentityInvalid  Reason = "IDENTITY_INVALID"
 	IdentityReserved Reason = "IDENTITY_RESERVED"
 	DNSNameInvalid   Reason = "DNS_NAME_INVALID"
+	LifeTooShort     Reason = "LIFE_TOO_SHORT"
 
 	PolicyFactsUnknown    Reason = "POLICY_FACTS_UNKNOWN"
 	NodeVouchedNotAllowed Reason = "NODE_VOUCHED_NOT_ALLOWED"
@@ -90,6 +92,7 @@ const (
 	KubernetesUnavailable Reason = "KUBERNETES_UNAVAILABLE"
 	KubernetesForbidden   Reason = "KUBERNETES_FORBIDDEN"
 	KubernetesStale       Reason = "KUBERNETES_STALE"
+	ClockSkew             Reason = "CLOCK_SKEW"
 	KeysUnavailable       Reason = "KEYS_UNAVAILABLE"
 	IssuerNotReady        Reason = "ISSUER_NOT_READY"
 	IssuerEnding          Reason = "ISSUER_ENDING"
@@ -216,6 +219,9 @@ var table = map[Reason]entry{
 	ClusterMismatch: {codes.PermissionDenied,
 		"The request names another cluster than the one that the agent attested to.",
 		"Set `cluster` in the agent's configuration and restart it; an agent's SVID binds it to one cluster."},
+	ClaimUntrue: {codes.PermissionDenied,
+		"The request object says something else of its pod than the cluster does.",
+		"Kubelets make such objects from what is so. If none made this one, somebody tries for another's identity: the audit line has the object's UID, the API server's own log who made it."},
 	AgentNotListed: {codes.PermissionDenied,
 		"The service account is not one of the cluster's agents.",
 		"Add it to `agents` of that cluster in the CA's configuration, if it is an agent's."},
@@ -252,6 +258,9 @@ var table = map[Reason]entry{
 	DNSNameInvalid: {codes.PermissionDenied,
 		"What a rule's `dnsNames` yield for this workload is no DNS name.",
 		"Give this service account a rule of its own before that one, or change the template: labels have at most 63 bytes and a placeholder stands for one of them."},
+	LifeTooShort: {codes.PermissionDenied,
+		"What is granted lives shorter than the request's API allows.",
+		"A PodCertificateRequest's certificate lives an hour at least: raise `svid.ttl`, or `ttl` in the policy rule that the detail names, or give these pods another way to the CA."},
 	IdentityDenied: {codes.PermissionDenied,
 		"An operator denied this SPIFFE ID.",
 		"`certctl svid allow ID` lifts it; `certctl explain ID` shows who denied it, when and why."},
@@ -303,6 +312,9 @@ var table = map[Reason]entry{
 	KubernetesStale: {codes.Unavailable,
 		"The watch on the cluster's objects has been silent beyond `maxStale`, so nobody knows what lives.",
 		"Look at the API server and the network between; it resumes by itself."},
+	ClockSkew: {codes.Unavailable,
+		"The clocks of the CA and of the cluster's API server are too far apart for the API to take what the CA signs.",
+		"Set the clocks: `certctl status` shows the skew. Requests that wait are answered then."},
 	KeysUnavailable: {codes.Unavailable,
 		"The cluster's token keys could not be read, so no token can be verified.",
 		"Look at the JWKS source that the detail names; it is read again by itself."},

@@ -66,6 +66,7 @@ func New(c Config) (*Authority, error) {
 // Admit's. It returns the SVID or a refusal, and leaves a decision behind either way: audit line, ring, metrics.
 func (a *Authority) Issue(ctx context.Context, by *Admitted, r Request) (ca.SVID, error) {
 	d := a.Journal.begin(eventIssue, r.Door, by.caller, by.cluster)
+	d.claims(r.Claim)
 	defer a.Journal.concludePanic(d)
 	svid, err := a.issue(ctx, by, r, d)
 	a.Journal.conclude(d, svid, err)
@@ -73,18 +74,18 @@ func (a *Authority) Issue(ctx context.Context, by *Admitted, r Request) (ca.SVID
 }
 
 func (a *Authority) issue(ctx context.Context, by *Admitted, r Request, d *Decision) (_ ca.SVID, err error) {
-	// 1. Who calls: an agent, as the CA knows it, of this cluster, and alive; or the workload itself, where policy lets any.
-	// Admit and AdmitDirect have found that out for the whole call.
+	// 1. Who calls: an agent, as the CA knows it, of this cluster, and alive; the workload itself, where policy lets any; or
+	// an object of the cluster's API. Admit, AdmitDirect and AdmitObjects have found that out for the whole call.
 
 	// 2. Attest: the workload's own token, made for us, of a pod that lives. An agent's word alone is worth nothing, but
-	// where policy takes it for a pod that the cluster itself knows.
+	// where policy takes it for a pod that the cluster itself knows; an object's word is worth what the cluster confirms.
 	d.Evidence, err = a.attest(ctx, by, r)
 	if err != nil {
 		return ca.SVID{}, err
 	}
 
 	// 3. Authorise: an agent may ask only for pods that run beside it. Names can be reused; UIDs cannot.
-	if !by.direct && d.Evidence.NodeUID != by.NodeUID {
+	if by.agent() && d.Evidence.NodeUID != by.NodeUID {
 		return ca.SVID{}, refusal.New(refusal.PodNotOnNode, "pod %s/%s runs on node %s (%s), the agent asks from node %s (%s)",
 			d.Evidence.Identity.Namespace(), d.Evidence.PodName, d.Evidence.NodeName, d.Evidence.NodeUID, by.NodeName, by.NodeUID).
 			On("kubernetes.io.node.uid")
@@ -103,7 +104,7 @@ func (a *Authority) issue(ctx context.Context, by *Admitted, r Request, d *Decis
 	}
 
 	// 5. The CSR: its public key, proven to be held; names it may repeat, not add.
-	key, err := a.requestedKey(r.CSR, grant)
+	key, err := a.requestedKey(r, grant)
 	if err != nil {
 		return ca.SVID{}, err
 	}
@@ -113,7 +114,7 @@ func (a *Authority) issue(ctx context.Context, by *Admitted, r Request, d *Decis
 	if err != nil {
 		return ca.SVID{}, err
 	}
-	if !by.direct {
+	if by.agent() {
 		a.Agents.issuedThrough(by.caller.ID.String(), svid.NotAfter)
 		a.Endings.issued(d, svid) // before it leaves: what has died since it was attested ends at the next look
 	}
@@ -159,7 +160,7 @@ func (a *Authority) attestAgent(ctx context.Context, cluster, version string, r 
 	}
 
 	// 4. The CSR, the ledger, the signature: as for everyone.
-	key, err := a.requestedKey(r.CSR, grant)
+	key, err := a.requestedKey(r, grant)
 	if err != nil {
 		return ca.SVID{}, err
 	}
@@ -199,11 +200,19 @@ func (a *Authority) grant(ctx context.Context, r Request, d *Decision) (ca.Grant
 	if r.TTL > 0 {
 		grant.TTL = min(grant.TTL, r.TTL)
 	}
+	if grant.TTL < r.AtLeast {
+		return ca.Grant{}, 0, refusal.New(refusal.LifeTooShort, "policy (%s) grants %s for %s, and a certificate of this API lives %s at least",
+			verdict.Rule, verdict.ID, verdict.TTL, r.AtLeast).On("ttl")
+	}
+	grant.AtLeast = r.AtLeast
 	return grant, verdict.Basis, nil
 }
 
-func (a *Authority) requestedKey(der []byte, grant ca.Grant) (crypto.PublicKey, error) {
-	csr, err := ca.ParseCSR(der)
+func (a *Authority) requestedKey(r Request, grant ca.Grant) (crypto.PublicKey, error) {
+	if r.Proof != nil {
+		return r.Proof.Key()
+	}
+	csr, err := ca.ParseCSR(r.CSR)
 	if err != nil {
 		return nil, err
 	}
@@ -228,8 +237,11 @@ type LedgerEvidence struct {
 	CredentialID      string `json:"credentialID,omitempty"`
 	Agent             string `json:"agent,omitempty"`
 	Rule              string `json:"rule,omitempty"`
-	// Way is "direct" or "nodeVouched"; empty where an agent showed the workload's own token.
+	// Way is "direct", "nodeVouched" or "kubelet"; empty where an agent showed the workload's own token.
 	Way string `json:"way,omitempty"`
+	// Object is the UID of the API object that asked. One object may have several entries, where a try was broken off: at
+	// most one of their certificates was delivered.
+	Object string `json:"object,omitempty"`
 	// Basis is policy.Basis, as text: what of the policy the grant rested on.
 	Basis string `json:"basis,omitempty"`
 }
@@ -251,6 +263,7 @@ func ledgerEvidence(d *Decision, basis policy.Basis) []byte {
 	o.text("agent", d.agent())
 	o.text("rule", d.Rule)
 	o.text("way", d.Way())
+	o.text("object", d.Object)
 	o.text("basis", basis.String())
 	return o.end()
 }

@@ -14,16 +14,20 @@ import (
 	"github.com/meshca/meshca/ca"
 )
 
-// Admitted is a caller that may ask: an agent, and what it is held to, or a workload that calls by itself. Only Admit and
-// AdmitDirect make one.
+// Admitted is a caller that may ask: an agent, and what it is held to; a workload that calls by itself; or the cluster's
+// API, by its objects. Only Admit, AdmitDirect and AdmitObjects make one.
 type Admitted struct {
-	// AgentInstance is the agent's; zero for a workload that calls by itself.
+	// AgentInstance is the agent's; zero for all others.
 	ca.AgentInstance
 	caller  Caller
 	cluster string
 	member  Member
 	direct  bool
+	objects bool
 }
+
+// agent reports whether an agent asks, which may do so for pods beside it.
+func (by *Admitted) agent() bool { return !by.direct && !by.objects }
 
 // Admit finds out who calls: an agent that is on record, of this cluster, whose pod and node live. It is the first step
 // of all that an agent may ask for, taken once for a call, however many requests that holds. It leaves no audit line: a
@@ -78,6 +82,26 @@ func (a *Authority) AdmitDirect(c Caller, cluster string) (*Admitted, error) {
 		return nil, refusal.New(refusal.AgentRequired, "the call came without an agent's SVID as client certificate, and no policy rule of cluster %s has direct", cluster)
 	}
 	return &Admitted{caller: c, cluster: cluster, member: member, direct: true}, nil
+}
+
+// AdmitObjects admits what objects of the cluster's API ask for, each by its Claim. That there is a door for them is the
+// configuration's word; who may make such objects is the API server's to say, and what they claim is held against the
+// cluster.
+func (a *Authority) AdmitObjects(cluster string) (*Admitted, error) {
+	member, err := a.member(cluster)
+	if err != nil {
+		return nil, err
+	}
+	return &Admitted{cluster: cluster, member: member, objects: true}, nil
+}
+
+// Refuse records that a door refused an object's request before the procedure began, as something that its protocol does
+// not allow. It returns err.
+func (a *Authority) Refuse(by *Admitted, r Request, err error) error {
+	d := a.Journal.begin(eventIssue, r.Door, by.caller, by.cluster)
+	d.claims(r.Claim)
+	a.Journal.conclude(d, ca.SVID{}, err)
+	return err
 }
 
 func (a *Authority) member(cluster string) (Member, error) {

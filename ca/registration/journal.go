@@ -38,6 +38,8 @@ type Decision struct {
 	Cluster string
 	// Evidence is as far as attestation came; see Evidence.Proven.
 	Evidence attestor.Evidence
+	// Object is the UID of the API object that asked; empty where none did.
+	Object string
 	// ID is what policy granted or would have; zero before it was asked.
 	ID spiffeid.ID
 	// Rule is the policy rule that decided.
@@ -46,6 +48,15 @@ type Decision struct {
 	Outcome, Message, Claim string
 	Serial                  string
 	NotAfter                time.Time
+}
+
+// claims notes what an object of the cluster's API says, until that is confirmed.
+func (d *Decision) claims(c *Claim) {
+	if c == nil {
+		return
+	}
+	d.Evidence, d.Object = c.Said, refusal.Clip(c.Object, maxName)
+	d.Evidence.Proven, d.Evidence.Facts = false, nil
 }
 
 func (d *Decision) agent() string {
@@ -167,6 +178,7 @@ func (j *Journal) line(d *Decision) {
 	}
 	o.text("rule", d.Rule)
 	o.text("way", d.Way())
+	o.text("object", d.Object)
 	o.text("serial", d.Serial)
 	if !d.NotAfter.IsZero() {
 		o.time("notAfter", d.NotAfter.UTC())

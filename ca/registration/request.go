@@ -40,10 +40,27 @@ type Request struct {
 	Token attestor.Token
 	// Pod is named instead of a token by an agent that vouches for it, where policy says nodeVouched.
 	Pod *attestor.PodRef
+	// Claim is made by an object of the cluster's API instead: see AdmitObjects.
+	Claim *Claim
 	// CSR is PKCS #10, DER. Only its public key is used.
 	CSR []byte
+	// Proof shows the key where the door's protocol has no CSR.
+	Proof *ca.KeyProof
 	// TTL asks for a shorter life than the grant's; zero or more than the grant is clamped to it.
 	TTL time.Duration
+	// AtLeast is the shortest life that the door's protocol allows, from now to NotAfter. Where less is granted the request
+	// is refused (LIFE_TOO_SHORT); where less is left of the intermediate it has to come again (ISSUER_ENDING).
+	AtLeast time.Duration
+}
+
+// Claim is what an object of the cluster's API says of a pod: a PodCertificateRequest or a CertificateSigningRequest. It is
+// worth what the cluster says to it.
+type Claim struct {
+	// Said is the pod, its service account and its node, by names and UIDs. Its Method says who makes such objects:
+	// attestor.MethodPodCertificate the kubelet, for pods beside it; attestor.MethodSigningRequest the pod itself.
+	Said attestor.Evidence
+	// Object is the UID of the object, for audit and ledger: entries of one object are tries for one certificate.
+	Object string
 }
 
 // Cluster attests the workloads of one Kubernetes cluster. All methods are called concurrently, answer with a
@@ -58,6 +75,9 @@ type Cluster interface {
 	// Vouch finds out whose a pod is that an agent names without a token, from what the cluster itself knows of the pod.
 	// The node in the evidence is where it runs: on an agent's word alone nothing follows.
 	Vouch(ctx context.Context, pod attestor.PodRef) (attestor.Evidence, error)
+	// Confirm holds what somebody claims of a pod against what the cluster knows: pod, service account and node, each by
+	// its UID. What comes back is proven, or an error says why not.
+	Confirm(ctx context.Context, claimed attestor.Evidence) (attestor.Evidence, error)
 	// Alive checks again that the pod, node, service account and namespace of an earlier attestation live. It is called
 	// for the agent with every request, so it must be cheap.
 	Alive(ctx context.Context, e attestor.Evidence) error

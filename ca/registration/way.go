@@ -8,18 +8,23 @@ import (
 	"github.com/meshca/meshca/ca/policy"
 )
 
-// The ways of a workload's request. The usual one, an agent that shows the workload's own token, has no name; the others
+// The ways of a workload's request. The usual one, an agent that shows the workload's own token, has no name. The next two
 // are closed unless policy opens them, for the very workload.
 const (
 	wayDirect      = "direct"      // the workload shows its token itself
 	wayNodeVouched = "nodeVouched" // an agent names a pod that runs beside it, and shows no token
+	// The node's kubelet names a pod that runs beside it, by an object of the API. The configuration opens it for a whole
+	// cluster: a kubelet could have a token of any of its pods, so policy has no more to open than for those.
+	wayKubelet = "kubelet"
 )
 
-// Way is how a workload's request came: "direct", "nodeVouched", or empty for the usual one.
+// Way is how a workload's request came: "direct", "nodeVouched", "kubelet", or empty for the usual one.
 func (d *Decision) Way() string {
 	switch {
 	case d.Event != eventIssue:
 		return ""
+	case d.Evidence.Method == attestor.MethodPodCertificate:
+		return wayKubelet
 	case d.Evidence.Vouched:
 		return wayNodeVouched
 	case d.Caller.ID.IsZero():
@@ -32,6 +37,12 @@ func (d *Decision) Way() string {
 func (a *Authority) attest(ctx context.Context, by *Admitted, r Request) (attestor.Evidence, error) {
 	cluster := by.member.Cluster
 	switch {
+	case by.objects != (r.Claim != nil):
+		return attestor.Evidence{}, refusal.New(refusal.Internal, "a claim came to another door than that of objects, or none to that")
+	case by.objects:
+		said := r.Claim.Said
+		said.Proven = false
+		return cluster.Confirm(ctx, said)
 	case r.Pod == nil && by.direct:
 		return cluster.AttestDirect(ctx, r.Token)
 	case r.Pod == nil:

@@ -111,6 +111,20 @@ func (m mortal) Vouch(ctx context.Context, p attestor.PodRef) (attestor.Evidence
 	return m.Cluster.Vouch(ctx, p)
 }
 
+// Confirm knows the world's pods.
+func (m mortal) Confirm(ctx context.Context, claimed attestor.Evidence) (attestor.Evidence, error) {
+	known, ok := m.w.Pods.Load(attestor.PodRef{Namespace: claimed.Identity.Namespace(), Name: claimed.PodName, UID: claimed.PodUID})
+	if !ok {
+		return m.Cluster.Confirm(ctx, claimed)
+	}
+	ev := known.(attestor.Evidence)
+	if ev.Identity != claimed.Identity || ev.ServiceAccountUID != claimed.ServiceAccountUID || ev.NodeUID != claimed.NodeUID {
+		return claimed, refusal.New(refusal.ClaimUntrue, "the world knows %+v", ev)
+	}
+	ev.Method, ev.Vouched, ev.Facts = claimed.Method, false, m.w.Facts.Load()
+	return ev, nil
+}
+
 // Alive says what the test wants, else what the cluster does.
 func (m mortal) Alive(ctx context.Context, e attestor.Evidence) error {
 	if gone := m.w.Gone.Load(); gone != nil {
