@@ -31,6 +31,9 @@ const (
 // clients are what one reading of the kubeconfig made.
 type clients struct {
 	core, authentication, authorization *rest.RESTClient
+
+	conf   *rest.Config
+	shared *http.Client
 }
 
 // connection is the clients, made anew when the kubeconfig's content has changed: whoever replaces the token or the
@@ -154,7 +157,7 @@ func newClients(conf *rest.Config, wrap func(http.RoundTripper) http.RoundTrippe
 	if err != nil {
 		return nil, err
 	}
-	made := &clients{}
+	made := &clients{conf: conf, shared: shared}
 	for _, c := range []struct {
 		client **rest.RESTClient
 		path   string

@@ -66,6 +66,7 @@ func New(c Config) (*Authority, error) {
 // Admit's. It returns the SVID or a refusal, and leaves a decision behind either way: audit line, ring, metrics.
 func (a *Authority) Issue(ctx context.Context, by *Admitted, r Request) (ca.SVID, error) {
 	d := a.Journal.begin(eventIssue, r.Door, by.caller, by.cluster)
+	r.Claim = r.Claim.bounded()
 	d.claims(r.Claim)
 	defer a.Journal.concludePanic(d)
 	svid, err := a.issue(ctx, by, r, d)

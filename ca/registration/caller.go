@@ -99,7 +99,7 @@ func (a *Authority) AdmitObjects(cluster string) (*Admitted, error) {
 // not allow. It returns err.
 func (a *Authority) Refuse(by *Admitted, r Request, err error) error {
 	d := a.Journal.begin(eventIssue, r.Door, by.caller, by.cluster)
-	d.claims(r.Claim)
+	d.claims(r.Claim.bounded())
 	a.Journal.conclude(d, ca.SVID{}, err)
 	return err
 }

@@ -2,6 +2,7 @@ package registration_test
 
 import (
 	"crypto/x509"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,5 +147,15 @@ func TestADoorRefuses(t *testing.T) {
 	}
 	if found := w.Journal.Ring().ByPod("shop", "web-1", 5); len(found) != 1 || found[0].Outcome != "REQUEST_MALFORMED" {
 		t.Errorf("the ring remembers %+v", found)
+	}
+	// What a stranger may have written into an object is bounded.
+	long := claim(w, false)
+	long.Claim.Said.PodUID, long.Claim.Object = strings.Repeat("x", 1<<20), strings.Repeat("y", 1<<20)
+	_ = w.RA.Refuse(by, long, no)
+	if _, err := w.RA.Issue(t.Context(), by, long); err == nil {
+		t.Error("it was issued")
+	}
+	if n := len(w.Audit.String()); n > 8<<10 {
+		t.Errorf("the audit log has %d bytes", n)
 	}
 }

@@ -52,11 +52,9 @@ type Decision struct {
 
 // claims notes what an object of the cluster's API says, until that is confirmed.
 func (d *Decision) claims(c *Claim) {
-	if c == nil {
-		return
+	if c != nil {
+		d.Evidence, d.Object = c.Said, c.Object
 	}
-	d.Evidence, d.Object = c.Said, refusal.Clip(c.Object, maxName)
-	d.Evidence.Proven, d.Evidence.Facts = false, nil
 }
 
 func (d *Decision) agent() string {

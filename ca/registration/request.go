@@ -63,6 +63,21 @@ type Claim struct {
 	Object string
 }
 
+// bounded is the claim without what can be no object's name or UID, and not proven; nil of nil.
+func (c *Claim) bounded() *Claim {
+	if c == nil {
+		return nil
+	}
+	b := *c
+	b.Said.Proven, b.Said.Vouched, b.Said.Facts = false, false, nil
+	for _, s := range []*string{&b.Object, &b.Said.ServiceAccountUID, &b.Said.PodName, &b.Said.PodUID, &b.Said.NodeName, &b.Said.NodeUID, &b.Said.CredentialID} {
+		if len(*s) > 253 {
+			*s = ""
+		}
+	}
+	return &b
+}
+
 // Cluster attests the workloads of one Kubernetes cluster. All methods are called concurrently, answer with a
 // *refusal.Error, and end before ctx does.
 type Cluster interface {

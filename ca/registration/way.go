@@ -40,9 +40,7 @@ func (a *Authority) attest(ctx context.Context, by *Admitted, r Request) (attest
 	case by.objects != (r.Claim != nil):
 		return attestor.Evidence{}, refusal.New(refusal.Internal, "a claim came to another door than that of objects, or none to that")
 	case by.objects:
-		said := r.Claim.Said
-		said.Proven = false
-		return cluster.Confirm(ctx, said)
+		return cluster.Confirm(ctx, r.Claim.Said)
 	case r.Pod == nil && by.direct:
 		return cluster.AttestDirect(ctx, r.Token)
 	case r.Pod == nil:

@@ -39,7 +39,16 @@ type Reader struct {
 	Refresh time.Duration
 }
 
-// Config is what Roots are made of; every field but Readers and Unrecorded is needed.
+// Publication is a Reader of a place that the CA writes the trust bundle to by itself.
+type Publication struct {
+	Reader
+	// Since is when the place first held a bundle of the sequence that was asked about; zero: it does not yet.
+	Since time.Time
+	// Fault is why it could not be written, or looked at, the last time; empty when it could.
+	Fault string
+}
+
+// Config is what Roots are made of; every field but Readers, Published and Unrecorded is needed.
 type Config struct {
 	Authority *ca.Authority
 	Trust     *ca.Trust
@@ -53,6 +62,9 @@ type Config struct {
 	// Unrecorded is until when certificates may live that the ledger does not know, as after it was put back from a
 	// backup. They may be under any root.
 	Unrecorded time.Time
+	// Published are the places that the CA writes the trust bundle to, and since when each holds a bundle of this sequence
+	// or a later one. Their readers are given their refresh times from then on; one that cannot be written is waited for.
+	Published func(set uint64) []Publication
 }
 
 // Roots moves the CA's roots. It is safe for concurrent use.
@@ -66,6 +78,9 @@ var _ rotation.Authorities = (*Roots)(nil)
 func New(c Config) (*Roots, error) {
 	if c.Authority == nil || c.Trust == nil || c.Upstream == nil || c.Ledger == nil || c.Agents == nil || c.Renewals == nil || c.Serving == nil {
 		return nil, errors.New("rollout: incomplete configuration")
+	}
+	if c.Published == nil {
+		c.Published = func(uint64) []Publication { return nil }
 	}
 	return &Roots{c: c}, nil
 }
@@ -121,12 +136,18 @@ func (x *Roots) find(ctx context.Context, p rotation.Party) (*x509.Certificate, 
 	return nil, fmt.Errorf("the upstream has no issuer %s any more", p.Ref)
 }
 
-// Unconfirmed names agents by their SPIFFE IDs, and readers whose refresh time has not passed.
+// Unconfirmed names agents by their SPIFFE IDs, and readers whose refresh time has not passed: since the root was published
+// or, where the CA brings it to them, since that was done.
 func (x *Roots) Unconfirmed(_ context.Context, set uint64, since time.Time) ([]string, error) {
 	names := x.c.Agents.Unconfirmed(set)
 	for _, r := range x.c.Readers {
 		if time.Since(since) < r.Refresh {
 			names = append(names, "reader "+r.Name)
+		}
+	}
+	for _, p := range x.c.Published(set) {
+		if p.Since.IsZero() || time.Since(p.Since) < p.Refresh {
+			names = append(names, "reader "+p.Name)
 		}
 	}
 	return names, nil
