@@ -105,7 +105,7 @@ var importers = []struct {
 	{"github.com/smallstep/certificates", []string{"ca", "ca/upstream/*"}, "the signer stands behind our guard, nowhere else"},
 	{"github.com/hashicorp/vault", []string{"ca/upstream/vault", "test/..."}, "Vault is spoken to in one place"},
 	{"go.step.sm/crypto/kms", []string{"ca/pkcs11"}, "tokens are spoken to in one place"},
-	{"k8s.io/client-go", []string{"attestor/kubernetes", "test/..."}, "the cluster is asked by its attestor alone"},
+	{"k8s.io/client-go", []string{"attestor/kubernetes", "api/kubesigner", "test/..."}, "the cluster is asked by its attestor, and answered by its signer, over the attestor's connection"},
 	{module + "/attestor/kubernetes/localissuer", []string{"cmd/meshca", "test/..."}, "it makes tokens: `meshca dev` and tests stand in for a cluster with it, nothing else may"},
 	{"github.com/spf13/cobra", []string{"cmd/..."}, "only cmd reads flags"},
 	{"github.com/fsnotify/fsnotify", []string{"cmd/...", "agent", "agent/*"}, "the core is told of changes, it does not watch files"},

@@ -53,7 +53,7 @@ func (s *Server) GetAuthorities(ctx context.Context, _ *meshcav1.GetAuthoritiesR
 	}
 	answer := &meshcav1.GetAuthoritiesResponse{BundleSequence: s.sequence(), Agents: s.confirmations(), IssuesUntil: stamp(v.IssuesUntil)}
 	for _, r := range v.Readers {
-		answer.Readers = append(answer.Readers, &meshcav1.ReaderConfirmation{Name: r.Name, Refresh: durationpb.New(r.Refresh), Until: stamp(r.Until)})
+		answer.Readers = append(answer.Readers, &meshcav1.ReaderConfirmation{Name: r.Name, Refresh: durationpb.New(r.Refresh), Until: stamp(r.Until), Fault: r.Fault})
 	}
 	if v.UpstreamErr != nil {
 		answer.UpstreamError = v.UpstreamErr.Error()

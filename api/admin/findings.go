@@ -56,6 +56,7 @@ func Findings(s *meshcav1.GetStatusResponse, now time.Time) []*meshcav1.Finding 
 	}
 	for _, c := range s.GetClusters() {
 		found = append(found, clusterFindings(c)...)
+		found = append(found, signerFindings(c, s.GetBundleSequence())...)
 	}
 	if p := s.GetPolicy(); p.GetLastError() != "" {
 		add("policy", levelError, "Mend the file; it is read again by itself. Until then the last good rules stay in force.", "%s is not in force: %s", cmp.Or(p.GetFile(), "the policy file"), p.GetLastError())

@@ -279,6 +279,8 @@ func atMost(p *page, a *meshcav1.GetAuthoritiesResponse) cell {
 	for _, w := range r.GetWaits() {
 		agent, reader := confirmation(a, w), readerOf(a, w)
 		switch {
+		case reader != nil && reader.GetUntil() == nil:
+			return text("no bound while the CA cannot bring it to a reader: see why below; `certctl ca continue --despite READER` gives it up, `certctl ca abort` goes back")
 		case reader != nil:
 			last = latest(last, reader.GetUntil().AsTime())
 		case agent == nil || agent.GetConnected():
@@ -347,7 +349,7 @@ func drawConfirmations(p *page, a *meshcav1.GetAuthoritiesResponse) {
 	for _, x := range a.GetReaders() {
 		if awaited("reader " + x.GetName()) {
 			rows = append(rows, []cell{text("reader " + x.GetName()), {}, textf("%d", r.GetBundleSequence()).as(doubtful),
-				textf("cannot confirm: is given %s", spell(x.GetRefresh().AsDuration())), p.when(x.GetUntil()), {}})
+				textf("cannot confirm: is given %s", spell(x.GetRefresh().AsDuration())), p.when(x.GetUntil()), text(x.GetFault()).as(bad)})
 		}
 	}
 	if len(rows) == 0 {

@@ -155,6 +155,49 @@ func drawClusters(p *page, s *meshcav1.GetStatusResponse) {
 		p.gap()
 		p.table([]string{"CLUSTER", "HEALTHY", "MODE", "LIVENESS", "CLOCK", "ISSUER", "KEYS", "LAST ERROR"}, rows)
 	}
+	drawSigners(p, s)
+	drawPublished(p, s)
+}
+
+// drawSigners shows which requests of clusters' own certificates APIs are answered.
+func drawSigners(p *page, s *meshcav1.GetStatusResponse) {
+	var rows [][]cell
+	for _, c := range s.GetClusters() {
+		for _, x := range c.GetSigners() {
+			tone := good
+			if x.GetState() != "serving" {
+				tone = doubtful
+			}
+			rows = append(rows, []cell{
+				text(x.GetApi()), text(c.GetName()), text(x.GetState()).as(tone), text(x.GetVersion()), textf("%d", x.GetPending()), text(x.GetWhy()).as(bad),
+			})
+		}
+	}
+	if len(rows) > 0 {
+		p.gap()
+		p.table([]string{"REQUESTS", "CLUSTER", "STATE", "VERSION", "PENDING", "WHY"}, rows)
+	}
+}
+
+// drawPublished shows where in clusters the trust bundle is published.
+func drawPublished(p *page, s *meshcav1.GetStatusResponse) {
+	var rows [][]cell
+	for _, c := range s.GetClusters() {
+		for _, x := range c.GetPublished() {
+			has, fault := textf("%d", x.GetSequence()), text(x.GetFault()).as(bad)
+			if x.GetSequence() < s.GetBundleSequence() {
+				has.tone = doubtful
+			}
+			if x.GetNotServed() {
+				fault.tone = doubtful
+			}
+			rows = append(rows, []cell{text(x.GetName()), has, p.when(x.GetSince()), fault})
+		}
+	}
+	if len(rows) > 0 {
+		p.gap()
+		p.table([]string{"PUBLISHED AT", "BUNDLE", "SINCE", "FAULT"}, rows)
+	}
 }
 
 // agentsShown bounds the table; -o json has all.

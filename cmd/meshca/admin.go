@@ -134,6 +134,18 @@ func (d *daemon) clusterStatus(name string) *meshcav1.ClusterStatus {
 	if !c.SkewMeasured.IsZero() {
 		s.ClockSkew = durationpb.New(c.ClockSkew)
 	}
+	if signer := d.signers[name]; signer != nil {
+		for _, x := range signer.Status() {
+			s.Signers = append(s.Signers, &meshcav1.SignerStatus{Api: x.API, Version: x.Version, State: x.State, Why: x.Why, Pending: uint32(x.Pending)})
+		}
+	}
+	if publisher := d.publishers[name]; publisher != nil {
+		for _, x := range publisher.Status() {
+			s.Published = append(s.Published, &meshcav1.PublicationStatus{
+				Name: x.Name, Sequence: x.Sequence, Since: timestamp(x.Since), NotServed: x.NotServed, Fault: x.Fault,
+			})
+		}
+	}
 	return s
 }
 

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/meshca/meshca/api/issuance"
+	"github.com/meshca/meshca/api/kubesigner"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/ca"
@@ -146,6 +147,25 @@ type ClusterConfig struct {
 	// SameNamespaces says that a namespace and service account of this cluster is the same workload as its namesake in
 	// the other clusters that say so too. Without it, clusters whose ID templates can collide are refused.
 	SameNamespaces bool `json:"sameNamespaces"`
+	// Signers has the CA answer requests of the cluster's own certificates API, so that pods have identities without any
+	// agent (see docs/kubernetes-signers.md). Default: it answers none.
+	Signers kubesigner.Config `json:"signers"`
+	// Publish is where in the cluster the trust bundle is published. Default: nowhere.
+	Publish kubesigner.PublishConfig `json:"publish"`
+}
+
+// check fills in what Signers and Publish leave out, and says what is wrong with them.
+func (k *ClusterConfig) check() error {
+	if err := k.Signers.Complete(); err != nil {
+		return fmt.Errorf("signers.%w", err)
+	}
+	if err := k.Publish.Complete(); err != nil {
+		return fmt.Errorf("publish.%w", err)
+	}
+	if k.Liveness == kubernetes.LivenessNone && (k.Signers.Enabled() || k.Publish.Enabled()) {
+		return errors.New("signers, publish: they need the cluster's API server, and liveness is none")
+	}
+	return nil
 }
 
 // AuditConfig is where audit lines go.
@@ -274,6 +294,9 @@ func (c *Config) checkClusters() error {
 			k.Agents = []string{"meshca/meshca-agent"}
 		}
 		if err := k.Validate(); err != nil {
+			return fmt.Errorf("clusters[%d]: %w", i, err)
+		}
+		if err := k.check(); err != nil {
 			return fmt.Errorf("clusters[%d]: %w", i, err)
 		}
 		for _, account := range k.Agents {

@@ -121,7 +121,7 @@ func (d *daemon) openRoller(ctx context.Context) error {
 	}
 	roots, err := rollout.New(rollout.Config{
 		Authority: d.authority, Trust: d.trust, Upstream: d.upstream, Ledger: d.store, Agents: d.agents, Renewals: d.orders,
-		Serving: d.wakeServing, Readers: readers, Unrecorded: unrecorded,
+		Serving: d.wakeServing, Readers: readers, Unrecorded: unrecorded, Published: d.published,
 	})
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ import (
 
 	"github.com/meshca/meshca/api/admin"
 	"github.com/meshca/meshca/api/issuance"
+	"github.com/meshca/meshca/api/kubesigner"
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/keyring"
@@ -66,6 +67,8 @@ type daemon struct {
 	journal      *registration.Journal
 	registration *registration.Authority
 	door         *issuance.Server
+	signers      map[string]*kubesigner.Signer
+	publishers   map[string]*kubesigner.Publisher
 
 	closers []func() error
 }
@@ -174,6 +177,9 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 	if d.continuity, err = registration.OpenContinuity(ctx, d.store, d.trust, d.agents, log); err != nil {
 		return nil, err
 	}
+	if err := d.openPublishers(); err != nil {
+		return nil, err
+	}
 	if err := d.openRoller(ctx); err != nil {
 		return nil, err
 	}
@@ -193,6 +199,9 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 		Agents: d.agents, Orders: d.orders, Endings: d.endings, Continuity: d.continuity, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := d.openSigners(); err != nil {
 		return nil, err
 	}
 	d.door = issuance.New(issuance.Config{
@@ -252,6 +261,12 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	g.Go(func() error { d.trustFound(ctx); return nil })
 	for name, cluster := range d.clusters {
 		g.Go(func() error { return ignoreEnd(ctx, cluster.Run(ctx), name) })
+	}
+	for _, signer := range d.signers {
+		g.Go(func() error { signer.Run(ctx); return nil })
+	}
+	for _, publisher := range d.publishers {
+		g.Go(func() error { publisher.Run(ctx); return nil })
 	}
 	g.Go(func() error { d.policy.watch(ctx, d.policyText); return nil })
 	g.Go(func() error { d.review(ctx); return nil })

@@ -135,8 +135,17 @@ func (c *Cluster) startEtcd(ctx context.Context, peerPort int) error {
 	return err
 }
 
-// StartAgain starts the API server after Stop, at the same address, and returns when it answers.
-func (c *Cluster) StartAgain(ctx context.Context) error {
+// WithPodCertificates are the arguments by which StartAgain has the API server serve PodCertificateRequests and
+// ClusterTrustBundles, in v1beta1. By default it serves neither.
+func WithPodCertificates() []string {
+	return []string{
+		"--runtime-config=certificates.k8s.io/v1beta1=true", "--feature-gates=PodCertificateRequest=true,ClusterTrustBundle=true",
+	}
+}
+
+// StartAgain starts the API server after Stop, at the same address, and returns when it answers. It may be given more
+// arguments than it was started with before.
+func (c *Cluster) StartAgain(ctx context.Context, more ...string) error {
 	if c.api != nil {
 		return errors.New("the API server runs already")
 	}
@@ -144,7 +153,7 @@ func (c *Cluster) StartAgain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	api, err := parts.Start(parts.Command{Path: path, Dir: c.dir, Args: []string{
+	api, err := parts.Start(parts.Command{Path: path, Dir: c.dir, Args: append([]string{
 		"--etcd-servers=http://127.0.0.1:" + strconv.Itoa(c.etcdPort),
 		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + strconv.Itoa(c.port),
 		"--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.96.0.0/24",
@@ -154,7 +163,7 @@ func (c *Cluster) StartAgain(ctx context.Context) error {
 		"--service-account-key-file=" + c.pki.TokenKey, "--service-account-signing-key-file=" + c.pki.TokenKey,
 		"--authorization-mode=RBAC",
 		"--disable-admission-plugins=ServiceAccount", // it would wait for controllers that are not here
-	}})
+	}, more...)})
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ func (x Finding_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Level.Descriptor instead.
 func (Finding_Level) EnumDescriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{9, 0}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{11, 0}
 }
 
 type GetStatusRequest struct {
@@ -536,7 +536,11 @@ type ClusterStatus struct {
 	// A namespace and service account of this cluster is the same workload as its namesakes in clusters that say so too.
 	SameNamespaces bool `protobuf:"varint,9,opt,name=same_namespaces,json=sameNamespaces,proto3" json:"same_namespaces,omitempty"`
 	// Why it is not known at once what of the cluster ends; empty where it is, and where liveness is "none".
-	WatchFault    string `protobuf:"bytes,10,opt,name=watch_fault,json=watchFault,proto3" json:"watch_fault,omitempty"`
+	WatchFault string `protobuf:"bytes,10,opt,name=watch_fault,json=watchFault,proto3" json:"watch_fault,omitempty"`
+	// Requests of Kubernetes' certificates API that are answered.
+	Signers []*SignerStatus `protobuf:"bytes,11,rep,name=signers,proto3" json:"signers,omitempty"`
+	// Where in the cluster the trust bundle is published.
+	Published     []*PublicationStatus `protobuf:"bytes,12,rep,name=published,proto3" json:"published,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -641,6 +645,182 @@ func (x *ClusterStatus) GetWatchFault() string {
 	return ""
 }
 
+func (x *ClusterStatus) GetSigners() []*SignerStatus {
+	if x != nil {
+		return x.Signers
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetPublished() []*PublicationStatus {
+	if x != nil {
+		return x.Published
+	}
+	return nil
+}
+
+// SignerStatus is how one kind of request of Kubernetes' certificates API is served.
+type SignerStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "podcertificaterequests" or "certificatesigningrequests".
+	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// The version that is spoken; empty where none is.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// "starting", "serving", "not served", "forbidden" or "failing".
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Why   string `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	// Open requests.
+	Pending       uint32 `protobuf:"varint,5,opt,name=pending,proto3" json:"pending,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignerStatus) Reset() {
+	*x = SignerStatus{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignerStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignerStatus) ProtoMessage() {}
+
+func (x *SignerStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignerStatus.ProtoReflect.Descriptor instead.
+func (*SignerStatus) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SignerStatus) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *SignerStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *SignerStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *SignerStatus) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *SignerStatus) GetPending() uint32 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+// PublicationStatus is one place in a cluster where the trust bundle is published.
+type PublicationStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "CLUSTER/configmap/NAMESPACE/NAME" or "CLUSTER/clustertrustbundle/NAME".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// That of the bundle it holds, as far as is known; 0: none, or nobody knows.
+	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// When that was written or, after a start of the CA, found.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// The cluster has no API for it.
+	NotServed     bool   `protobuf:"varint,4,opt,name=not_served,json=notServed,proto3" json:"not_served,omitempty"`
+	Fault         string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublicationStatus) Reset() {
+	*x = PublicationStatus{}
+	mi := &file_meshca_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublicationStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublicationStatus) ProtoMessage() {}
+
+func (x *PublicationStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublicationStatus.ProtoReflect.Descriptor instead.
+func (*PublicationStatus) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PublicationStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PublicationStatus) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *PublicationStatus) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *PublicationStatus) GetNotServed() bool {
+	if x != nil {
+		return x.NotServed
+	}
+	return false
+}
+
+func (x *PublicationStatus) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
 type PolicyStatus struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	File     string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
@@ -654,7 +834,7 @@ type PolicyStatus struct {
 
 func (x *PolicyStatus) Reset() {
 	*x = PolicyStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[5]
+	mi := &file_meshca_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +846,7 @@ func (x *PolicyStatus) String() string {
 func (*PolicyStatus) ProtoMessage() {}
 
 func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[5]
+	mi := &file_meshca_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +859,7 @@ func (x *PolicyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyStatus.ProtoReflect.Descriptor instead.
 func (*PolicyStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PolicyStatus) GetFile() string {
@@ -728,7 +908,7 @@ type AgentInfo struct {
 
 func (x *AgentInfo) Reset() {
 	*x = AgentInfo{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[6]
+	mi := &file_meshca_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +920,7 @@ func (x *AgentInfo) String() string {
 func (*AgentInfo) ProtoMessage() {}
 
 func (x *AgentInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[6]
+	mi := &file_meshca_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +933,7 @@ func (x *AgentInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentInfo.ProtoReflect.Descriptor instead.
 func (*AgentInfo) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AgentInfo) GetSpiffeId() string {
@@ -834,7 +1014,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[7]
+	mi := &file_meshca_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +1026,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[7]
+	mi := &file_meshca_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +1039,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 type CheckResponse struct {
@@ -871,7 +1051,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[8]
+	mi := &file_meshca_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1063,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[8]
+	mi := &file_meshca_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1076,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CheckResponse) GetFindings() []*Finding {
@@ -921,7 +1101,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[9]
+	mi := &file_meshca_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1113,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[9]
+	mi := &file_meshca_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1126,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Finding) GetSubject() string {
@@ -996,7 +1176,7 @@ type ListSVIDsRequest struct {
 
 func (x *ListSVIDsRequest) Reset() {
 	*x = ListSVIDsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[10]
+	mi := &file_meshca_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1188,7 @@ func (x *ListSVIDsRequest) String() string {
 func (*ListSVIDsRequest) ProtoMessage() {}
 
 func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[10]
+	mi := &file_meshca_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1201,7 @@ func (x *ListSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*ListSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListSVIDsRequest) GetSpiffeId() string {
@@ -1089,7 +1269,7 @@ type ListSVIDsResponse struct {
 
 func (x *ListSVIDsResponse) Reset() {
 	*x = ListSVIDsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[11]
+	mi := &file_meshca_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1281,7 @@ func (x *ListSVIDsResponse) String() string {
 func (*ListSVIDsResponse) ProtoMessage() {}
 
 func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[11]
+	mi := &file_meshca_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1294,7 @@ func (x *ListSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*ListSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListSVIDsResponse) GetEntries() []*LedgerEntry {
@@ -1144,7 +1324,7 @@ type LedgerEntry struct {
 
 func (x *LedgerEntry) Reset() {
 	*x = LedgerEntry{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[12]
+	mi := &file_meshca_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1336,7 @@ func (x *LedgerEntry) String() string {
 func (*LedgerEntry) ProtoMessage() {}
 
 func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[12]
+	mi := &file_meshca_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1349,7 @@ func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEntry.ProtoReflect.Descriptor instead.
 func (*LedgerEntry) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LedgerEntry) GetIndex() uint64 {
@@ -1261,7 +1441,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[13]
+	mi := &file_meshca_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1453,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[13]
+	mi := &file_meshca_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1466,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Evidence) GetMethod() string {
@@ -1395,7 +1575,7 @@ type GetBundleRequest struct {
 
 func (x *GetBundleRequest) Reset() {
 	*x = GetBundleRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[14]
+	mi := &file_meshca_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1587,7 @@ func (x *GetBundleRequest) String() string {
 func (*GetBundleRequest) ProtoMessage() {}
 
 func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[14]
+	mi := &file_meshca_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1600,7 @@ func (x *GetBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetBundleRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 type GetBundleResponse struct {
@@ -1433,7 +1613,7 @@ type GetBundleResponse struct {
 
 func (x *GetBundleResponse) Reset() {
 	*x = GetBundleResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[15]
+	mi := &file_meshca_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1625,7 @@ func (x *GetBundleResponse) String() string {
 func (*GetBundleResponse) ProtoMessage() {}
 
 func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[15]
+	mi := &file_meshca_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1638,7 @@ func (x *GetBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetBundleResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetBundleResponse) GetBundle() []byte {
@@ -1483,7 +1663,7 @@ type TestPolicyRequest struct {
 
 func (x *TestPolicyRequest) Reset() {
 	*x = TestPolicyRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[16]
+	mi := &file_meshca_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1675,7 @@ func (x *TestPolicyRequest) String() string {
 func (*TestPolicyRequest) ProtoMessage() {}
 
 func (x *TestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[16]
+	mi := &file_meshca_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1688,7 @@ func (x *TestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*TestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TestPolicyRequest) GetCluster() string {
@@ -1560,7 +1740,7 @@ type PolicyFacts struct {
 
 func (x *PolicyFacts) Reset() {
 	*x = PolicyFacts{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	mi := &file_meshca_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1752,7 @@ func (x *PolicyFacts) String() string {
 func (*PolicyFacts) ProtoMessage() {}
 
 func (x *PolicyFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[17]
+	mi := &file_meshca_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1765,7 @@ func (x *PolicyFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyFacts.ProtoReflect.Descriptor instead.
 func (*PolicyFacts) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PolicyFacts) GetPod() string {
@@ -1632,7 +1812,7 @@ type Labels struct {
 
 func (x *Labels) Reset() {
 	*x = Labels{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	mi := &file_meshca_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1824,7 @@ func (x *Labels) String() string {
 func (*Labels) ProtoMessage() {}
 
 func (x *Labels) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[18]
+	mi := &file_meshca_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1837,7 @@ func (x *Labels) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Labels.ProtoReflect.Descriptor instead.
 func (*Labels) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Labels) GetEntries() map[string]string {
@@ -1687,7 +1867,7 @@ type TestPolicyResponse struct {
 
 func (x *TestPolicyResponse) Reset() {
 	*x = TestPolicyResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[19]
+	mi := &file_meshca_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1879,7 @@ func (x *TestPolicyResponse) String() string {
 func (*TestPolicyResponse) ProtoMessage() {}
 
 func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[19]
+	mi := &file_meshca_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +1892,7 @@ func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*TestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TestPolicyResponse) GetCluster() string {
@@ -1787,7 +1967,7 @@ type PolicyAssumptions struct {
 
 func (x *PolicyAssumptions) Reset() {
 	*x = PolicyAssumptions{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[20]
+	mi := &file_meshca_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1979,7 @@ func (x *PolicyAssumptions) String() string {
 func (*PolicyAssumptions) ProtoMessage() {}
 
 func (x *PolicyAssumptions) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[20]
+	mi := &file_meshca_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1992,7 @@ func (x *PolicyAssumptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyAssumptions.ProtoReflect.Descriptor instead.
 func (*PolicyAssumptions) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PolicyAssumptions) GetTrustDomain() string {
@@ -1858,7 +2038,7 @@ type RuleReading struct {
 
 func (x *RuleReading) Reset() {
 	*x = RuleReading{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[21]
+	mi := &file_meshca_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2050,7 @@ func (x *RuleReading) String() string {
 func (*RuleReading) ProtoMessage() {}
 
 func (x *RuleReading) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[21]
+	mi := &file_meshca_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2063,7 @@ func (x *RuleReading) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleReading.ProtoReflect.Descriptor instead.
 func (*RuleReading) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RuleReading) GetNumber() uint32 {
@@ -1939,7 +2119,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[22]
+	mi := &file_meshca_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2131,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[22]
+	mi := &file_meshca_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2144,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Grant) GetSpiffeId() string {
@@ -2031,7 +2211,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[23]
+	mi := &file_meshca_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2223,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[23]
+	mi := &file_meshca_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2236,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExplainRequest) GetAbout() isExplainRequest_About {
@@ -2117,7 +2297,7 @@ type PodName struct {
 
 func (x *PodName) Reset() {
 	*x = PodName{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[24]
+	mi := &file_meshca_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2309,7 @@ func (x *PodName) String() string {
 func (*PodName) ProtoMessage() {}
 
 func (x *PodName) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[24]
+	mi := &file_meshca_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2322,7 @@ func (x *PodName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodName.ProtoReflect.Descriptor instead.
 func (*PodName) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PodName) GetNamespace() string {
@@ -2172,7 +2352,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[25]
+	mi := &file_meshca_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2364,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[25]
+	mi := &file_meshca_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2377,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExplainResponse) GetDecisions() []*Decision {
@@ -2250,7 +2430,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[26]
+	mi := &file_meshca_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2442,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[26]
+	mi := &file_meshca_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2455,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Decision) GetTime() *timestamppb.Timestamp {
@@ -2380,7 +2560,7 @@ type DenySVIDRequest struct {
 
 func (x *DenySVIDRequest) Reset() {
 	*x = DenySVIDRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[27]
+	mi := &file_meshca_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2572,7 @@ func (x *DenySVIDRequest) String() string {
 func (*DenySVIDRequest) ProtoMessage() {}
 
 func (x *DenySVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[27]
+	mi := &file_meshca_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2585,7 @@ func (x *DenySVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenySVIDRequest.ProtoReflect.Descriptor instead.
 func (*DenySVIDRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DenySVIDRequest) GetSpiffeId() string {
@@ -2437,7 +2617,7 @@ type DenySVIDResponse struct {
 
 func (x *DenySVIDResponse) Reset() {
 	*x = DenySVIDResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[28]
+	mi := &file_meshca_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2629,7 @@ func (x *DenySVIDResponse) String() string {
 func (*DenySVIDResponse) ProtoMessage() {}
 
 func (x *DenySVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[28]
+	mi := &file_meshca_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2642,7 @@ func (x *DenySVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenySVIDResponse.ProtoReflect.Descriptor instead.
 func (*DenySVIDResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DenySVIDResponse) GetDenial() *Denial {
@@ -2506,7 +2686,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[29]
+	mi := &file_meshca_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2698,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[29]
+	mi := &file_meshca_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2711,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Denial) GetSpiffeId() string {
@@ -2571,7 +2751,7 @@ type AllowSVIDRequest struct {
 
 func (x *AllowSVIDRequest) Reset() {
 	*x = AllowSVIDRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[30]
+	mi := &file_meshca_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2763,7 @@ func (x *AllowSVIDRequest) String() string {
 func (*AllowSVIDRequest) ProtoMessage() {}
 
 func (x *AllowSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[30]
+	mi := &file_meshca_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2776,7 @@ func (x *AllowSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowSVIDRequest.ProtoReflect.Descriptor instead.
 func (*AllowSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AllowSVIDRequest) GetSpiffeId() string {
@@ -2616,7 +2796,7 @@ type AllowSVIDResponse struct {
 
 func (x *AllowSVIDResponse) Reset() {
 	*x = AllowSVIDResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[31]
+	mi := &file_meshca_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2808,7 @@ func (x *AllowSVIDResponse) String() string {
 func (*AllowSVIDResponse) ProtoMessage() {}
 
 func (x *AllowSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[31]
+	mi := &file_meshca_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2821,7 @@ func (x *AllowSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowSVIDResponse.ProtoReflect.Descriptor instead.
 func (*AllowSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AllowSVIDResponse) GetWasDenied() bool {
@@ -2659,7 +2839,7 @@ type ListDenialsRequest struct {
 
 func (x *ListDenialsRequest) Reset() {
 	*x = ListDenialsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[32]
+	mi := &file_meshca_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +2851,7 @@ func (x *ListDenialsRequest) String() string {
 func (*ListDenialsRequest) ProtoMessage() {}
 
 func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[32]
+	mi := &file_meshca_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +2864,7 @@ func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDenialsRequest.ProtoReflect.Descriptor instead.
 func (*ListDenialsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 type ListDenialsResponse struct {
@@ -2696,7 +2876,7 @@ type ListDenialsResponse struct {
 
 func (x *ListDenialsResponse) Reset() {
 	*x = ListDenialsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[33]
+	mi := &file_meshca_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2708,7 +2888,7 @@ func (x *ListDenialsResponse) String() string {
 func (*ListDenialsResponse) ProtoMessage() {}
 
 func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[33]
+	mi := &file_meshca_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2721,7 +2901,7 @@ func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDenialsResponse.ProtoReflect.Descriptor instead.
 func (*ListDenialsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListDenialsResponse) GetDenials() []*Denial {
@@ -2742,7 +2922,7 @@ type RenewSVIDsRequest struct {
 
 func (x *RenewSVIDsRequest) Reset() {
 	*x = RenewSVIDsRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	mi := &file_meshca_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +2934,7 @@ func (x *RenewSVIDsRequest) String() string {
 func (*RenewSVIDsRequest) ProtoMessage() {}
 
 func (x *RenewSVIDsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[34]
+	mi := &file_meshca_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +2947,7 @@ func (x *RenewSVIDsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSVIDsRequest.ProtoReflect.Descriptor instead.
 func (*RenewSVIDsRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RenewSVIDsRequest) GetSpiffeId() string {
@@ -2795,7 +2975,7 @@ type RenewSVIDsResponse struct {
 
 func (x *RenewSVIDsResponse) Reset() {
 	*x = RenewSVIDsResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	mi := &file_meshca_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +2987,7 @@ func (x *RenewSVIDsResponse) String() string {
 func (*RenewSVIDsResponse) ProtoMessage() {}
 
 func (x *RenewSVIDsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[35]
+	mi := &file_meshca_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +3000,7 @@ func (x *RenewSVIDsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSVIDsResponse.ProtoReflect.Descriptor instead.
 func (*RenewSVIDsResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenewSVIDsResponse) GetOrder() *RenewOrder {
@@ -2845,7 +3025,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	mi := &file_meshca_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +3037,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[36]
+	mi := &file_meshca_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +3050,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 type BackupResponse struct {
@@ -2886,7 +3066,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	mi := &file_meshca_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2898,7 +3078,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[37]
+	mi := &file_meshca_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2911,7 +3091,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BackupResponse) GetPart() isBackupResponse_Part {
@@ -2980,7 +3160,7 @@ type BackupSummary struct {
 
 func (x *BackupSummary) Reset() {
 	*x = BackupSummary{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	mi := &file_meshca_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3172,7 @@ func (x *BackupSummary) String() string {
 func (*BackupSummary) ProtoMessage() {}
 
 func (x *BackupSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[38]
+	mi := &file_meshca_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3185,7 @@ func (x *BackupSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupSummary.ProtoReflect.Descriptor instead.
 func (*BackupSummary) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BackupSummary) GetBytes() uint64 {
@@ -3103,7 +3283,7 @@ type AcceptRollbackRequest struct {
 
 func (x *AcceptRollbackRequest) Reset() {
 	*x = AcceptRollbackRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[39]
+	mi := &file_meshca_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3295,7 @@ func (x *AcceptRollbackRequest) String() string {
 func (*AcceptRollbackRequest) ProtoMessage() {}
 
 func (x *AcceptRollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[39]
+	mi := &file_meshca_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3128,7 +3308,7 @@ func (x *AcceptRollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptRollbackRequest.ProtoReflect.Descriptor instead.
 func (*AcceptRollbackRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AcceptRollbackRequest) GetAbove() uint64 {
@@ -3147,7 +3327,7 @@ type AcceptRollbackResponse struct {
 
 func (x *AcceptRollbackResponse) Reset() {
 	*x = AcceptRollbackResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[40]
+	mi := &file_meshca_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3339,7 @@ func (x *AcceptRollbackResponse) String() string {
 func (*AcceptRollbackResponse) ProtoMessage() {}
 
 func (x *AcceptRollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[40]
+	mi := &file_meshca_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3172,7 +3352,7 @@ func (x *AcceptRollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptRollbackResponse.ProtoReflect.Descriptor instead.
 func (*AcceptRollbackResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AcceptRollbackResponse) GetBundleSequence() uint64 {
@@ -3190,7 +3370,7 @@ type GetAgentStatusRequest struct {
 
 func (x *GetAgentStatusRequest) Reset() {
 	*x = GetAgentStatusRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[41]
+	mi := &file_meshca_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3202,7 +3382,7 @@ func (x *GetAgentStatusRequest) String() string {
 func (*GetAgentStatusRequest) ProtoMessage() {}
 
 func (x *GetAgentStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[41]
+	mi := &file_meshca_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3215,7 +3395,7 @@ func (x *GetAgentStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentStatusRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type GetAgentStatusResponse struct {
@@ -3245,7 +3425,7 @@ type GetAgentStatusResponse struct {
 
 func (x *GetAgentStatusResponse) Reset() {
 	*x = GetAgentStatusResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[42]
+	mi := &file_meshca_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3437,7 @@ func (x *GetAgentStatusResponse) String() string {
 func (*GetAgentStatusResponse) ProtoMessage() {}
 
 func (x *GetAgentStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[42]
+	mi := &file_meshca_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3450,7 @@ func (x *GetAgentStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentStatusResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetAgentStatusResponse) GetVersion() string {
@@ -3407,7 +3587,7 @@ type DeliveryStatus struct {
 
 func (x *DeliveryStatus) Reset() {
 	*x = DeliveryStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[43]
+	mi := &file_meshca_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3599,7 @@ func (x *DeliveryStatus) String() string {
 func (*DeliveryStatus) ProtoMessage() {}
 
 func (x *DeliveryStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[43]
+	mi := &file_meshca_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3612,7 @@ func (x *DeliveryStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryStatus.ProtoReflect.Descriptor instead.
 func (*DeliveryStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeliveryStatus) GetName() string {
@@ -3502,7 +3682,7 @@ type HeldSVID struct {
 
 func (x *HeldSVID) Reset() {
 	*x = HeldSVID{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[44]
+	mi := &file_meshca_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +3694,7 @@ func (x *HeldSVID) String() string {
 func (*HeldSVID) ProtoMessage() {}
 
 func (x *HeldSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[44]
+	mi := &file_meshca_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +3707,7 @@ func (x *HeldSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldSVID.ProtoReflect.Descriptor instead.
 func (*HeldSVID) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *HeldSVID) GetSpiffeId() string {
@@ -3624,7 +3804,7 @@ type WorkloadStatus struct {
 
 func (x *WorkloadStatus) Reset() {
 	*x = WorkloadStatus{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[45]
+	mi := &file_meshca_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3636,7 +3816,7 @@ func (x *WorkloadStatus) String() string {
 func (*WorkloadStatus) ProtoMessage() {}
 
 func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[45]
+	mi := &file_meshca_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3649,7 +3829,7 @@ func (x *WorkloadStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadStatus.ProtoReflect.Descriptor instead.
 func (*WorkloadStatus) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WorkloadStatus) GetSocket() string {
@@ -3765,7 +3945,7 @@ type CheckAgentRequest struct {
 
 func (x *CheckAgentRequest) Reset() {
 	*x = CheckAgentRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[46]
+	mi := &file_meshca_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +3957,7 @@ func (x *CheckAgentRequest) String() string {
 func (*CheckAgentRequest) ProtoMessage() {}
 
 func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[46]
+	mi := &file_meshca_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +3970,7 @@ func (x *CheckAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentRequest.ProtoReflect.Descriptor instead.
 func (*CheckAgentRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 type CheckAgentResponse struct {
@@ -3802,7 +3982,7 @@ type CheckAgentResponse struct {
 
 func (x *CheckAgentResponse) Reset() {
 	*x = CheckAgentResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[47]
+	mi := &file_meshca_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3814,7 +3994,7 @@ func (x *CheckAgentResponse) String() string {
 func (*CheckAgentResponse) ProtoMessage() {}
 
 func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[47]
+	mi := &file_meshca_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3827,7 +4007,7 @@ func (x *CheckAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckAgentResponse.ProtoReflect.Descriptor instead.
 func (*CheckAgentResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CheckAgentResponse) GetFindings() []*Finding {
@@ -3845,7 +4025,7 @@ type GetAgentBundleRequest struct {
 
 func (x *GetAgentBundleRequest) Reset() {
 	*x = GetAgentBundleRequest{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[48]
+	mi := &file_meshca_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3857,7 +4037,7 @@ func (x *GetAgentBundleRequest) String() string {
 func (*GetAgentBundleRequest) ProtoMessage() {}
 
 func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[48]
+	mi := &file_meshca_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3870,7 +4050,7 @@ func (x *GetAgentBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 type GetAgentBundleResponse struct {
@@ -3882,7 +4062,7 @@ type GetAgentBundleResponse struct {
 
 func (x *GetAgentBundleResponse) Reset() {
 	*x = GetAgentBundleResponse{}
-	mi := &file_meshca_v1_admin_proto_msgTypes[49]
+	mi := &file_meshca_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3894,7 +4074,7 @@ func (x *GetAgentBundleResponse) String() string {
 func (*GetAgentBundleResponse) ProtoMessage() {}
 
 func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_admin_proto_msgTypes[49]
+	mi := &file_meshca_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3907,7 +4087,7 @@ func (x *GetAgentBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentBundleResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentBundleResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_meshca_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetAgentBundleResponse) GetBundle() []byte {
@@ -3968,7 +4148,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\t \x01(\tR\tlastError\x12 \n" +
 	"\vfingerprint\x18\n" +
-	" \x01(\tR\vfingerprint\"\xc1\x02\n" +
+	" \x01(\tR\vfingerprint\"\xb0\x03\n" +
 	"\rClusterStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x1a\n" +
@@ -3983,7 +4163,22 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x0fsame_namespaces\x18\t \x01(\bR\x0esameNamespaces\x12\x1f\n" +
 	"\vwatch_fault\x18\n" +
 	" \x01(\tR\n" +
-	"watchFault\"\x90\x01\n" +
+	"watchFault\x121\n" +
+	"\asigners\x18\v \x03(\v2\x17.meshca.v1.SignerStatusR\asigners\x12:\n" +
+	"\tpublished\x18\f \x03(\v2\x1c.meshca.v1.PublicationStatusR\tpublished\"|\n" +
+	"\fSignerStatus\x12\x10\n" +
+	"\x03api\x18\x01 \x01(\tR\x03api\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x12\x18\n" +
+	"\apending\x18\x05 \x01(\rR\apending\"\xaa\x01\n" +
+	"\x11PublicationStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
+	"\n" +
+	"not_served\x18\x04 \x01(\bR\tnotServed\x12\x14\n" +
+	"\x05fault\x18\x05 \x01(\tR\x05fault\"\x90\x01\n" +
 	"\fPolicyStatus\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x14\n" +
 	"\x05rules\x18\x02 \x01(\rR\x05rules\x127\n" +
@@ -4284,7 +4479,7 @@ func file_meshca_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_meshca_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_meshca_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_meshca_v1_admin_proto_goTypes = []any{
 	(Finding_Level)(0),             // 0: meshca.v1.Finding.Level
 	(*GetStatusRequest)(nil),       // 1: meshca.v1.GetStatusRequest
@@ -4292,163 +4487,168 @@ var file_meshca_v1_admin_proto_goTypes = []any{
 	(*RollbackStatus)(nil),         // 3: meshca.v1.RollbackStatus
 	(*AuthorityStatus)(nil),        // 4: meshca.v1.AuthorityStatus
 	(*ClusterStatus)(nil),          // 5: meshca.v1.ClusterStatus
-	(*PolicyStatus)(nil),           // 6: meshca.v1.PolicyStatus
-	(*AgentInfo)(nil),              // 7: meshca.v1.AgentInfo
-	(*CheckRequest)(nil),           // 8: meshca.v1.CheckRequest
-	(*CheckResponse)(nil),          // 9: meshca.v1.CheckResponse
-	(*Finding)(nil),                // 10: meshca.v1.Finding
-	(*ListSVIDsRequest)(nil),       // 11: meshca.v1.ListSVIDsRequest
-	(*ListSVIDsResponse)(nil),      // 12: meshca.v1.ListSVIDsResponse
-	(*LedgerEntry)(nil),            // 13: meshca.v1.LedgerEntry
-	(*Evidence)(nil),               // 14: meshca.v1.Evidence
-	(*GetBundleRequest)(nil),       // 15: meshca.v1.GetBundleRequest
-	(*GetBundleResponse)(nil),      // 16: meshca.v1.GetBundleResponse
-	(*TestPolicyRequest)(nil),      // 17: meshca.v1.TestPolicyRequest
-	(*PolicyFacts)(nil),            // 18: meshca.v1.PolicyFacts
-	(*Labels)(nil),                 // 19: meshca.v1.Labels
-	(*TestPolicyResponse)(nil),     // 20: meshca.v1.TestPolicyResponse
-	(*PolicyAssumptions)(nil),      // 21: meshca.v1.PolicyAssumptions
-	(*RuleReading)(nil),            // 22: meshca.v1.RuleReading
-	(*Grant)(nil),                  // 23: meshca.v1.Grant
-	(*ExplainRequest)(nil),         // 24: meshca.v1.ExplainRequest
-	(*PodName)(nil),                // 25: meshca.v1.PodName
-	(*ExplainResponse)(nil),        // 26: meshca.v1.ExplainResponse
-	(*Decision)(nil),               // 27: meshca.v1.Decision
-	(*DenySVIDRequest)(nil),        // 28: meshca.v1.DenySVIDRequest
-	(*DenySVIDResponse)(nil),       // 29: meshca.v1.DenySVIDResponse
-	(*Denial)(nil),                 // 30: meshca.v1.Denial
-	(*AllowSVIDRequest)(nil),       // 31: meshca.v1.AllowSVIDRequest
-	(*AllowSVIDResponse)(nil),      // 32: meshca.v1.AllowSVIDResponse
-	(*ListDenialsRequest)(nil),     // 33: meshca.v1.ListDenialsRequest
-	(*ListDenialsResponse)(nil),    // 34: meshca.v1.ListDenialsResponse
-	(*RenewSVIDsRequest)(nil),      // 35: meshca.v1.RenewSVIDsRequest
-	(*RenewSVIDsResponse)(nil),     // 36: meshca.v1.RenewSVIDsResponse
-	(*BackupRequest)(nil),          // 37: meshca.v1.BackupRequest
-	(*BackupResponse)(nil),         // 38: meshca.v1.BackupResponse
-	(*BackupSummary)(nil),          // 39: meshca.v1.BackupSummary
-	(*AcceptRollbackRequest)(nil),  // 40: meshca.v1.AcceptRollbackRequest
-	(*AcceptRollbackResponse)(nil), // 41: meshca.v1.AcceptRollbackResponse
-	(*GetAgentStatusRequest)(nil),  // 42: meshca.v1.GetAgentStatusRequest
-	(*GetAgentStatusResponse)(nil), // 43: meshca.v1.GetAgentStatusResponse
-	(*DeliveryStatus)(nil),         // 44: meshca.v1.DeliveryStatus
-	(*HeldSVID)(nil),               // 45: meshca.v1.HeldSVID
-	(*WorkloadStatus)(nil),         // 46: meshca.v1.WorkloadStatus
-	(*CheckAgentRequest)(nil),      // 47: meshca.v1.CheckAgentRequest
-	(*CheckAgentResponse)(nil),     // 48: meshca.v1.CheckAgentResponse
-	(*GetAgentBundleRequest)(nil),  // 49: meshca.v1.GetAgentBundleRequest
-	(*GetAgentBundleResponse)(nil), // 50: meshca.v1.GetAgentBundleResponse
-	nil,                            // 51: meshca.v1.Labels.EntriesEntry
-	(*timestamppb.Timestamp)(nil),  // 52: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 53: google.protobuf.Duration
-	(*RolloutStatus)(nil),          // 54: meshca.v1.RolloutStatus
-	(*Refusal)(nil),                // 55: meshca.v1.Refusal
-	(*RenewOrder)(nil),             // 56: meshca.v1.RenewOrder
+	(*SignerStatus)(nil),           // 6: meshca.v1.SignerStatus
+	(*PublicationStatus)(nil),      // 7: meshca.v1.PublicationStatus
+	(*PolicyStatus)(nil),           // 8: meshca.v1.PolicyStatus
+	(*AgentInfo)(nil),              // 9: meshca.v1.AgentInfo
+	(*CheckRequest)(nil),           // 10: meshca.v1.CheckRequest
+	(*CheckResponse)(nil),          // 11: meshca.v1.CheckResponse
+	(*Finding)(nil),                // 12: meshca.v1.Finding
+	(*ListSVIDsRequest)(nil),       // 13: meshca.v1.ListSVIDsRequest
+	(*ListSVIDsResponse)(nil),      // 14: meshca.v1.ListSVIDsResponse
+	(*LedgerEntry)(nil),            // 15: meshca.v1.LedgerEntry
+	(*Evidence)(nil),               // 16: meshca.v1.Evidence
+	(*GetBundleRequest)(nil),       // 17: meshca.v1.GetBundleRequest
+	(*GetBundleResponse)(nil),      // 18: meshca.v1.GetBundleResponse
+	(*TestPolicyRequest)(nil),      // 19: meshca.v1.TestPolicyRequest
+	(*PolicyFacts)(nil),            // 20: meshca.v1.PolicyFacts
+	(*Labels)(nil),                 // 21: meshca.v1.Labels
+	(*TestPolicyResponse)(nil),     // 22: meshca.v1.TestPolicyResponse
+	(*PolicyAssumptions)(nil),      // 23: meshca.v1.PolicyAssumptions
+	(*RuleReading)(nil),            // 24: meshca.v1.RuleReading
+	(*Grant)(nil),                  // 25: meshca.v1.Grant
+	(*ExplainRequest)(nil),         // 26: meshca.v1.ExplainRequest
+	(*PodName)(nil),                // 27: meshca.v1.PodName
+	(*ExplainResponse)(nil),        // 28: meshca.v1.ExplainResponse
+	(*Decision)(nil),               // 29: meshca.v1.Decision
+	(*DenySVIDRequest)(nil),        // 30: meshca.v1.DenySVIDRequest
+	(*DenySVIDResponse)(nil),       // 31: meshca.v1.DenySVIDResponse
+	(*Denial)(nil),                 // 32: meshca.v1.Denial
+	(*AllowSVIDRequest)(nil),       // 33: meshca.v1.AllowSVIDRequest
+	(*AllowSVIDResponse)(nil),      // 34: meshca.v1.AllowSVIDResponse
+	(*ListDenialsRequest)(nil),     // 35: meshca.v1.ListDenialsRequest
+	(*ListDenialsResponse)(nil),    // 36: meshca.v1.ListDenialsResponse
+	(*RenewSVIDsRequest)(nil),      // 37: meshca.v1.RenewSVIDsRequest
+	(*RenewSVIDsResponse)(nil),     // 38: meshca.v1.RenewSVIDsResponse
+	(*BackupRequest)(nil),          // 39: meshca.v1.BackupRequest
+	(*BackupResponse)(nil),         // 40: meshca.v1.BackupResponse
+	(*BackupSummary)(nil),          // 41: meshca.v1.BackupSummary
+	(*AcceptRollbackRequest)(nil),  // 42: meshca.v1.AcceptRollbackRequest
+	(*AcceptRollbackResponse)(nil), // 43: meshca.v1.AcceptRollbackResponse
+	(*GetAgentStatusRequest)(nil),  // 44: meshca.v1.GetAgentStatusRequest
+	(*GetAgentStatusResponse)(nil), // 45: meshca.v1.GetAgentStatusResponse
+	(*DeliveryStatus)(nil),         // 46: meshca.v1.DeliveryStatus
+	(*HeldSVID)(nil),               // 47: meshca.v1.HeldSVID
+	(*WorkloadStatus)(nil),         // 48: meshca.v1.WorkloadStatus
+	(*CheckAgentRequest)(nil),      // 49: meshca.v1.CheckAgentRequest
+	(*CheckAgentResponse)(nil),     // 50: meshca.v1.CheckAgentResponse
+	(*GetAgentBundleRequest)(nil),  // 51: meshca.v1.GetAgentBundleRequest
+	(*GetAgentBundleResponse)(nil), // 52: meshca.v1.GetAgentBundleResponse
+	nil,                            // 53: meshca.v1.Labels.EntriesEntry
+	(*timestamppb.Timestamp)(nil),  // 54: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 55: google.protobuf.Duration
+	(*RolloutStatus)(nil),          // 56: meshca.v1.RolloutStatus
+	(*Refusal)(nil),                // 57: meshca.v1.Refusal
+	(*RenewOrder)(nil),             // 58: meshca.v1.RenewOrder
 }
 var file_meshca_v1_admin_proto_depIdxs = []int32{
-	52, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	52, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
+	54, // 0: meshca.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	54, // 1: meshca.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
 	4,  // 2: meshca.v1.GetStatusResponse.authorities:type_name -> meshca.v1.AuthorityStatus
 	5,  // 3: meshca.v1.GetStatusResponse.clusters:type_name -> meshca.v1.ClusterStatus
-	6,  // 4: meshca.v1.GetStatusResponse.policy:type_name -> meshca.v1.PolicyStatus
-	7,  // 5: meshca.v1.GetStatusResponse.agents:type_name -> meshca.v1.AgentInfo
-	53, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
-	54, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	8,  // 4: meshca.v1.GetStatusResponse.policy:type_name -> meshca.v1.PolicyStatus
+	9,  // 5: meshca.v1.GetStatusResponse.agents:type_name -> meshca.v1.AgentInfo
+	55, // 6: meshca.v1.GetStatusResponse.max_svid_ttl:type_name -> google.protobuf.Duration
+	56, // 7: meshca.v1.GetStatusResponse.rollout:type_name -> meshca.v1.RolloutStatus
 	3,  // 8: meshca.v1.GetStatusResponse.rollback:type_name -> meshca.v1.RollbackStatus
-	52, // 9: meshca.v1.GetStatusResponse.issues_until:type_name -> google.protobuf.Timestamp
-	52, // 10: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
-	52, // 11: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
-	52, // 12: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
-	52, // 13: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
-	53, // 14: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
-	52, // 15: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
-	52, // 16: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
-	10, // 17: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
-	0,  // 18: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
-	13, // 19: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
-	52, // 20: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
-	52, // 21: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
-	14, // 22: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
-	18, // 23: meshca.v1.TestPolicyRequest.facts:type_name -> meshca.v1.PolicyFacts
-	19, // 24: meshca.v1.PolicyFacts.pod_labels:type_name -> meshca.v1.Labels
-	19, // 25: meshca.v1.PolicyFacts.pod_annotations:type_name -> meshca.v1.Labels
-	19, // 26: meshca.v1.PolicyFacts.namespace_labels:type_name -> meshca.v1.Labels
-	51, // 27: meshca.v1.Labels.entries:type_name -> meshca.v1.Labels.EntriesEntry
-	22, // 28: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
-	23, // 29: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
-	55, // 30: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
-	21, // 31: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
-	18, // 32: meshca.v1.TestPolicyResponse.facts:type_name -> meshca.v1.PolicyFacts
-	53, // 33: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
-	53, // 34: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
-	25, // 35: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
-	27, // 36: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
-	30, // 37: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
-	52, // 38: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
-	52, // 39: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
-	14, // 40: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
-	52, // 41: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
-	30, // 42: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
-	52, // 43: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
-	52, // 44: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
-	30, // 45: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
-	53, // 46: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
-	56, // 47: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
-	39, // 48: meshca.v1.BackupResponse.summary:type_name -> meshca.v1.BackupSummary
-	52, // 49: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
-	52, // 50: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
-	52, // 51: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	52, // 52: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
-	45, // 53: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
-	52, // 54: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
-	53, // 55: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
-	46, // 56: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
-	44, // 57: meshca.v1.GetAgentStatusResponse.deliveries:type_name -> meshca.v1.DeliveryStatus
-	52, // 58: meshca.v1.DeliveryStatus.written_at:type_name -> google.protobuf.Timestamp
-	52, // 59: meshca.v1.DeliveryStatus.after_at:type_name -> google.protobuf.Timestamp
-	52, // 60: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
-	53, // 61: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
-	53, // 62: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
-	52, // 63: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
-	45, // 64: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
-	55, // 65: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
-	52, // 66: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
-	52, // 67: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
-	10, // 68: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
-	1,  // 69: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
-	8,  // 70: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
-	11, // 71: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
-	15, // 72: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
-	17, // 73: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
-	24, // 74: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
-	28, // 75: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
-	31, // 76: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
-	33, // 77: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
-	35, // 78: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
-	37, // 79: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
-	40, // 80: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
-	42, // 81: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
-	47, // 82: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
-	49, // 83: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
-	2,  // 84: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
-	9,  // 85: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
-	12, // 86: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
-	16, // 87: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
-	20, // 88: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
-	26, // 89: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
-	29, // 90: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
-	32, // 91: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
-	34, // 92: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
-	36, // 93: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
-	38, // 94: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
-	41, // 95: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
-	43, // 96: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
-	48, // 97: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
-	50, // 98: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
-	84, // [84:99] is the sub-list for method output_type
-	69, // [69:84] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	54, // 9: meshca.v1.GetStatusResponse.issues_until:type_name -> google.protobuf.Timestamp
+	54, // 10: meshca.v1.RollbackStatus.since:type_name -> google.protobuf.Timestamp
+	54, // 11: meshca.v1.AuthorityStatus.not_before:type_name -> google.protobuf.Timestamp
+	54, // 12: meshca.v1.AuthorityStatus.not_after:type_name -> google.protobuf.Timestamp
+	54, // 13: meshca.v1.AuthorityStatus.renew_at:type_name -> google.protobuf.Timestamp
+	55, // 14: meshca.v1.ClusterStatus.clock_skew:type_name -> google.protobuf.Duration
+	6,  // 15: meshca.v1.ClusterStatus.signers:type_name -> meshca.v1.SignerStatus
+	7,  // 16: meshca.v1.ClusterStatus.published:type_name -> meshca.v1.PublicationStatus
+	54, // 17: meshca.v1.PublicationStatus.since:type_name -> google.protobuf.Timestamp
+	54, // 18: meshca.v1.PolicyStatus.loaded_at:type_name -> google.protobuf.Timestamp
+	54, // 19: meshca.v1.AgentInfo.last_seen:type_name -> google.protobuf.Timestamp
+	12, // 20: meshca.v1.CheckResponse.findings:type_name -> meshca.v1.Finding
+	0,  // 21: meshca.v1.Finding.level:type_name -> meshca.v1.Finding.Level
+	15, // 22: meshca.v1.ListSVIDsResponse.entries:type_name -> meshca.v1.LedgerEntry
+	54, // 23: meshca.v1.LedgerEntry.issued_at:type_name -> google.protobuf.Timestamp
+	54, // 24: meshca.v1.LedgerEntry.not_after:type_name -> google.protobuf.Timestamp
+	16, // 25: meshca.v1.LedgerEntry.evidence:type_name -> meshca.v1.Evidence
+	20, // 26: meshca.v1.TestPolicyRequest.facts:type_name -> meshca.v1.PolicyFacts
+	21, // 27: meshca.v1.PolicyFacts.pod_labels:type_name -> meshca.v1.Labels
+	21, // 28: meshca.v1.PolicyFacts.pod_annotations:type_name -> meshca.v1.Labels
+	21, // 29: meshca.v1.PolicyFacts.namespace_labels:type_name -> meshca.v1.Labels
+	53, // 30: meshca.v1.Labels.entries:type_name -> meshca.v1.Labels.EntriesEntry
+	24, // 31: meshca.v1.TestPolicyResponse.rules:type_name -> meshca.v1.RuleReading
+	25, // 32: meshca.v1.TestPolicyResponse.grant:type_name -> meshca.v1.Grant
+	57, // 33: meshca.v1.TestPolicyResponse.refusal:type_name -> meshca.v1.Refusal
+	23, // 34: meshca.v1.TestPolicyResponse.assumptions:type_name -> meshca.v1.PolicyAssumptions
+	20, // 35: meshca.v1.TestPolicyResponse.facts:type_name -> meshca.v1.PolicyFacts
+	55, // 36: meshca.v1.PolicyAssumptions.max_ttl:type_name -> google.protobuf.Duration
+	55, // 37: meshca.v1.Grant.ttl:type_name -> google.protobuf.Duration
+	27, // 38: meshca.v1.ExplainRequest.pod:type_name -> meshca.v1.PodName
+	29, // 39: meshca.v1.ExplainResponse.decisions:type_name -> meshca.v1.Decision
+	32, // 40: meshca.v1.ExplainResponse.denial:type_name -> meshca.v1.Denial
+	54, // 41: meshca.v1.ExplainResponse.since:type_name -> google.protobuf.Timestamp
+	54, // 42: meshca.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	16, // 43: meshca.v1.Decision.evidence:type_name -> meshca.v1.Evidence
+	54, // 44: meshca.v1.Decision.not_after:type_name -> google.protobuf.Timestamp
+	32, // 45: meshca.v1.DenySVIDResponse.denial:type_name -> meshca.v1.Denial
+	54, // 46: meshca.v1.DenySVIDResponse.last_not_after:type_name -> google.protobuf.Timestamp
+	54, // 47: meshca.v1.Denial.since:type_name -> google.protobuf.Timestamp
+	32, // 48: meshca.v1.ListDenialsResponse.denials:type_name -> meshca.v1.Denial
+	55, // 49: meshca.v1.RenewSVIDsRequest.spread:type_name -> google.protobuf.Duration
+	58, // 50: meshca.v1.RenewSVIDsResponse.order:type_name -> meshca.v1.RenewOrder
+	41, // 51: meshca.v1.BackupResponse.summary:type_name -> meshca.v1.BackupSummary
+	54, // 52: meshca.v1.BackupSummary.made_at:type_name -> google.protobuf.Timestamp
+	54, // 53: meshca.v1.BackupSummary.last_issued_at:type_name -> google.protobuf.Timestamp
+	54, // 54: meshca.v1.GetAgentStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	54, // 55: meshca.v1.GetAgentStatusResponse.agent_time:type_name -> google.protobuf.Timestamp
+	47, // 56: meshca.v1.GetAgentStatusResponse.self:type_name -> meshca.v1.HeldSVID
+	54, // 57: meshca.v1.GetAgentStatusResponse.last_error_at:type_name -> google.protobuf.Timestamp
+	55, // 58: meshca.v1.GetAgentStatusResponse.clock_skew:type_name -> google.protobuf.Duration
+	48, // 59: meshca.v1.GetAgentStatusResponse.workloads:type_name -> meshca.v1.WorkloadStatus
+	46, // 60: meshca.v1.GetAgentStatusResponse.deliveries:type_name -> meshca.v1.DeliveryStatus
+	54, // 61: meshca.v1.DeliveryStatus.written_at:type_name -> google.protobuf.Timestamp
+	54, // 62: meshca.v1.DeliveryStatus.after_at:type_name -> google.protobuf.Timestamp
+	54, // 63: meshca.v1.HeldSVID.not_after:type_name -> google.protobuf.Timestamp
+	55, // 64: meshca.v1.HeldSVID.remaining:type_name -> google.protobuf.Duration
+	55, // 65: meshca.v1.HeldSVID.life:type_name -> google.protobuf.Duration
+	54, // 66: meshca.v1.HeldSVID.renew_at:type_name -> google.protobuf.Timestamp
+	47, // 67: meshca.v1.WorkloadStatus.svid:type_name -> meshca.v1.HeldSVID
+	57, // 68: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
+	54, // 69: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
+	54, // 70: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
+	12, // 71: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
+	1,  // 72: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
+	10, // 73: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
+	13, // 74: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
+	17, // 75: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
+	19, // 76: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
+	26, // 77: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
+	30, // 78: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
+	33, // 79: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
+	35, // 80: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
+	37, // 81: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
+	39, // 82: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
+	42, // 83: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
+	44, // 84: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
+	49, // 85: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
+	51, // 86: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
+	2,  // 87: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
+	11, // 88: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
+	14, // 89: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
+	18, // 90: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
+	22, // 91: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
+	28, // 92: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
+	31, // 93: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
+	34, // 94: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
+	36, // 95: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
+	38, // 96: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
+	40, // 97: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
+	43, // 98: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
+	45, // 99: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
+	50, // 100: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
+	52, // 101: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
+	87, // [87:102] is the sub-list for method output_type
+	72, // [72:87] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_admin_proto_init() }
@@ -4458,11 +4658,11 @@ func file_meshca_v1_admin_proto_init() {
 	}
 	file_meshca_v1_authority_proto_init()
 	file_meshca_v1_issuance_proto_init()
-	file_meshca_v1_admin_proto_msgTypes[23].OneofWrappers = []any{
+	file_meshca_v1_admin_proto_msgTypes[25].OneofWrappers = []any{
 		(*ExplainRequest_SpiffeId)(nil),
 		(*ExplainRequest_Pod)(nil),
 	}
-	file_meshca_v1_admin_proto_msgTypes[37].OneofWrappers = []any{
+	file_meshca_v1_admin_proto_msgTypes[39].OneofWrappers = []any{
 		(*BackupResponse_Chunk)(nil),
 		(*BackupResponse_Summary)(nil),
 	}
@@ -4472,7 +4672,7 @@ func file_meshca_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_admin_proto_rawDesc), len(file_meshca_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

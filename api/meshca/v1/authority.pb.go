@@ -813,8 +813,10 @@ type ReaderConfirmation struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How old a bundle it may use.
 	Refresh *durationpb.Duration `protobuf:"bytes,2,opt,name=refresh,proto3" json:"refresh,omitempty"`
-	// When it has the new root for certain.
-	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	// When it has the new root for certain; unset where that is not where it looks yet.
+	Until *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	// Why the CA could not bring it there, or look at it, when it last tried.
+	Fault         string `protobuf:"bytes,4,opt,name=fault,proto3" json:"fault,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -868,6 +870,13 @@ func (x *ReaderConfirmation) GetUntil() *timestamppb.Timestamp {
 		return x.Until
 	}
 	return nil
+}
+
+func (x *ReaderConfirmation) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
 }
 
 type RotateIntermediateRequest struct {
@@ -1549,11 +1558,12 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\fcounts_until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vcountsUntil\x12\x1e\n" +
 	"\n" +
 	"rejections\x18\x06 \x03(\tR\n" +
-	"rejections\"\x8f\x01\n" +
+	"rejections\"\xa5\x01\n" +
 	"\x12ReaderConfirmation\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\arefresh\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\arefresh\x120\n" +
-	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"]\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x14\n" +
+	"\x05fault\x18\x04 \x01(\tR\x05fault\"]\n" +
 	"\x19RotateIntermediateRequest\x12@\n" +
 	"\x0etainted_within\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\rtaintedWithin\"~\n" +
 	"\x1aRotateIntermediateResponse\x12?\n" +

@@ -1,0 +1,310 @@
+package kubesigner
+
+import (
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+
+	"github.com/meshca/meshca/ca/rollout"
+)
+
+const (
+	// lookAgain is how often what is published is looked at where no watch says anything.
+	lookAgain = 5 * time.Minute
+	// settle gathers what watches tell at once, such as that of every namespace at the start.
+	settle = 100 * time.Millisecond
+)
+
+// errNotServed is wrapped by the fault of what the cluster has no API for: nobody there can read it either.
+var errNotServed = errors.New("the cluster does not serve it")
+
+// PublisherOptions are what a Publisher is made of; all but Every are needed.
+type PublisherOptions struct {
+	// Cluster is the name of the cluster.
+	Cluster string
+	Config  PublishConfig
+	// Signer is the signer's name, to which a ClusterTrustBundle is linked.
+	Signer     string
+	Connection Connection
+	// Bundle is the trust bundle and a channel that closes when it is stale.
+	Bundle func() (*spiffebundle.Bundle, <-chan struct{})
+	// Hold says why nothing may be published now: the bundle may be an old one.
+	Hold func() error
+	Log  *slog.Logger
+	// Every is how often it is looked for an API that is not served. Default 30s.
+	Every time.Duration
+}
+
+// Publisher keeps objects of one cluster equal to the trust bundle. It is safe for concurrent use.
+type Publisher struct {
+	o       PublisherOptions
+	api     *api
+	targets []*target
+	writes  *prometheus.CounterVec
+	current *prometheus.Desc
+}
+
+// Publication is how one of the places is.
+type Publication struct {
+	// Name is for people: cluster, kind, and name.
+	Name string
+	// Sequence is that of the bundle that it holds, as it was last looked at; 0: none, or nobody knows. Since is when that
+	// was written or, after a start, found.
+	Sequence uint64
+	Since    time.Time
+	// NotServed: the cluster has no API for it.
+	NotServed bool
+	// Fault is why it could not be written, or looked at, the last time.
+	Fault string
+}
+
+// NewPublisher checks the options and returns a Publisher. Run has it work.
+func NewPublisher(o PublisherOptions) (*Publisher, error) {
+	if o.Connection == nil || o.Bundle == nil || o.Hold == nil || o.Log == nil || o.Signer == "" {
+		return nil, errors.New("kubesigner: incomplete options")
+	}
+	if err := o.Config.Complete(); err != nil {
+		return nil, err
+	}
+	if o.Every <= 0 {
+		o.Every = 30 * time.Second
+	}
+	o.Log = o.Log.With("cluster", o.Cluster)
+	labels := prometheus.Labels{"cluster": o.Cluster}
+	p := &Publisher{
+		o: o, api: newAPI(o.Connection),
+		current: prometheus.NewDesc("meshca_trust_published", "1 while the place holds the current trust bundle, as far as is known.", []string{"place"}, labels),
+		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshca_trust_writes_total", ConstLabels: labels,
+			Help: "Writes of the trust bundle: written, restored (somebody else had changed it), failed.",
+		}, []string{"place", "outcome"}),
+	}
+	c := o.Config
+	if c.ClusterTrustBundle != nil {
+		p.targets = append(p.targets, p.clusterTrustBundle(*c.ClusterTrustBundle))
+	}
+	if c.Agents != nil {
+		p.targets = append(p.targets, p.configMap(*c.Agents, material.spiffe))
+	}
+	if c.Linkerd != nil {
+		p.targets = append(p.targets, p.configMap(*c.Linkerd, material.roots))
+	}
+	if c.Istio != nil {
+		p.targets = append(p.targets, p.everyNamespace(*c.Istio))
+	}
+	return p, nil
+}
+
+// material is the trust bundle in its forms.
+type material struct {
+	domain    string
+	sequence  uint64
+	json, pem string
+}
+
+func (m material) spiffe() string { return m.json }
+func (m material) roots() string  { return m.pem }
+
+func materialOf(b *spiffebundle.Bundle) (material, error) {
+	data, err := b.Marshal()
+	if err != nil {
+		return material{}, fmt.Errorf("encoding the trust bundle: %w", err)
+	}
+	m := material{domain: b.TrustDomain().Name(), json: string(data)}
+	m.sequence, _ = b.SequenceNumber()
+	for _, root := range b.X509Authorities() {
+		m.pem += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw}))
+	}
+	return m, nil
+}
+
+// target is one place where the bundle is published.
+type target struct {
+	name string
+	// put makes the place hold the bundle, and reports whether it held another one before. first says that nobody has
+	// looked at it since the start.
+	put func(ctx context.Context, m material, first bool) (changed bool, err error)
+	// follow watches the place until ctx ends or that breaks for good, and calls wake when somebody may have changed it.
+	follow []func(ctx context.Context, wake func()) error
+
+	mu       sync.Mutex
+	sequence uint64
+	since    time.Time
+	fault    error
+}
+
+// Run publishes until ctx ends.
+func (p *Publisher) Run(ctx context.Context) {
+	var running sync.WaitGroup
+	for _, t := range p.targets {
+		wake := make(chan struct{}, 1)
+		for _, follow := range t.follow {
+			running.Go(func() { p.watch(ctx, t.name, follow, wake) })
+		}
+		running.Go(func() { p.keep(ctx, t, wake) })
+	}
+	running.Wait()
+}
+
+// watch wakes a place's loop for as long as it can. Without it, what others change is noticed when the place is looked at
+// again.
+func (p *Publisher) watch(ctx context.Context, place string, follow func(context.Context, func()) error, wake chan<- struct{}) {
+	told := false
+	for ctx.Err() == nil {
+		err := follow(ctx, func() {
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil && ctx.Err() == nil && !told && !errors.Is(err, errNotServed) {
+			told = true
+			p.o.Log.Warn("what is published cannot be watched; it is looked at every few minutes", "place", place, "err", err)
+		}
+		pause(ctx, p.o.Every, nil, nil)
+	}
+}
+
+// keep is the loop of one place.
+func (p *Publisher) keep(ctx context.Context, t *target, wake <-chan struct{}) {
+	failures := 0
+	for ctx.Err() == nil {
+		bundle, stale := p.o.Bundle()
+		err := p.publish(ctx, t, bundle)
+		wait := lookAgain
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, errNotServed):
+			wait, failures = p.o.Every, 0
+		case err != nil:
+			failures++
+			wait = backoff(failures)
+		default:
+			failures = 0
+		}
+		if pause(ctx, wait, stale, wake) {
+			pause(ctx, settle, nil, nil)
+		}
+	}
+}
+
+// pause waits for d at most, and reports whether it was woken.
+func pause(ctx context.Context, d time.Duration, stale, wake <-chan struct{}) (woken bool) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-stale:
+	case <-wake:
+		return true
+	}
+	return false
+}
+
+// publish brings one place up to date, and notes how that went.
+func (p *Publisher) publish(ctx context.Context, t *target, b *spiffebundle.Bundle) error {
+	m, err := materialOf(b)
+	if err == nil {
+		err = p.o.Hold()
+	}
+	t.mu.Lock()
+	had, fault := t.sequence, t.fault
+	t.mu.Unlock()
+	var changed bool
+	if err == nil {
+		changed, err = t.put(ctx, m, had == 0)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	log := p.o.Log.With("place", t.name)
+	switch {
+	case err != nil && (fault == nil || errors.Is(err, errNotServed) != errors.Is(fault, errNotServed)):
+		log.Warn("the trust bundle cannot be published; it is tried again", "sequence", m.sequence, "err", err)
+	case err == nil && changed && had == m.sequence:
+		log.Warn("somebody else changed what was published; it was put back", "sequence", m.sequence)
+	case err == nil && (changed || fault != nil):
+		log.Info("the trust bundle is published", "sequence", m.sequence)
+	}
+	switch {
+	case err != nil:
+		p.writes.WithLabelValues(t.name, "failed").Inc()
+	case changed && had == m.sequence:
+		p.writes.WithLabelValues(t.name, "restored").Inc()
+	case changed:
+		p.writes.WithLabelValues(t.name, "written").Inc()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.fault = err; err != nil {
+		return err
+	}
+	if changed || had == 0 { // what was found, readers may have since now for all that is known
+		t.since = time.Now()
+	}
+	t.sequence = m.sequence
+	return nil
+}
+
+// Status is how each place is.
+func (p *Publisher) Status() []Publication {
+	var all []Publication
+	for _, t := range p.targets {
+		t.mu.Lock()
+		s := Publication{Name: t.name, Sequence: t.sequence, Since: t.since, NotServed: errors.Is(t.fault, errNotServed)}
+		if t.fault != nil {
+			s.Fault = t.fault.Error()
+		}
+		t.mu.Unlock()
+		all = append(all, s)
+	}
+	return all
+}
+
+// Published tells a rollout since when each place holds a bundle of this sequence or a later one. What the cluster does
+// not serve is left out: there is nobody to wait for.
+func (p *Publisher) Published(set uint64) []rollout.Publication {
+	var all []rollout.Publication
+	for _, s := range p.Status() {
+		if s.NotServed {
+			continue
+		}
+		r := rollout.Publication{Reader: rollout.Reader{Name: s.Name, Refresh: p.o.Config.Refresh.Duration}, Fault: s.Fault}
+		if s.Sequence >= set {
+			r.Since = s.Since
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+var _ prometheus.Collector = (*Publisher)(nil)
+
+// Describe sends the descriptions.
+func (p *Publisher) Describe(ch chan<- *prometheus.Desc) {
+	p.writes.Describe(ch)
+	ch <- p.current
+}
+
+// Collect sends the values.
+func (p *Publisher) Collect(ch chan<- prometheus.Metric) {
+	p.writes.Collect(ch)
+	bundle, _ := p.o.Bundle()
+	sequence, _ := bundle.SequenceNumber()
+	for _, s := range p.Status() {
+		current := 0.0
+		if s.Sequence >= sequence && s.Fault == "" {
+			current = 1
+		}
+		ch <- prometheus.MustNewConstMetric(p.current, prometheus.GaugeValue, current, s.Name)
+	}
+}
