@@ -41,7 +41,7 @@ func command() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w: see `%s --help`", err, c.CommandPath())}
 	})
-	root.AddCommand(serveCommand(), devCommand(), rootCommand(), restoreCommand(), configCommand(), &cobra.Command{
+	root.AddCommand(serveCommand(), devCommand(), rootCommand(), trustCommand(), restoreCommand(), configCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
@@ -128,8 +128,7 @@ func rootCommand() *cobra.Command {
 		Long: "The root is made once, by one of these commands and never by itself: a CA that has issued under a root would\n" +
 			"lock out every agent if it silently got another.",
 	}
-	var name string
-	var years int
+	var o rootOptions
 	create := &cobra.Command{
 		Use:   "create --config FILE",
 		Short: "Make a root key and certificate where upstream.disk expects them",
@@ -139,11 +138,14 @@ func rootCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return createRoot(c.OutOrStdout(), config, name, years)
+			return createRoot(c.OutOrStdout(), config, o)
 		},
 	}
-	create.Flags().StringVar(&name, "common-name", "", "the root's common name (default: the trust domain and \"root\")")
-	create.Flags().IntVar(&years, "years", 10, "years until the root ends")
+	create.Flags().StringVar(&o.name, "common-name", "", "the root's common name (default: the trust domain and \"root\")")
+	create.Flags().IntVar(&o.years, "years", 10, "years until the root ends")
+	create.Flags().BoolVar(&o.ifMissing, "if-missing", false, "do nothing where the root stands already; for what runs before each start, such as an init container")
+	create.Flags().StringVar(&o.published, "published", "", "with --if-missing: a trust bundle that this CA published earlier; where the file is there, the root was lost, and none is made")
+	_ = create.MarkFlagFilename("published", "json", "pem")
 	configFlag(create, &file)
 
 	var certFile, keyFile string

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"os"
 	"time"
 
 	"go.step.sm/crypto/pemutil"
@@ -19,25 +21,71 @@ func (c *DiskConfig) files() disk.Files {
 	return disk.Files{Cert: c.CertFile, Key: c.KeyFile, Passphrase: c.PassphraseFile}
 }
 
+// rootOptions are the flags of `meshca root create`.
+type rootOptions struct {
+	name      string
+	years     int
+	ifMissing bool
+	published string
+}
+
 // createRoot makes the root: the explicit step that `meshca serve` never takes by itself.
-func createRoot(out io.Writer, c *Config, name string, years int) error {
-	if years < 1 || years > 50 {
-		return usageError{fmt.Errorf("--years: %d does not lie between 1 and 50", years)}
+func createRoot(out io.Writer, c *Config, o rootOptions) error {
+	if o.years < 1 || o.years > 50 {
+		return usageError{fmt.Errorf("--years: %d does not lie between 1 and 50", o.years)}
+	}
+	if o.published != "" && !o.ifMissing {
+		return usageError{errors.New("--published goes with --if-missing")}
 	}
 	if err := needsDisk(c); err != nil {
 		return err
+	}
+	if o.ifMissing {
+		stands, err := rootStands(c, o.published)
+		if err != nil {
+			return err
+		}
+		if stands {
+			fmt.Fprintf(out, "the root stands already: %s\n", c.Upstream.Disk.CertFile)
+			return nil
+		}
 	}
 	files := c.Upstream.Disk.files()
 	files.Tokens = pkcs11.New()
 	defer func() { _ = files.Tokens.Close() }()
 	root, err := disk.Create(files, disk.CreateOptions{
-		TrustDomain: c.trustDomain, CommonName: name, Life: time.Duration(years) * 365 * 24 * time.Hour,
+		TrustDomain: c.trustDomain, CommonName: o.name, Life: time.Duration(o.years) * 365 * 24 * time.Hour,
 	})
 	if err != nil {
 		return err
 	}
 	describeRoot(out, "made", root, c)
 	return nil
+}
+
+// rootStands tells whether the root's certificate is there. Where it is not, and something says that this CA has had a
+// root, that root was lost: another one in its place would lock out every agent and every proxy.
+func rootStands(c *Config, published string) (bool, error) {
+	for _, trace := range []struct{ path, what string }{
+		{c.Upstream.Disk.CertFile, ""},
+		{c.storePath(), "the CA's store is there"},
+		{published, "a trust bundle was published"},
+	} {
+		if trace.path == "" {
+			continue
+		}
+		_, err := os.Stat(trace.path)
+		switch {
+		case err == nil && trace.what == "":
+			return true, nil
+		case err == nil:
+			return false, fmt.Errorf("%s (%s), and its root %s is not: put the root back from your copy, with its key. "+
+				"If a new trust domain is to begin here, take the old one's traces away first", trace.what, trace.path, c.Upstream.Disk.CertFile)
+		case !errors.Is(err, fs.ErrNotExist):
+			return false, err
+		}
+	}
+	return false, nil
 }
 
 // importRoot checks an existing root and copies it to where serve expects it.
