@@ -154,6 +154,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	a.log.Info("agent started", "version", a.config.Version, "cluster", a.config.Cluster, "server", a.config.Server, "workloads", len(a.roster.list()))
 	err = g.Wait()
+	if err == nil {
+		a.leave()
+	}
 	a.log.Info("agent stopped")
 	return err
 }
@@ -173,7 +176,7 @@ func (a *Agent) prepare() (unlock func(), err error) {
 			return nil, err
 		}
 	}
-	unlock, err = lockFile(filepath.Join(a.config.RuntimeDir, "agent.lock"), 5*time.Second)
+	unlock, err = lockFile(a.lockPath(), 5*time.Second)
 	if errors.Is(err, errLocked) {
 		return nil, refusal.New(refusal.SocketInUse, "another meshca-agent uses %s: stop it, or set runtimeDir: %w", a.config.RuntimeDir, err)
 	}

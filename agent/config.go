@@ -35,6 +35,9 @@ type Config struct {
 	RuntimeDir string
 	// StateDir holds the trust bundle, which outlives a reboot; RuntimeDir where it is empty.
 	StateDir string
+	// CleanUp takes away what the agent keeps in both when it ends and has no workload: there is nothing then that the next
+	// run would serve. An agent that is uninstalled leaves nothing so.
+	CleanUp bool
 	// AdminSocket is where AgentAdminService is served; RuntimeDir/admin.sock where it is empty.
 	AdminSocket string
 	// OpsAddress is where /livez, /readyz and /metrics are served over HTTP; nowhere where it is empty.

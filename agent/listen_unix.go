@@ -37,25 +37,39 @@ func bind(path string) (*net.UnixListener, error) {
 // errLocked is what lockFile says when another process has the lock.
 var errLocked = errors.New("another process holds the lock")
 
-// lockFile makes a file of mode 0600, if need be, and locks it for as long as this process lives or until unlock.
+// lockFile makes a file of mode 0600, if need be, and locks it for as long as this process lives or until unlock. A file
+// that its last holder removed meanwhile locks nothing: then it is made anew.
 func lockFile(path string, wait time.Duration) (unlock func(), err error) {
+	for deadline := time.Now().Add(wait); ; time.Sleep(50 * time.Millisecond) {
+		f, err := tryLock(path)
+		switch {
+		case err == nil:
+			return func() { _ = f.Close() }, nil
+		case !errors.Is(err, errLocked) || time.Now().After(deadline):
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+}
+
+func tryLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(wait); ; time.Sleep(50 * time.Millisecond) {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { _ = f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			break
-		}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
 		err = errLocked
-		if time.Now().After(deadline) {
-			break
+	}
+	if err == nil {
+		held, statErr := f.Stat()
+		there, lstatErr := os.Lstat(path)
+		if err = errors.Join(statErr, lstatErr); errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(held, there) {
+			err = errLocked // by who has just removed it
 		}
 	}
-	_ = f.Close()
-	return nil, fmt.Errorf("%s: %w", path, err)
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }

@@ -218,3 +218,26 @@ func TestStoreMakesItsDirectoryPrivate(t *testing.T) {
 		t.Error("a link was taken for the directory")
 	}
 }
+
+// TestALockThatWasRemovedLocksNothing: an agent that leaves nothing takes its lock file along, while another one waits.
+func TestALockThatWasRemovedLocksNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	unlock, err := lockFile(path, 0)
+	must(t, err)
+	second := make(chan error, 1)
+	var unlockSecond func()
+	go func() {
+		var err error
+		unlockSecond, err = lockFile(path, 10*time.Second)
+		second <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // it waits by now, or comes later and finds no file
+	must(t, os.Remove(path))
+	unlock()
+	must(t, <-second)
+	defer unlockSecond()
+	if unlock, err := lockFile(path, 0); err == nil {
+		unlock()
+		t.Error("two hold the lock")
+	}
+}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -77,6 +79,10 @@ func (d *Driver) Run(ctx context.Context, a *agent.Agent) error {
 	err := g.Wait()
 	for _, v := range d.all() {
 		v.files.stop()
+	}
+	// Directories that hold nothing any more; where there are volumes, or others have files in them, they stay.
+	for _, dir := range []string{d.config.Dir, filepath.Dir(d.config.Socket)} {
+		_ = os.Remove(dir)
 	}
 	return err
 }

@@ -42,6 +42,10 @@ type Config struct {
 	RuntimeDir string `json:"runtimeDir"`
 	// StateDir holds the trust bundle, which must outlive a reboot. Default "/var/lib/meshca-agent".
 	StateDir string `json:"stateDir"`
+	// CleanUp has the agent take away what it keeps in both when it ends and has no workload. In a cluster that is so when
+	// it is uninstalled, or a node has no pods with its volumes; what it needs to start anew comes by bundleFile. Default
+	// false.
+	CleanUp bool `json:"cleanUp"`
 	// AdminSocket is the unix socket that certctl speaks to, mode 0600. Default "<runtimeDir>/admin.sock".
 	AdminSocket string `json:"adminSocket"`
 	// OpsAddress is the address of /livez, /readyz and /metrics, plain HTTP. Default "127.0.0.1:9091".
@@ -50,6 +54,10 @@ type Config struct {
 	Workloads []WorkloadConfig `json:"workloads"`
 	// CSI gives identities to the pods of a Kubernetes node: see docs/csi.md.
 	CSI CSIConfig `json:"csi"`
+	// StartupTaint is the key of a taint that new nodes register with, and that the agent takes off its node when it is ready:
+	// so no pod is put on a node that cannot give it its identity yet. The agent must run in a pod then, and its service
+	// account may get and patch nodes; the node is csi.nodeName, or that in the agent's token. Default: none.
+	StartupTaint string `json:"startupTaint"`
 	// SDS is how secrets are served.
 	SDS SDSConfig `json:"sds"`
 	// LogLevel is debug, info, warn or error. Default "info". The log goes to stderr, a JSON object a line.
@@ -191,7 +199,7 @@ func (c *Config) agent(log *slog.Logger) (agent.Config, error) {
 	errs = append(errs, c.SDS.check())
 	a := agent.Config{
 		TrustDomain: td, Cluster: c.Cluster, Server: c.Server, TokenFile: c.TokenFile, BundleFile: c.BundleFile,
-		RuntimeDir: c.RuntimeDir, StateDir: c.StateDir, AdminSocket: c.AdminSocket, OpsAddress: c.OpsAddress,
+		RuntimeDir: c.RuntimeDir, StateDir: c.StateDir, CleanUp: c.CleanUp, AdminSocket: c.AdminSocket, OpsAddress: c.OpsAddress,
 		PlainValidation: c.SDS.PlainValidation, SystemBundle: c.SDS.SystemBundle, ConnectionsPerSocket: c.SDS.ConnectionsPerSocket,
 		SDS:     c.SDS.limits(),
 		Version: version, Log: log,

@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 
 	"github.com/meshca/meshca/agent"
 	"github.com/meshca/meshca/agent/csi"
+	"github.com/meshca/meshca/agent/taint"
+	"github.com/meshca/meshca/cmd/internal/incluster"
 )
 
 // run puts the agent together and runs it until ctx ends.
@@ -33,6 +36,17 @@ func run(ctx context.Context, c *Config, stderr io.Writer) error {
 	}
 	if delivered != nil {
 		config.Sources = append(config.Sources, delivered)
+	}
+	if c.StartupTaint != "" {
+		api, err := incluster.New()
+		if err != nil {
+			return fmt.Errorf("startupTaint: %w", err)
+		}
+		remover, err := taint.New(taint.Config{Key: c.StartupTaint, Node: c.CSI.NodeName, API: api, Log: log})
+		if err != nil {
+			return err
+		}
+		config.Sources = append(config.Sources, remover)
 	}
 	a, err := agent.New(config)
 	if err != nil {
