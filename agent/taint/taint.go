@@ -91,7 +91,7 @@ func (r *Remover) run(ctx context.Context, node string, ready func() bool) {
 		}
 	}
 	for {
-		removed, err := r.remove(ctx, node)
+		removed, err := r.Remove(ctx, node)
 		if ctx.Err() != nil {
 			return
 		}
@@ -120,8 +120,8 @@ type node struct {
 	} `json:"spec"`
 }
 
-// remove takes the taint out of those that the node has, unless somebody changed the node meanwhile: then it fails.
-func (r *Remover) remove(ctx context.Context, name string) (removed bool, err error) {
+// Remove takes the taint out of those that the node has, unless somebody changed the node meanwhile: then it fails.
+func (r *Remover) Remove(ctx context.Context, name string) (removed bool, err error) {
 	if name == "" {
 		return false, errors.New("the node's name is not known: the agent's token has none, so set csi.nodeName")
 	}

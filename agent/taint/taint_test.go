@@ -79,14 +79,14 @@ func TestTheTaintGoesWhenTheAgentIsReady(t *testing.T) {
 
 func TestANodeWithoutTheTaintIsLeftAlone(t *testing.T) {
 	api := &server{taints: `[{"key": "a", "effect": "NoSchedule"}]`}
-	if removed, err := remover(t, api).remove(t.Context(), "node-1"); removed || err != nil || len(api.patches) > 0 {
+	if removed, err := remover(t, api).Remove(t.Context(), "node-1"); removed || err != nil || len(api.patches) > 0 {
 		t.Errorf("removed %v, %v, changes %q", removed, err, api.patches)
 	}
 	api.taints = "null"
-	if removed, err := remover(t, api).remove(t.Context(), "node-1"); removed || err != nil || len(api.patches) > 0 {
+	if removed, err := remover(t, api).Remove(t.Context(), "node-1"); removed || err != nil || len(api.patches) > 0 {
 		t.Errorf("no taints at all: removed %v, %v, changes %q", removed, err, api.patches)
 	}
-	if _, err := remover(t, api).remove(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "csi.nodeName") {
+	if _, err := remover(t, api).Remove(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "csi.nodeName") {
 		t.Errorf("without a name: %v", err)
 	}
 	if _, err := New(Config{Key: key}); err == nil {
