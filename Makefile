@@ -21,6 +21,11 @@ SVID_TTL ?=
 RUN_FOR ?=
 RATE ?=
 
+# What `make image` may be told.
+DOCKER ?= docker
+IMAGE_REGISTRY ?= ghcr.io/meshca
+IMAGE_TAG ?= $(shell sed -n 's/^appVersion: //p' deploy/chart/meshca/Chart.yaml)
+
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +92,20 @@ lint: need-go proto-check $(TOOLS)/golangci-lint ## golangci-lint, buf lint, gof
 	bash -n test/parts/build .ci/run
 	$(TOOLS)/buf lint
 	$(TOOLS)/golangci-lint run ./...
+
+.PHONY: manifests
+manifests: need-go ## make deploy/manifests and the chart's table of values from the Helm chart
+	@test/parts/build $(PARTS) helm
+	go run ./test/chart/generate
+
+.PHONY: image
+image: need-docker ## the images of the CA and of the agent, IMAGE_REGISTRY=registry.example/meshca IMAGE_TAG=0.1.0 (DOCKER=podman)
+	for name in meshca meshca-agent; do \
+	  $(DOCKER) build --file deploy/Dockerfile --target "$$name" --build-arg VERSION=$(VERSION) --tag "$(IMAGE_REGISTRY)/$$name:$(IMAGE_TAG)" .; done
+
+.PHONY: need-docker
+need-docker:
+	@command -v $(DOCKER) >/dev/null || { echo "$(DOCKER) is missing; with podman: make image DOCKER=podman"; exit 1; }
 
 .PHONY: proto
 proto: proto-tools ## generate the Go code of api/meshca/v1 from its .proto files

@@ -161,7 +161,7 @@ func (c *Cluster) StartAgain(ctx context.Context, more ...string) error {
 		"--tls-cert-file=" + c.server.Cert, "--tls-private-key-file=" + c.server.Key,
 		"--service-account-issuer=" + Issuer,
 		"--service-account-key-file=" + c.pki.TokenKey, "--service-account-signing-key-file=" + c.pki.TokenKey,
-		"--authorization-mode=RBAC",
+		"--authorization-mode=RBAC", "--allow-privileged=true",
 		"--disable-admission-plugins=ServiceAccount", // it would wait for controllers that are not here
 	}, more...)})
 	if err != nil {

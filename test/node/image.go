@@ -31,6 +31,10 @@ type Image struct {
 	Files map[string]string
 	// User is a number, or uid:gid; empty is root.
 	User string
+	// Env is the environment; nil is PATH=/ alone.
+	Env []string
+	// Bare leaves out what many programs expect to find: see writeLayer.
+	Bare bool
 }
 
 // blob is a piece of an image, by its digest.
@@ -79,9 +83,13 @@ func (i Image) write(w io.Writer, scratch *os.File) error {
 	if err != nil {
 		return err
 	}
+	env := i.Env
+	if env == nil {
+		env = []string{"PATH=/"}
+	}
 	config, err := jsonBlob("application/vnd.oci.image.config.v1+json", map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Entrypoint": i.Entrypoint, "User": i.User, "Env": []string{"PATH=/"}},
+		"config": map[string]any{"Entrypoint": i.Entrypoint, "User": i.User, "Env": env},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{layer.Digest}},
 	})
 	if err != nil {
@@ -136,20 +144,23 @@ func writeEntry(w *tar.Writer, name string, size int64, content io.Reader) error
 	return err
 }
 
-// writeLayer writes the files, the folders that lead to them, and what programs expect to find: /tmp, and names for root
-// and nobody.
+// writeLayer writes the files, the folders that lead to them, and unless the image is bare what programs expect to find:
+// /tmp, and names for root and nobody.
 func (i Image) writeLayer(w io.Writer) error {
 	layer := tar.NewWriter(w)
-	passwd := "root:x:0:0:root:/:/\nnobody:x:65534:65534::/:/\n"
-	err := errors.Join(
-		layer.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}),
-		layer.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "etc/", Mode: 0o755}),
-		writeEntry(layer, "etc/passwd", int64(len(passwd)), strings.NewReader(passwd)),
-	)
-	if err != nil {
-		return err
+	folders := map[string]bool{}
+	if !i.Bare {
+		folders["etc"], folders["tmp"] = true, true
+		passwd := "root:x:0:0:root:/:/\nnobody:x:65534:65534::/:/\n"
+		err := errors.Join(
+			layer.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}),
+			layer.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "etc/", Mode: 0o755}),
+			writeEntry(layer, "etc/passwd", int64(len(passwd)), strings.NewReader(passwd)),
+		)
+		if err != nil {
+			return err
+		}
 	}
-	folders := map[string]bool{"etc": true, "tmp": true}
 	for _, name := range slices.Sorted(maps.Keys(i.Files)) {
 		target := strings.TrimPrefix(path.Clean(name), "/")
 		if err := writeFolders(layer, path.Dir(target), folders); err != nil {

@@ -15,18 +15,6 @@ import (
 // nonroot is the user of images that need no root; what distroless images call so.
 const nonroot = "65532:65532"
 
-// CA is the image of the CA, localhost/meshca:test, with certctl in it. Its binaries are built into dir.
-func CA(ctx context.Context, dir string) (Image, error) {
-	image, err := Programs(ctx, "localhost/meshca:test", dir, "./cmd/meshca", "./cmd/certctl")
-	image.User = nonroot
-	return image, err
-}
-
-// Agent is the image of the agent, localhost/meshca-agent:test. It is root's: kubelet's folders are.
-func Agent(ctx context.Context, dir string) (Image, error) {
-	return Programs(ctx, "localhost/meshca-agent:test", dir, "./cmd/meshca-agent")
-}
-
 // Tool is localhost/inpod:test, with what tests have done in pods: see test/node/inpod. Every node has it.
 func Tool(ctx context.Context, dir string) (Image, error) {
 	return Programs(ctx, "localhost/inpod:test", dir, "./test/node/inpod")
@@ -45,15 +33,21 @@ func Programs(ctx context.Context, name, dir string, packages ...string) (Image,
 	return image, nil
 }
 
+// How commands are built; the Makefile and deploy/Dockerfile add the version.
+const (
+	buildFlags = "-ldflags=-s -w"
+	goFlags    = "-trimpath -buildvcs=false"
+)
+
 // build builds a command of this module as the Makefile does, so that Go's cache serves both.
 func build(ctx context.Context, out, pkg string) error {
 	root, err := parts.Root()
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", out, pkg)
+	cmd := exec.CommandContext(ctx, "go", "build", buildFlags, "-o", out, pkg)
 	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -buildvcs=false")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS="+goFlags)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build %s: %w\n%s", pkg, err, text)
 	}

@@ -1,0 +1,46 @@
+{{/* The CA's configuration file. */}}
+{{- define "meshca.caConfig" -}}
+{{- $ca := .Values.ca }}
+{{- $own := dict "name" .Values.cluster "mode" $ca.attestation "agents" (list (printf "%s/%s" .Release.Namespace (include "meshca.agentName" .))) }}
+{{- $config := dict
+  "trustDomain" .Values.trustDomain
+  "opsAddress" ":9090"
+  "bundleFile" "/run/meshca/bundle.json"
+  "clusters" (prepend $ca.clusters $own)
+  "readers" (list (dict "name" (printf "ConfigMap %s/%s" .Release.Namespace .Values.trust.configMap) "refresh" .Values.trust.refresh))
+}}
+{{- if $ca.upstream.vault }}
+{{- $vault := deepCopy $ca.upstream.vault }}
+{{- if dig "auth" "kubernetes" "" $vault }}
+{{- $vault = merge $vault (dict "auth" (dict "kubernetes" (dict "tokenFile" "/var/run/secrets/vault/token"))) }}
+{{- end }}
+{{- $_ := set $config "upstream" (dict "vault" $vault) }}
+{{- else }}
+{{- $_ := set $config "upstream" (dict "disk" $ca.upstream.disk) }}
+{{- end }}
+{{- if $ca.policy }}
+{{- $_ := set $config "policyFile" "/etc/meshca-policy/policy.yaml" }}
+{{- end }}
+{{- toYaml (mergeOverwrite $config (deepCopy $ca.config)) }}
+{{- end }}
+
+{{/* The agents' configuration file. */}}
+{{- define "meshca.agentConfig" -}}
+{{- $agent := .Values.agent }}
+{{- $config := dict
+  "trustDomain" .Values.trustDomain
+  "cluster" .Values.cluster
+  "server" ($agent.server | default (printf "%s.%s.svc:8443" .Release.Name .Release.Namespace))
+  "tokenFile" "/var/run/secrets/meshca/token"
+  "bundleFile" "/etc/meshca-trust/bundle.json"
+  "runtimeDir" $agent.runtimeDir
+  "stateDir" $agent.runtimeDir
+  "cleanUp" true
+  "opsAddress" ":9091"
+  "csi" (dict "enabled" true "driver" $agent.csi.driver "kubeletDir" $agent.csi.kubeletDir)
+}}
+{{- if $agent.startupTaint.enabled }}
+{{- $_ := set $config "startupTaint" $agent.startupTaint.key }}
+{{- end }}
+{{- toYaml (mergeOverwrite $config (deepCopy $agent.config)) }}
+{{- end }}

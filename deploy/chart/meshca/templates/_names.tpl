@@ -1,0 +1,48 @@
+{{/* Labels that select the pods of a component: (list . "ca"). */}}
+{{- define "meshca.selector" -}}
+app.kubernetes.io/name: meshca
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* Labels of an object of a component. */}}
+{{- define "meshca.labels" -}}
+{{ include "meshca.selector" . }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+{{- end }}
+
+{{- define "meshca.agentName" -}}{{ .Release.Name }}-agent{{- end }}
+
+{{/* Cluster-wide names hold the namespace: two releases of one name may stand in one cluster. */}}
+{{- define "meshca.clusterName" -}}
+{{- if eq .Release.Name .Release.Namespace }}{{ .Release.Name }}{{ else }}{{ .Release.Namespace }}-{{ .Release.Name }}{{ end -}}
+{{- end }}
+
+{{/* A container's image: (list . "meshca"). */}}
+{{- define "meshca.image" -}}
+{{- $image := (index . 0).Values.image -}}
+{{ $image.registry }}/{{ index . 1 }}:{{ $image.tag | default (index . 0).Chart.AppVersion }}
+{{- end }}
+
+{{- define "meshca.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What a container needs to call the API server as the pod's service account: for those alone that mount it. */}}
+{{- define "meshca.apiAccess" -}}
+- name: api
+  projected:
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3607}
+      - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+      - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
+{{- end }}
+
+{{- define "meshca.openshift" -}}
+{{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}true{{ end -}}
+{{- end }}

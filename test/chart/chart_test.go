@@ -1,0 +1,225 @@
+package chart_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/meshca/meshca/test/chart"
+	"github.com/meshca/meshca/test/parts"
+)
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	root := must(parts.Root())(t)
+	return string(must(os.ReadFile(filepath.Join(root, name)))(t))
+}
+
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// TestMadeOfTheChart: what is committed beside the chart is what the chart says.
+func TestMadeOfTheChart(t *testing.T) {
+	if read(t, chart.Manifests) != must(chart.PlainManifests(t.Context()))(t) {
+		t.Errorf("%s is not what the chart renders by default: run `make manifests`", chart.Manifests)
+	}
+	readme := read(t, chart.README)
+	if readme != must(chart.WithTable(readme, read(t, chart.Dir+"/values.yaml")))(t) {
+		t.Errorf("%s does not show the values: run `make manifests`", chart.README)
+	}
+}
+
+// TestEveryValueIsKnown: values.yaml documents each key, and the schema knows them and no others.
+func TestEveryValueIsKnown(t *testing.T) {
+	values := must(chart.ReadValues(read(t, chart.Dir+"/values.yaml")))(t)
+	var schema node
+	if err := json.Unmarshal([]byte(read(t, chart.Dir+"/values.schema.json")), &schema); err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	schema.walk(t, "", known)
+	delete(known, "global") // Helm's own
+	for _, v := range values {
+		if !v.Parent && v.Doc == "" {
+			t.Errorf("values.yaml says nothing of %s", v.Path)
+		}
+		if !known[v.Path] {
+			t.Errorf("the schema does not know %s", v.Path)
+		}
+		delete(known, v.Path)
+	}
+	for path := range known {
+		t.Errorf("the schema knows %s, and values.yaml does not", path)
+	}
+	if len(values) < 50 {
+		t.Errorf("only %d values were read", len(values))
+	}
+}
+
+// node is a piece of a JSON schema.
+type node struct {
+	Properties           map[string]node `json:"properties"`
+	AdditionalProperties any             `json:"additionalProperties"`
+}
+
+func (n node) walk(t *testing.T, at string, known map[string]bool) {
+	if len(n.Properties) == 0 {
+		return
+	}
+	if strict, ok := n.AdditionalProperties.(bool); !ok || strict {
+		t.Errorf("the schema takes anything below %q", at)
+	}
+	for name, below := range n.Properties {
+		path := strings.TrimPrefix(at+"."+name, ".")
+		known[path] = true
+		below.walk(t, path, known)
+	}
+}
+
+func TestWrongValuesAreRefused(t *testing.T) {
+	for _, set := range []string{
+		"trustdomain=mesh.test", "trustDomain=spiffe://mesh.test", "trustDomain=", "cluster=Main", "ca.replicas=3", "ca.attestation=guess",
+		"ca.persistence.size=much", "ca.persistence.whenDeleted=Keep", "trust.refresh=soon", "agent.server=ca.mesh.test", "agent.csi.tokenSeconds=60",
+		"agent.csi.kubeletDir=var/lib/kubelet", "agent.startupTaint.key=a b", "image.pullPolicy=Sometimes", "ca.upstream.tape.reel=1", "agent.maxUnavailable=0",
+	} {
+		if out, err := chart.Render(t.Context(), "--set", set); err == nil {
+			t.Errorf("%s is taken:\n%.200s", set, out)
+		}
+	}
+}
+
+func TestReadValues(t *testing.T) {
+	got, err := chart.ReadValues("# One.\na: 1\nb:\n  # Two,\n  # and more.\n  c:\n    - x: y\n    - z\n  # Three.\n  d: {}\n\n# alone\n\n# Four.\ne: \"\"\n")
+	want := []chart.Value{
+		{Path: "a", Default: "1", Doc: "One."}, {Path: "b", Parent: true}, {Path: "b.c", Default: "- x: y - z", Doc: "Two, and more."},
+		{Path: "b.d", Default: "{}", Doc: "Three."}, {Path: "e", Default: `""`, Doc: "Four."},
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if got, err := chart.ReadValues("a: 1\n    b: 2\n"); err == nil {
+		t.Errorf("a key of nothing was read: %+v", got)
+	}
+}
+
+// TestConfigurations: the daemons take what the chart writes for them, in every shape that it has.
+func TestConfigurations(t *testing.T) {
+	bin := t.TempDir()
+	root := must(parts.Root())(t)
+	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/meshca", "./cmd/meshca-agent")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for name, test := range map[string]struct {
+		values string
+		ca     []string // in what the CA is configured with
+		agent  []string
+	}{
+		"by default": {"", []string{"trust domain cluster.local, 1 clusters"}, []string{"cluster main", "those of pods by CSI volumes"}},
+		"with policy and more clusters": {`
+trustDomain: mesh.example
+cluster: east
+ca:
+  attestation: jwks
+  policy: {rules: [{name: all, ttl: 1h}]}
+  clusters: [{name: west, sameNamespaces: true, kubeconfig: /etc/west/kubeconfig}]
+  config: {svid: {ttl: 2h}, clusters: [{name: east, sameNamespaces: true}, {name: west, sameNamespaces: true, kubeconfig: /w}]}
+agent:
+  config: {logLevel: debug, csi: {timeout: 30s}}
+  startupTaint: {enabled: true}
+`, []string{"trust domain mesh.example, 2 clusters", "all"}, []string{"cluster east"}},
+		"with Vault": {`
+ca:
+  upstream: {vault: {address: "https://vault.example:8200", mount: pki_mesh, issuer: root-1, auth: {kubernetes: {role: meshca}}}}
+`, []string{"1 clusters"}, nil},
+		"with a CA elsewhere": {"ca: {enabled: false}\nagent: {server: \"ca.mesh.example:8443\"}\n", nil, []string{"cluster main"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "values.yaml")
+			write(t, file, test.values)
+			maps := configMaps(t, must(chart.Render(t.Context(), "--values", file))(t))
+			if policy, ok := maps["meshca-policy"]["policy.yaml"]; ok {
+				write(t, filepath.Join(dir, "policy.yaml"), policy)
+			}
+			for _, c := range []struct {
+				command, object, key string
+				want                 []string
+			}{{"meshca", "meshca", "meshca.yaml", test.ca}, {"meshca-agent", "meshca-agent", "agent.yaml", test.agent}} {
+				text, ok := maps[c.object][c.key]
+				if !ok {
+					if c.want != nil {
+						t.Errorf("there is no %s", c.key)
+					}
+					continue
+				}
+				file := filepath.Join(dir, c.key)
+				write(t, file, strings.ReplaceAll(text, "/etc/meshca-policy/policy.yaml", filepath.Join(dir, "policy.yaml")))
+				out, err := exec.Command(filepath.Join(bin, c.command), "config", "check", file).CombinedOutput()
+				if err != nil {
+					t.Errorf("%s refuses its configuration: %v\n%s\n%s", c.command, err, out, text)
+				}
+				for _, want := range c.want {
+					if !strings.Contains(string(out), want) {
+						t.Errorf("%s reads its configuration without %q:\n%s", c.command, want, out)
+					}
+				}
+			}
+		})
+	}
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// objects are the documents of a manifest of one kind, by name.
+func objects[T any](t *testing.T, manifest, kind string) map[string]T {
+	t.Helper()
+	found := map[string]T{}
+	for _, doc := range strings.Split(manifest, "\n---") {
+		var meta struct {
+			Kind     string
+			Metadata struct{ Name string }
+		}
+		if err := yaml.Unmarshal([]byte(doc), &meta); err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		if meta.Kind != kind {
+			continue
+		}
+		var o T
+		if err := yaml.UnmarshalStrict([]byte(doc), &o); err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		found[meta.Metadata.Name] = o
+	}
+	return found
+}
+
+func configMaps(t *testing.T, manifest string) map[string]map[string]string {
+	t.Helper()
+	found := map[string]map[string]string{}
+	for name, o := range objects[corev1.ConfigMap](t, manifest, "ConfigMap") {
+		found[name] = o.Data
+	}
+	return found
+}
