@@ -53,13 +53,21 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]refusal.Reason{
-		file: refusal.SocketPath, link: refusal.SocketPath, dir: refusal.SocketPath, filepath.Join(dir, "none", "a.sock"): refusal.SocketPath,
+		file: refusal.SocketPath, link: refusal.SocketPath, dir: refusal.SocketPath, filepath.Join(dir, "none", "at-all", "a.sock"): refusal.SocketPath,
 		filepath.Join(dir, strings.Repeat("x", 107)): refusal.SocketPath, filepath.Join(open, "a.sock"): refusal.SocketUnsafeDir,
 	} {
 		_, err := Listen(t.Context(), path)
 		if got := refusal.Of(err); got != want {
 			t.Errorf("%s: %v, want %s", path, err, want)
 		}
+	}
+	made, err := Listen(t.Context(), filepath.Join(dir, "made", "a.sock"))
+	if err != nil {
+		t.Fatalf("where the socket's own directory is missing: %v", err)
+	}
+	_ = made.Close()
+	if info, err := os.Stat(filepath.Join(dir, "made")); err != nil || info.Mode().Perm()&0o022 != 0 {
+		t.Errorf("its directory is %v, %v", info, err)
 	}
 }
 
