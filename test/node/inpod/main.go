@@ -21,6 +21,8 @@ const usage = `usage: inpod COMMAND
   serve ADDRESS    answers HTTP requests with the pod's name, until SIGTERM
   fetch URL        prints what one answers
   cat FILE         prints it
+  traffic URL RATE ADDRESS
+                   sends RATE requests a second, and answers HTTP requests with what came of them as JSON, until SIGTERM
   mount FOLDER     makes a file system in memory there, with a file "mounted" in it; then as pause`
 
 func main() {
@@ -36,6 +38,9 @@ func run(args []string) error {
 	if len(args) == 1 && args[0] == "pause" {
 		<-ctx.Done()
 		return nil
+	}
+	if len(args) == 4 && args[0] == "traffic" {
+		return traffic(ctx, args[1], args[2], args[3])
 	}
 	if len(args) != 2 {
 		return errors.New(usage)
