@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -57,7 +58,22 @@ func TestRealFiles(t *testing.T) {
 	if svid, err := web.loads(); err != nil || svid.Certificates[0].SerialNumber.Cmp(before.Certificates[0].SerialNumber) != 0 {
 		t.Errorf("after the agent's restart the files are others: %v", err)
 	}
+	// Until a pod's files have a bundle, its node has not got it.
+	inTheWay := filepath.Join(web.dir(), "mount", "ca.crt")
+	must(t, os.Remove(inTheWay))
+	must(t, os.WriteFile(inTheWay, nil, 0o600))
 	must(t, n.ca.AddRoot())
+	eventually(t, "the other pod's files have a new root", func() bool {
+		bundle, err := os.ReadFile(filepath.Join(bare.target, "ca.crt"))
+		return err == nil && strings.Count(string(bundle), "BEGIN CERTIFICATE") == 2
+	})
+	acked := func() bool { return slices.Contains(n.ca.Seen().Acks, 2) }
+	time.Sleep(300 * time.Millisecond)
+	if acked() {
+		t.Error("a bundle was acknowledged that a pod's files lack")
+	}
+	must(t, os.Remove(inTheWay))
+	eventually(t, "the bundle is acknowledged", acked)
 	eventually(t, "a new root is in the files", func() bool {
 		bundle, err := os.ReadFile(filepath.Join(web.target, "ca.crt"))
 		return err == nil && strings.Count(string(bundle), "BEGIN CERTIFICATE") == 2

@@ -30,6 +30,7 @@ func TestUnderARealKubelet(t *testing.T) {
 		{"proxies in pods", proxies},
 		{"optional", optional},
 		{"what policy refuses", refused},
+		{"a pod that is terminating", terminating},
 		{"the CA is away", withoutCA},
 		{"the agent is restarted", agentRestarted},
 		{"the kubelet is restarted", kubeletRestarted},
@@ -184,7 +185,13 @@ func optional(t *testing.T, s *site) {
 
 func refused(t *testing.T, s *site) {
 	s.write("ca/policy.yaml", policyOf("  - {name: shut, namespaces: [closed], deny: closed for the season}\n"))
-	time.Sleep(3 * time.Second) // the CA looks at it every second
+	s.eventually(t, "the CA to read its policy", func(ctx context.Context) error {
+		out, err := s.Inside(ctx, node.Inner+"/certctl", "policy", "test", "closed/web")
+		if !strings.Contains(out, "shut") {
+			return fmt.Errorf("it says %q (%w)", out, err)
+		}
+		return nil
+	})
 	pod := s.create(identified(podOf("closed", "web", "first", socket)))
 	s.eventually(t, "an event", func(context.Context) error {
 		for _, message := range s.events(pod) {
@@ -208,9 +215,13 @@ func refused(t *testing.T, s *site) {
 	if v, ok := s.volumeOf(pod); ok {
 		t.Errorf("a volume stands that was refused for good: %+v", v)
 	}
+	allowed := time.Now()
 	s.write("ca/policy.yaml", policyOf(""))
 	if got := s.said(t, pod, "secret", 1)[0]; got.ID != idOf(pod) {
 		t.Errorf("it has %s", got.ID)
+	}
+	if began := s.said(t, pod, "started", 1)[0]; began.At.Before(allowed) {
+		t.Errorf("its container started at %v, policy let it at %v", began.At, allowed)
 	}
 	s.runs(t, pod)
 	s.delete(t, pod)
@@ -222,7 +233,6 @@ func withoutCA(t *testing.T, s *site) {
 	serial := s.said(t, web, "secret", 2)[1].Serial
 	check(t, s.StopProgram(t.Context(), "meshca"))
 	s.republished(t, web)
-	s.republished(t, web)
 	s.runs(t, web)
 	waits := s.create(identified(podOf(namespace, "waits", "first", socket)))
 	s.eventually(t, "its volume", func(context.Context) error {
@@ -231,6 +241,7 @@ func withoutCA(t *testing.T, s *site) {
 		}
 		return nil
 	})
+	s.republished(t, web) // and time enough for a container to start that should not
 	if got := must(s.lines(web))(t); len(got) != 3 || got[2].Serial != serial {
 		t.Errorf("a pod without a CA saw %v", got)
 	}
@@ -240,13 +251,36 @@ func withoutCA(t *testing.T, s *site) {
 	if is := s.get(t, waits); is.Status.Phase != corev1.PodPending {
 		t.Errorf("a pod that is to wait is %s", is.Status.Phase)
 	}
+	back := time.Now()
 	s.startCA(t)
 	s.said(t, waits, "secret", 1)
+	if began := s.said(t, waits, "started", 1)[0]; began.At.Before(back) {
+		t.Errorf("the container of a pod without an SVID started at %v, the CA at %v", began.At, back)
+	}
 	s.runs(t, waits)
+	ordered := time.Now()
 	s.renew(t)
-	if got := s.said(t, web, "secret", 3)[2]; got.Serial == serial || got.ID != idOf(web) {
+	if got := s.saidSince(t, web, "secret", ordered); got.Serial == serial || got.ID != idOf(web) {
 		t.Errorf("after the CA came back there is %+v", got)
 	}
 	s.delete(t, web)
 	s.delete(t, waits)
+}
+
+// A pod that ends still serves until it has: its stream stays, it has a renewal, and then all goes with it.
+func terminating(t *testing.T, s *site) {
+	pod := identified(podOf(namespace, "ending", "watch", socket))
+	grace := int64(30)
+	pod.Spec.TerminationGracePeriodSeconds = &grace
+	pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 8}}}
+	pod = s.create(pod)
+	s.said(t, pod, "secret", 2)
+	check(t, s.DeletePod(t.Context(), pod, 30*time.Second))
+	began := time.Now()
+	s.renew(t)
+	s.saidSince(t, pod, "secret", began)
+	if is := s.get(t, pod); is.DeletionTimestamp == nil || is.Status.Phase != corev1.PodRunning {
+		t.Errorf("the pod was to be terminating, and is %s", is.Status.Phase)
+	}
+	s.nothingOf(t, pod)
 }

@@ -29,7 +29,7 @@ const (
 	tenant    = "localhost/tenant:test"
 	namespace = "shop"
 	// patience is for what a busy machine may take long for; a kubelet pauses for up to two minutes after failures.
-	patience = 1 * time.Minute
+	patience = 3 * time.Minute
 )
 
 // site is a node with a CA and an agent, as programs of its own: what stands here of them is the same for a pod of a
@@ -233,6 +233,25 @@ func (s *site) said(t *testing.T, pod *corev1.Pod, what string, n int) (found []
 			return fmt.Errorf("it has printed %v; its events: %v", all, s.events(pod))
 		}
 		return nil
+	})
+	return found
+}
+
+// saidSince waits for a line of a kind that a pod printed after a moment.
+func (s *site) saidSince(t *testing.T, pod *corev1.Pod, what string, since time.Time) (found line) {
+	t.Helper()
+	s.eventually(t, fmt.Sprintf("%q from pod %s", what, pod.Name), func(context.Context) error {
+		all, err := s.lines(pod)
+		if err != nil {
+			return err
+		}
+		for _, l := range all {
+			if l.What == what && l.At.After(since) {
+				found = l
+				return nil
+			}
+		}
+		return fmt.Errorf("since %v it has printed %v", since, all)
 	})
 	return found
 }
