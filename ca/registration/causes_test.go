@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,14 +23,30 @@ import (
 // morgue is a cluster that only ever says what has ended.
 type morgue struct {
 	Cluster
-	looks int
 	takes time.Duration
+
+	mu    sync.Mutex
+	looks int
 	gone  map[string]bool // by the UID of pods
 }
 
+func (m *morgue) looked() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.looks
+}
+
+func (m *morgue) take(pod string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.gone[pod] = true
+}
+
 func (m *morgue) Ended(_ context.Context, held []*attestor.Evidence) map[int]*refusal.Error {
-	m.looks++
 	time.Sleep(m.takes)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.looks++
 	ended := map[int]*refusal.Error{}
 	for i, ev := range held {
 		if m.gone[ev.PodUID] {
@@ -65,10 +83,10 @@ func TestLooksHaveTheirPace(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); a.WatchCauses(ctx, nothing, slog.New(slog.DiscardHandler)) }()
 		time.Sleep(time.Minute - time.Millisecond)
-		if quick.looks != 60 || slow.looks != 5 {
-			t.Errorf("in a minute %d looks and %d slow ones", quick.looks, slow.looks)
+		if quick.looked() != 60 || slow.looked() != 5 {
+			t.Errorf("in a minute %d looks and %d slow ones", quick.looked(), slow.looked())
 		}
-		quick.gone["web-1"] = true
+		quick.take("web-1")
 		began := time.Now()
 		_, stale := a.Endings.Of(spiffeid.RequireFromString(someAgent))
 		<-stale
@@ -86,9 +104,9 @@ func TestTheLedgerIsTriedAgain(t *testing.T) {
 		m := &morgue{gone: map[string]bool{"web-1": true}}
 		a := mortalAuthority(map[string]Member{"one": {Cluster: m}})
 		ctx, cancel := context.WithCancel(t.Context())
-		tries := 0
+		var tries atomic.Int32
 		scan := func(context.Context, func(ca.LedgerEntry) (bool, error)) error {
-			if tries++; tries < 3 {
+			if tries.Add(1) < 3 {
 				return errors.New("the store is away")
 			}
 			return nil
@@ -97,12 +115,12 @@ func TestTheLedgerIsTriedAgain(t *testing.T) {
 		go func() { defer close(done); a.WatchCauses(ctx, scan, slog.New(slog.DiscardHandler)) }()
 		a.Endings.add(someAgent, "one", "web-1", time.Now().Add(time.Hour))
 		time.Sleep(2 * time.Second)
-		if _, told := a.Endings.Count(); told != 1 || tries != 1 {
-			t.Errorf("%d are told after %d tries", told, tries)
+		if _, told := a.Endings.Count(); told != 1 || tries.Load() != 1 {
+			t.Errorf("%d are told after %d tries", told, tries.Load())
 		}
 		time.Sleep(time.Minute)
-		if tries != 3 {
-			t.Errorf("%d tries", tries)
+		if tries.Load() != 3 {
+			t.Errorf("%d tries", tries.Load())
 		}
 		cancel()
 		<-done
