@@ -23,6 +23,11 @@ const usage = `usage: inpod COMMAND
   cat FILE         prints it
   traffic URL RATE ADDRESS
                    sends RATE requests a second, and answers HTTP requests with what came of them as JSON, until SIGTERM
+  serve-mtls ADDRESS FOLDER
+                   answers HTTPS requests of peers with an SVID, with who they are and which certificate was shown to them;
+                   from FOLDER: credentials.pem, a key and its chain, and trust.pem, read again at each connection
+  fetch-mtls URL FOLDER
+                   prints what one answers
   mount FOLDER     makes a file system in memory there, with a file "mounted" in it; then as pause`
 
 func main() {
@@ -41,6 +46,14 @@ func run(args []string) error {
 	}
 	if len(args) == 4 && args[0] == "traffic" {
 		return traffic(ctx, args[1], args[2], args[3])
+	}
+	if len(args) == 3 {
+		switch args[0] {
+		case "serve-mtls":
+			return serveMTLS(ctx, args[1], args[2])
+		case "fetch-mtls":
+			return fetchMTLS(ctx, args[1], args[2])
+		}
 	}
 	if len(args) != 2 {
 		return errors.New(usage)
@@ -87,7 +100,12 @@ func fetch(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	answer, err := http.DefaultClient.Do(request)
+	return show(http.DefaultClient, request)
+}
+
+// show prints what a request is answered.
+func show(client *http.Client, request *http.Request) error {
+	answer, err := client.Do(request)
 	if err != nil {
 		return err
 	}
