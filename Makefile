@@ -21,6 +21,9 @@ SVID_TTL ?=
 RUN_FOR ?=
 RATE ?=
 
+# What `make run-kubernetes` may be told.
+KEEP ?=
+
 # What `make image` may be told.
 DOCKER ?= docker
 IMAGE_REGISTRY ?= ghcr.io/meshca
@@ -36,6 +39,13 @@ run: need-go ## the demo: two real Envoys, mTLS, rotation under traffic (UPSTREA
 	@echo "building meshca and the demo (a minute or two the first time)"
 	@$(GO_BUILD) -o bin/ ./cmd/meshca ./cmd/certctl ./test/demo
 	@exec bin/demo $(if $(UPSTREAM),-upstream=$(UPSTREAM)) $(if $(SVID_TTL),-svid-ttl=$(SVID_TTL)) $(if $(RUN_FOR),-run-for=$(RUN_FOR)) $(if $(RATE),-rate=$(RATE))
+
+.PHONY: run-kubernetes
+run-kubernetes: need-go ## the same on a real Kubernetes node (as root): helm install, kubectl apply, mTLS, rotation (KEEP=1 leaves it until Ctrl-C)
+	@test/parts/build $(PARTS) $(NODE_PARTS) envoy
+	@echo "building the demo (a minute or two the first time)"
+	@go build -o bin/demo-kubernetes ./test/helm/demo
+	@exec bin/demo-kubernetes $(if $(KEEP),-keep)
 
 .PHONY: build
 build: need-go ## the three binaries, static, into bin/
