@@ -133,6 +133,7 @@ func TestWrongIntermediatesAreRefused(t *testing.T) {
 		"no keyCertSign":  {edit: func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }, says: "keyCertSign"},
 		"other domain":    {edit: func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "other.org"}} }, says: "URI SAN"},
 		"a path":          {edit: func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/ca"}} }, says: "URI SAN"},
+		"no URI":          {edit: func(c *x509.Certificate) { c.URIs = nil }, says: "URI SAN"},
 		"two URIs":        {edit: func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) }, says: "URI SAN"},
 		"no subject":      {edit: func(c *x509.Certificate) { c.Subject = pkix.Name{} }, says: "subject"},
 		"lives too long":  {edit: func(c *x509.Certificate) { c.NotAfter = c.NotAfter.Add(time.Hour) }, says: "later than was asked"},

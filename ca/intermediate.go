@@ -37,7 +37,7 @@ func checkIntermediate(chain []*x509.Certificate, r IntermediateRequest, roots [
 		return time.Time{}, errors.New("it has no subject key id (RFC 5280 §4.2.1.2)")
 	case len(bytes.TrimSpace(c.RawSubject)) == 0 || isEmptySequence(c.RawSubject):
 		return time.Time{}, errors.New("it has no subject, which an issuer needs (RFC 5280 §4.1.2.4)")
-	case len(c.URIs) > 1, len(c.URIs) == 1 && c.URIs[0].String() != r.TrustDomain.IDString():
+	case len(c.URIs) != 1, c.URIs[0].String() != r.TrustDomain.IDString():
 		return time.Time{}, fmt.Errorf("its URI SAN is not %s alone (SPIFFE X509-SVID §3.2)", r.TrustDomain.IDString())
 	case c.NotAfter.After(now.Add(r.Life + lifeSlack)):
 		return time.Time{}, fmt.Errorf("it ends at %s, later than was asked for", c.NotAfter.UTC().Format(time.RFC3339))
