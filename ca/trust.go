@@ -24,6 +24,9 @@ var ErrConflict = errors.New("the stored bundle has another sequence than was ex
 // ErrRootUnknown is wrapped by the error of NewTrust for an upstream whose root is not in the stored bundle.
 var ErrRootUnknown = errors.New("the upstream's root is not in the trust bundle")
 
+// errRootEnded is wrapped by the error for a root whose certificate has ended.
+var errRootEnded = errors.New("ended")
+
 // ErrTrustDomain is wrapped by NewTrust's error when the store or a root belongs to another trust domain.
 var ErrTrustDomain = errors.New("not of this trust domain")
 
@@ -41,10 +44,10 @@ type TrustConfig struct {
 	TrustDomain spiffeid.TrustDomain
 	Store       BundleStore
 	// Roots are those of the upstream's issuers that the configuration names. At the first start they become the bundle;
-	// later there may be none, where the upstream cannot be asked.
+	// later there may be none, where the upstream cannot be asked or has lost them, and one that was replaced may have ended.
 	Roots []*x509.Certificate
-	// Others are the upstream's further roots. After the first start at least one of the upstream's roots must be in the
-	// bundle: a store that knows a root never gets another one because the upstream has it.
+	// Others are the upstream's further roots. Where Roots are known after the first start, at least one of the upstream's
+	// roots must be in the bundle: a store that knows a root never gets another one because the upstream has it.
 	Others []*x509.Certificate
 	// Anchors are extra roots that the configuration names. What an operator names is trusted: they are added.
 	Anchors []*x509.Certificate
@@ -60,8 +63,6 @@ type Trust struct {
 	roots atomic.Pointer[[]*x509.Certificate]
 	// rootKeys are their keys by keyName.
 	rootKeys atomic.Pointer[map[string]struct{}]
-	// unlisted are the upstream's roots that the bundle did not hold at the start.
-	unlisted []*x509.Certificate
 
 	mu sync.Mutex // orders publications
 }
@@ -72,18 +73,19 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 	if c.TrustDomain.IsZero() || c.Store == nil {
 		return nil, errors.New("ca: a trust bundle needs a trust domain and a store")
 	}
-	named := slices.Concat(c.Roots, c.Anchors)
-	for _, r := range named {
-		if err := checkRoot(r, c.TrustDomain, time.Now()); err != nil {
-			return nil, err
-		}
-	}
 	t := &Trust{td: c.TrustDomain, store: c.Store}
 	stored, err := t.reload(ctx)
 	if err != nil {
 		return nil, err
 	}
-	known := slices.Concat(c.Roots, c.Others)
+	named := slices.Concat(c.Roots, c.Anchors)
+	for i, r := range named {
+		// A CA must not stay down over a root that was replaced because it was about to end.
+		replaced := i < len(c.Roots) && !stored.Empty()
+		if err := checkRoot(r, c.TrustDomain, time.Now()); err != nil && !(replaced && errors.Is(err, errRootEnded)) {
+			return nil, err
+		}
+	}
 	switch {
 	case stored.Empty() && len(c.Roots) == 0:
 		return nil, errors.New("ca: there is no root to begin with: the upstream has none that the configuration names")
@@ -93,16 +95,14 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 		}
 		return t, nil
 	}
-	for _, r := range known {
-		if !stored.HasX509Authority(r) {
-			t.unlisted = append(t.unlisted, r)
-		}
-	}
-	if len(known) > 0 && len(t.unlisted) == len(known) {
+	// Where nothing is known of the roots that are named, this tells no other upstream from one that has lost them.
+	if len(c.Roots) > 0 && !slices.ContainsFunc(slices.Concat(c.Roots, c.Others), stored.HasX509Authority) {
 		return nil, fmt.Errorf("%w: the upstream has %q (SHA-256 %x), the bundle of %s (sequence %d) does not hold it. "+
-			"If this is the wrong upstream or the wrong state directory, correct the configuration. To move to a new root, "+
-			"start with the old one and name the new one as an extra trust anchor, let the agents have that bundle, and "+
-			"then change the upstream",
+			"If this is the wrong upstream or the wrong state directory, correct the configuration. A new root comes beside the old "+
+			"one: start with the upstream that has the old one, bring the new one there (on disk as NAME.crt and NAME.key in the "+
+			"state directory's roots/, in Vault as an issuer of the same mount), and `certctl ca rotate root --issuer REF` goes to "+
+			"it. For a root in another upstream, start with the old one, run `certctl ca root import` with the new one's "+
+			"certificate, wait until the agents have that bundle, change the upstream, and then rotate to it",
 			ErrRootUnknown, c.Roots[0].Subject, fingerprint(c.Roots[0]), c.TrustDomain, sequence(stored))
 	}
 	if err := t.AddRoots(ctx, c.Anchors...); err != nil {
@@ -113,9 +113,6 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 
 // Bundle returns the bundle, which must not be changed, and a channel that closes when it is stale.
 func (t *Trust) Bundle() (*spiffebundle.Bundle, <-chan struct{}) { return t.current.Get() }
-
-// Unlisted are the roots that the upstream had at the start and that are not trusted, to be shown.
-func (t *Trust) Unlisted() []*x509.Certificate { return t.unlisted }
 
 // AddRoots adds roots, and raises the sequence by one if any of them was new.
 func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error {
@@ -302,7 +299,7 @@ func checkRoot(r *x509.Certificate, td spiffeid.TrustDomain, now time.Time) erro
 	case !bytes.Equal(r.RawIssuer, r.RawSubject):
 		return fmt.Errorf("ca: %q (SHA-256 %x) is an intermediate; the bundle holds roots only", r.Subject, fingerprint(r))
 	case now.After(r.NotAfter):
-		return fmt.Errorf("ca: the root %q (SHA-256 %x) ended at %s", r.Subject, fingerprint(r), r.NotAfter.Format(time.RFC3339))
+		return fmt.Errorf("ca: the root %q (SHA-256 %x) %w at %s", r.Subject, fingerprint(r), errRootEnded, r.NotAfter.Format(time.RFC3339))
 	}
 	return nil
 }

@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -150,7 +152,7 @@ func (d *daemon) clusterStatus(name string) *meshcav1.ClusterStatus {
 }
 
 // checks looks at what the status does not show: files that others could read or change.
-func (d *daemon) checks(context.Context) []*meshcav1.Finding {
+func (d *daemon) checks(ctx context.Context) []*meshcav1.Finding {
 	var found []*meshcav1.Finding
 	private := func(subject, path string) {
 		f := &meshcav1.Finding{Subject: subject, Level: meshcav1.Finding_LEVEL_OK, Detail: path + " is readable by the CA alone"}
@@ -167,20 +169,33 @@ func (d *daemon) checks(context.Context) []*meshcav1.Finding {
 	}
 	private("store", d.storePath())
 	for _, secret := range d.config.secrets() {
+		if secret.key == rootKey && d.replaced(ctx) {
+			if _, err := os.Stat(secret.path); errors.Is(err, fs.ErrNotExist) {
+				continue // it has done its work
+			}
+		}
 		private(secret.key, secret.path)
 	}
 	private("admin socket", d.config.AdminSocket)
 	if d.config.Audit.File != "" {
 		private("audit log", d.config.Audit.File)
 	}
-	if len(d.trust.Unlisted()) > 0 {
-		found = append(found, &meshcav1.Finding{
-			Subject: "upstream", Level: meshcav1.Finding_LEVEL_WARNING,
-			Detail: fmt.Sprintf("%d of its roots are not in the trust bundle and sign for nobody", len(d.trust.Unlisted())),
-			Hint:   "Name them under upstream.disk.extraAnchors if they are to be trusted.",
-		})
-	}
 	return found
+}
+
+// replaced reports whether the root that the configuration names has no part any more in what is signed.
+func (d *daemon) replaced(ctx context.Context) bool {
+	issuers, err := d.upstream.Issuers(ctx)
+	if err != nil {
+		return false
+	}
+	r := d.operator.Standing().Rollout
+	for _, i := range issuers {
+		if i.Named && (i.Ref == r.Signer().Ref || r.Active() && (i.Ref == r.Old.Ref || i.Ref == r.New.Ref)) {
+			return false
+		}
+	}
+	return true
 }
 
 func describe(kind, state string, c *x509.Certificate) *meshcav1.AuthorityStatus {

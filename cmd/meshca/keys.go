@@ -72,6 +72,9 @@ func tokenFiles(key, uri string) []namedFile {
 	return []namedFile{{key + " (module-path)", u.Module, false}, {key + " (pin-source)", u.PinSource, false}}
 }
 
+// rootKey is what the key of the root is called that the configuration names.
+const rootKey = "root key"
+
 // secrets are files and directories of keys and PINs that nobody but the CA may use.
 func (c *Config) secrets() (all []namedFile) {
 	add := func(what, path string) { all = append(all, namedFile{key: what, path: path}) }
@@ -79,7 +82,7 @@ func (c *Config) secrets() (all []namedFile) {
 		if u, err := pkcs11.Parse(d.KeyFile); err == nil {
 			add("PIN of the root key's token", u.PinSource)
 		} else {
-			add("root key", d.KeyFile)
+			add(rootKey, d.KeyFile)
 		}
 	}
 	switch c.Intermediate.Key.In {

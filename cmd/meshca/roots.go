@@ -30,6 +30,14 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	if err != nil {
 		d.log.Warn("the upstream is away; the CA goes on with the root that it knows", "err", err)
 	}
+	for _, i := range issuers {
+		if journal.Step == "" && i.Named && i.Fault != nil {
+			return fmt.Errorf("the first start needs the issuer that the configuration names: %s: %w", i.Name, i.Fault)
+		}
+	}
+	if err == nil && journal.Step != "" {
+		d.tellIssuers(issuers, journal)
+	}
 	if err := d.openTrust(ctx, issuers, journal); err != nil {
 		return err
 	}
@@ -48,6 +56,17 @@ func (d *daemon) openRoots(ctx context.Context) error {
 		}
 	}
 	return d.assign(rollout.Assignment(journal, ca.Root{}))
+}
+
+// withoutUpstream tells, of an upstream that cannot be opened, what leads out where the CA has signed before.
+func (d *daemon) withoutUpstream(ctx context.Context, failed error) error {
+	journal, _, err := d.store.Rollout(ctx)
+	if err != nil || journal.Step == "" || d.config.Upstream.Disk == nil {
+		return errors.Join(failed, err)
+	}
+	return fmt.Errorf("%w. The root that signs has the SHA-256 %s: put its files back, with mode 0600 for the key. If they are lost, put "+
+		"another root's into %s, as NAME.crt and NAME.key: the CA starts with it, and `certctl ca rotate root --issuer` goes to it",
+		failed, journal.Signer().ID, d.config.successors())
 }
 
 func (d *daemon) openTrust(ctx context.Context, issuers []ca.UpstreamIssuer, journal rotation.Rollout) error {
@@ -71,6 +90,9 @@ func (d *daemon) openTrust(ctx context.Context, issuers []ca.UpstreamIssuer, jou
 		case i.Root == nil:
 		case i.Named:
 			trust.Roots = append(trust.Roots, i.Root)
+			if journal.Step != "" && comes(i, journal) {
+				trust.Anchors = append(trust.Anchors, i.Root)
+			}
 		default:
 			trust.Others = append(trust.Others, i.Root)
 		}
@@ -78,6 +100,43 @@ func (d *daemon) openTrust(ctx context.Context, issuers []ca.UpstreamIssuer, jou
 	var err error
 	d.trust, err = ca.NewTrust(ctx, trust)
 	return err
+}
+
+// comes reports whether the root of an issuer that the configuration names is to be trusted, whoever signs: unless it
+// cannot sign, or was tainted, removed or replaced. What an operator took out does not come back by a restart.
+func comes(i ca.UpstreamIssuer, journal rotation.Rollout) bool {
+	return i.Fault == nil && time.Now().Before(i.Root.NotAfter) && !journal.Leaves(ca.RootID(i.Root)) && rollout.Tainted(journal, i.Root) == nil
+}
+
+// tellIssuers says in the log how the issuers that the upstream has agree with what was settled before. Who signs is the
+// journal's to say, so none of this keeps the CA from starting.
+func (d *daemon) tellIssuers(issuers []ca.UpstreamIssuer, journal rotation.Rollout) {
+	signer := journal.Signer()
+	there := false
+	for _, i := range issuers {
+		id := ""
+		if i.Root != nil {
+			id = ca.RootID(i.Root)
+		}
+		log := d.log.With("issuer", i.Ref, "name", i.Name, "root", id)
+		there = there || i.Ref == signer.Ref
+		switch {
+		case i.Ref == signer.Ref && i.Fault != nil:
+			log.Warn("the root that signs cannot be used at the upstream: no further intermediate comes from it. Mend it, or go to another one with `certctl ca rotate root`", "err", i.Fault)
+		case i.Ref == signer.Ref:
+		case i.Named && i.Fault != nil:
+			log.Warn("the issuer that the configuration names cannot be used; another one signs, so the CA goes on", "signs", signer.Ref, "err", i.Fault)
+		case i.Named && comes(i, journal) && !journal.Active() && id != signer.ID:
+			log.Warn("the configuration names this issuer, and another one signs. Its root is trusted, and it signs for nobody before "+
+				"`certctl ca rotate root --issuer` goes to it", "signs", signer.Ref)
+		case i.Named:
+			log.Info("the configuration names an issuer that is not the one that signs", "signs", signer.Ref)
+		}
+	}
+	if !there {
+		d.log.Warn("the upstream does not have the issuer that signs any more: no further intermediate comes from it. Bring it back, or go to another "+
+			"one with `certctl ca rotate root --issuer`; `certctl ca status` lists them", "signs", signer.Ref, "root", signer.ID)
+	}
 }
 
 // found enters the root that signs first into the journal, as the end of a rollout that nobody had to see: whatever the

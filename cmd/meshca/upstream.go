@@ -116,9 +116,40 @@ func checkLive(ctx context.Context, out io.Writer, c *Config) error {
 		if err := u.Check(ctx); err != nil {
 			return fmt.Errorf("upstream.disk: %w", err)
 		}
-		fmt.Fprintln(out, "upstream.disk: the root can sign")
-		return nil
+		return tellRoots(ctx, out, u)
 	}
+	return checkVault(ctx, out, c)
+}
+
+// tellRoots says which roots on disk can sign.
+func tellRoots(ctx context.Context, out io.Writer, u *disk.Upstream) error {
+	issuers, err := u.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	usable := 0
+	for _, i := range issuers {
+		switch {
+		case i.Fault == nil:
+			usable++
+		case i.Named:
+			fmt.Fprintf(out, "warning: the root that upstream.disk names cannot sign: %v\nThat does no harm once it was replaced: `certctl ca status` shows which root signs.\n", i.Fault)
+		default:
+			fmt.Fprintf(out, "warning: a successor of the root cannot sign: %v\n", i.Fault)
+		}
+	}
+	switch {
+	case usable == 0:
+		return errors.New("upstream.disk: there is no root that can sign, see above: `certctl ca rotate root` goes to another one")
+	case issuers[0].Fault != nil:
+		fmt.Fprintf(out, "upstream.disk: of its successors, %d can sign\n", usable)
+	default:
+		fmt.Fprintln(out, "upstream.disk: the root can sign")
+	}
+	return nil
+}
+
+func checkVault(ctx context.Context, out io.Writer, c *Config) error {
 	u, err := openVault(c, nil, nil)
 	if err != nil {
 		return err

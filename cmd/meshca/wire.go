@@ -104,77 +104,17 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 	}()
 	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	d.metrics = newMetrics(d)
-
-	// The store, and what it already knows of trust.
-	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("stateDir: %w", err)
-	}
-	if d.store, err = bolt.Open(d.storePath()); err != nil {
+	if err := d.openUpstream(ctx, upstream); err != nil {
 		return nil, err
 	}
-	d.onClose(d.store.Close)
-
-	// Who signs, and what is recorded before.
-	d.tokens = pkcs11.New()
-	d.onClose(d.tokens.Close)
-	if d.keys, err = openKeys(c, d.tokens, log); err != nil {
+	if err := d.openIssuer(); err != nil {
 		return nil, err
 	}
-	if d.upstream, err = upstream(c, d.tokens, log, d.upstreamCalled); err != nil {
-		return nil, err
-	}
-	if u, ok := d.upstream.(interface{ Close() error }); ok {
-		d.onClose(u.Close)
-	}
-	if err := d.openRoots(ctx); err != nil {
-		return nil, err
-	}
-	if d.ledger, err = ca.NewSequencer(ca.SequencerConfig{Store: d.store, Observe: d.metrics.commit}); err != nil {
-		return nil, err
-	}
-	d.onClose(func() error { d.ledger.Close(); return nil })
-	linter, err := lint.New(lint.Options{})
+	members, err := d.openClusters()
 	if err != nil {
 		return nil, err
 	}
-	d.issuer, err = ca.NewIssuer(ca.IssuerConfig{
-		Authority: d.authority, Ledger: d.ledger, Linter: linter, Profiles: ca.Profiles(c.SVID.TTL.Duration),
-	})
-	if err != nil {
-		return nil, err
-	}
-	if d.serving, err = ca.NewServing(d.issuer); err != nil {
-		return nil, err
-	}
-
-	// Who may have what: policy, clusters, orders, agents.
-	if d.policy, d.policyText, err = openPolicy(c, log); err != nil {
-		return nil, err
-	}
-	members := make(map[string]registration.Member, len(c.Clusters))
-	d.clusters = make(map[string]*kubernetes.Cluster, len(c.Clusters))
-	for _, k := range c.Clusters {
-		cluster, err := kubernetes.New(k.Config, kubernetes.Deps{Log: log, Observe: d.metrics.clusterCall(k.Name)})
-		if err != nil {
-			return nil, fmt.Errorf("cluster %s: %w. Put that right, or take the cluster out of the configuration until it is: "+
-				"at its start the CA opens all of its clusters or none", k.Name, err)
-		}
-		d.clusters[k.Name], members[k.Name] = cluster, registration.Member{Cluster: cluster, Agents: k.Agents}
-	}
-	d.policy.prepare = d.want
-	d.want(d.policy.current.Value())
-	if d.orders, err = registration.OpenOrders(ctx, d.store); err != nil {
-		return nil, err
-	}
-	if d.agents, err = registration.OpenAgentBook(ctx, d.store); err != nil {
-		return nil, err
-	}
-	d.endings = registration.NewEndings()
-	d.onClose(d.flushAgents)
-	if err := d.agents.Recall(ctx, d.store.ScanLedger); err != nil {
-		return nil, err
-	}
-	if d.continuity, err = registration.OpenContinuity(ctx, d.store, d.trust, d.agents, log); err != nil {
+	if err := d.openAgents(ctx); err != nil {
 		return nil, err
 	}
 	if err := d.openPublishers(); err != nil {
@@ -183,32 +123,119 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 	if err := d.openRoller(ctx); err != nil {
 		return nil, err
 	}
-
-	// The one procedure, and its door.
-	if c.Audit.File != "" {
-		if d.audit, err = openAuditFile(c.Audit.File); err != nil {
-			return nil, err
-		}
-		d.onClose(d.audit.close)
-		stderr = d.audit
-	}
-	d.decisions = registration.NewMetrics(d.registry)
-	d.journal = registration.NewJournal(stderr, registration.NewRing(c.RememberedDecisions), d.decisions, log)
-	d.registration, err = registration.New(registration.Config{
-		TrustDomain: c.trustDomain, Clusters: members, Policy: d.policy.current, Issuer: d.issuer,
-		Agents: d.agents, Orders: d.orders, Endings: d.endings, Continuity: d.continuity, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
-	})
-	if err != nil {
+	if err := d.openDoor(members, stderr); err != nil {
 		return nil, err
 	}
 	if err := d.openSigners(); err != nil {
 		return nil, err
 	}
+	return d, nil
+}
+
+// openUpstream opens the store, with what it already knows of trust, and who signs.
+func (d *daemon) openUpstream(ctx context.Context, upstream openUpstreamFunc) (err error) {
+	if err := os.MkdirAll(d.config.StateDir, 0o700); err != nil {
+		return fmt.Errorf("stateDir: %w", err)
+	}
+	if d.store, err = bolt.Open(d.storePath()); err != nil {
+		return err
+	}
+	d.onClose(d.store.Close)
+	d.tokens = pkcs11.New()
+	d.onClose(d.tokens.Close)
+	if d.keys, err = openKeys(d.config, d.tokens, d.log); err != nil {
+		return err
+	}
+	if d.upstream, err = upstream(d.config, d.tokens, d.log, d.upstreamCalled); err != nil {
+		return d.withoutUpstream(ctx, err)
+	}
+	if u, ok := d.upstream.(interface{ Close() error }); ok {
+		d.onClose(u.Close)
+	}
+	return d.openRoots(ctx)
+}
+
+// openIssuer puts together what records and signs.
+func (d *daemon) openIssuer() (err error) {
+	if d.ledger, err = ca.NewSequencer(ca.SequencerConfig{Store: d.store, Observe: d.metrics.commit}); err != nil {
+		return err
+	}
+	d.onClose(func() error { d.ledger.Close(); return nil })
+	linter, err := lint.New(lint.Options{})
+	if err != nil {
+		return err
+	}
+	d.issuer, err = ca.NewIssuer(ca.IssuerConfig{
+		Authority: d.authority, Ledger: d.ledger, Linter: linter, Profiles: ca.Profiles(d.config.SVID.TTL.Duration),
+	})
+	if err != nil {
+		return err
+	}
+	d.serving, err = ca.NewServing(d.issuer)
+	return err
+}
+
+// openClusters opens policy, and those whom it is for.
+func (d *daemon) openClusters() (members map[string]registration.Member, err error) {
+	if d.policy, d.policyText, err = openPolicy(d.config, d.log); err != nil {
+		return nil, err
+	}
+	members = make(map[string]registration.Member, len(d.config.Clusters))
+	d.clusters = make(map[string]*kubernetes.Cluster, len(d.config.Clusters))
+	for _, k := range d.config.Clusters {
+		cluster, err := kubernetes.New(k.Config, kubernetes.Deps{Log: d.log, Observe: d.metrics.clusterCall(k.Name)})
+		if err != nil {
+			return nil, fmt.Errorf("cluster %s: %w. Put that right, or take the cluster out of the configuration until it is: "+
+				"at its start the CA opens all of its clusters or none", k.Name, err)
+		}
+		d.clusters[k.Name], members[k.Name] = cluster, registration.Member{Cluster: cluster, Agents: k.Agents}
+	}
+	d.policy.prepare = d.want
+	d.want(d.policy.current.Value())
+	return members, nil
+}
+
+// openAgents opens what is known of agents, and what was ordered.
+func (d *daemon) openAgents(ctx context.Context) (err error) {
+	if d.orders, err = registration.OpenOrders(ctx, d.store); err != nil {
+		return err
+	}
+	if d.agents, err = registration.OpenAgentBook(ctx, d.store); err != nil {
+		return err
+	}
+	d.endings = registration.NewEndings()
+	d.onClose(d.flushAgents)
+	if err := d.agents.Recall(ctx, d.store.ScanLedger); err != nil {
+		return err
+	}
+	d.continuity, err = registration.OpenContinuity(ctx, d.store, d.trust, d.agents, d.log)
+	return err
+}
+
+// openDoor puts together the one procedure, and its door. Decisions are told to stderr, where the configuration names no file.
+func (d *daemon) openDoor(members map[string]registration.Member, stderr io.Writer) (err error) {
+	c := d.config
+	if c.Audit.File != "" {
+		if d.audit, err = openAuditFile(c.Audit.File); err != nil {
+			return err
+		}
+		d.onClose(d.audit.close)
+		stderr = d.audit
+	}
+	d.decisions = registration.NewMetrics(d.registry)
+	d.journal = registration.NewJournal(stderr, registration.NewRing(c.RememberedDecisions), d.decisions, d.log)
+	d.registration, err = registration.New(registration.Config{
+		TrustDomain: c.trustDomain, Clusters: members, Policy: d.policy.current, Issuer: d.issuer,
+		Agents: d.agents, Orders: d.orders, Endings: d.endings, Continuity: d.continuity, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
+	})
+	if err != nil {
+		return err
+	}
 	d.door = issuance.New(issuance.Config{
-		Registration: d.registration, Bundle: d.trust.Bundle, Limits: c.Limits, Log: log,
+		Registration: d.registration, Bundle: d.trust.Bundle, Limits: c.Limits, Log: d.log,
 		Credentials: issuance.NewCredentials(func() (*tls.Certificate, error) { return d.serving.Certificate(nil) }, bundleSource{d.trust}),
 	})
-	return d, nil
+	return nil
 }
 
 // run listens and serves until ctx ends or a part fails.
@@ -240,7 +267,25 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	defer socket.Close()
 
 	g, ctx := errgroup.WithContext(ctx)
-	// The CA's own SVID needs the intermediate, so its loop begins when that has come for the first time.
+	d.keepCredentials(ctx, g)
+	d.keepParts(ctx, g)
+	g.Go(func() error { return serveOps(ctx, ops, opsHandler(d.registry, d.notReady, d.degraded)) })
+	g.Go(func() error { return adminServer.Serve(ctx, socket) })
+	g.Go(func() error { return d.door.Serve(ctx, api) })
+	d.log.Info("meshca serves", "version", version, "trust_domain", c.trustDomain.Name(), "listen", api.Addr().String(),
+		"ops", ops.Addr().String(), "admin", c.AdminSocket)
+	err = g.Wait()
+	if err != nil {
+		d.log.Error("meshca stops for a fault", "err", err)
+		return err
+	}
+	d.log.Info("meshca has stopped")
+	return nil
+}
+
+// keepCredentials keeps the intermediates and the CA's own SVID. That needs an intermediate, so its loop begins when one
+// has come for the first time.
+func (d *daemon) keepCredentials(ctx context.Context, g *errgroup.Group) {
 	signing := make(chan struct{})
 	first := sync.OnceFunc(func() { close(signing) })
 	g.Go(func() error { d.keepLines(ctx, first); return nil })
@@ -254,49 +299,41 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 		}
 		return nil
 	})
-	g.Go(func() error { d.roller.Run(ctx); return nil })
+}
+
+// keepParts runs what looks after the rest, each until ctx ends.
+func (d *daemon) keepParts(ctx context.Context, g *errgroup.Group) {
+	keep := func(run func(context.Context)) { g.Go(func() error { run(ctx); return nil }) }
+	keep(d.roller.Run)
 	if u, ok := d.upstream.(interface{ Run(context.Context) error }); ok {
 		g.Go(func() error { return ignoreEnd(ctx, u.Run(ctx), "upstream") })
 	}
-	g.Go(func() error { d.trustFound(ctx); return nil })
+	keep(d.trustFound)
 	for name, cluster := range d.clusters {
 		g.Go(func() error { return ignoreEnd(ctx, cluster.Run(ctx), name) })
 	}
 	for _, signer := range d.signers {
-		g.Go(func() error { signer.Run(ctx); return nil })
+		keep(signer.Run)
 	}
 	for _, publisher := range d.publishers {
-		g.Go(func() error { publisher.Run(ctx); return nil })
+		keep(publisher.Run)
 	}
-	g.Go(func() error { d.policy.watch(ctx, d.policyText); return nil })
-	g.Go(func() error { d.review(ctx); return nil })
-	g.Go(func() error { d.registration.WatchCauses(ctx, d.store.ScanLedger, d.log); return nil })
-	g.Go(func() error {
+	keep(func(ctx context.Context) { d.policy.watch(ctx, d.policyText) })
+	keep(d.review)
+	keep(func(ctx context.Context) { d.registration.WatchCauses(ctx, d.store.ScanLedger, d.log) })
+	keep(func(ctx context.Context) {
 		d.agents.Run(ctx, func(err error) { d.log.Error("agents' news could not be stored", "err", err) })
-		return nil
 	})
-	g.Go(func() error { d.prune(ctx); return nil })
-	g.Go(func() error { d.followReadiness(ctx); return nil })
-	g.Go(func() error { d.mend(ctx); return nil })
-	g.Go(func() error { d.tokens.Run(ctx); return nil })
-	if c.BundleFile != "" {
-		g.Go(func() error { keepBundleFile(ctx, c.BundleFile, d.trust, d.log); return nil })
+	keep(d.prune)
+	keep(d.followReadiness)
+	keep(d.mend)
+	keep(d.tokens.Run)
+	if file := d.config.BundleFile; file != "" {
+		g.Go(func() error { keepBundleFile(ctx, file, d.trust, d.log); return nil })
 	}
 	if d.audit != nil {
-		g.Go(func() error { d.audit.reopenOnHangup(ctx, d.log); return nil })
+		keep(func(ctx context.Context) { d.audit.reopenOnHangup(ctx, d.log) })
 	}
-	g.Go(func() error { return serveOps(ctx, ops, opsHandler(d.registry, d.notReady, d.degraded)) })
-	g.Go(func() error { return adminServer.Serve(ctx, socket) })
-	g.Go(func() error { return d.door.Serve(ctx, api) })
-	d.log.Info("meshca serves", "version", version, "trust_domain", c.trustDomain.Name(), "listen", api.Addr().String(),
-		"ops", ops.Addr().String(), "admin", c.AdminSocket)
-	err = g.Wait()
-	if err != nil {
-		d.log.Error("meshca stops for a fault", "err", err)
-		return err
-	}
-	d.log.Info("meshca has stopped")
-	return nil
 }
 
 // flushAgents stores the agents' last news, after the last call.

@@ -137,7 +137,7 @@ func Import(from, to Files) (*x509.Certificate, error) {
 	if pkcs11.IsURI(from.Key) {
 		return nil, errors.New("a key does not leave its PKCS #11 token: name it as the key of the root in the configuration, and leave it out here")
 	}
-	i, err := open(from)
+	i, err := read(from)
 	if err != nil {
 		return nil, err
 	}

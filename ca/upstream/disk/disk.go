@@ -16,6 +16,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net/url"
 	"path/filepath"
@@ -72,18 +73,22 @@ type Upstream struct {
 
 // issuer is one root, or an intermediate below it that signs in its place.
 type issuer struct {
-	ref   string
+	files Files
 	named bool
-	chain []*x509.Certificate // the signing certificate first, the root last
+	ref   string
+	chain []*x509.Certificate // the signing certificate first, the root last; empty where the file is missing
 	key   crypto.Signer
+	// fault says why it cannot sign: a file is missing, or its chain has ended.
+	fault error
 }
 
 var _ ca.Upstream = (*Upstream)(nil)
 
 // Open reads the roots and checks them: modes, that key and certificate belong together, that it is a CA that can have
-// an intermediate below it, and that it is valid now. Of successors, one that has ended is passed over. A token is not
-// asked for its keys before they are to sign, and then they must be those of the certificates: one that is away now makes
-// a fault of the issuer, and no error here.
+// an intermediate below it, and that it is valid now. A root that has ended, or whose files are missing, is a fault of its
+// issuer: one that was replaced may be taken away, and a successor that has ended is passed over. It is an error where no
+// root is left that could sign, unless that is because it has ended. A token is not asked for its keys before they are to
+// sign, and then they must be those of the certificates: one that is away now makes a fault of the issuer, too.
 func Open(o Options) (*Upstream, error) {
 	named, err := open(o.Root)
 	if err != nil {
@@ -91,46 +96,68 @@ func Open(o Options) (*Upstream, error) {
 	}
 	named.named = true
 	u := &Upstream{o: o, issuers: []*issuer{named}}
-	if o.Successors == "" {
-		return u, nil
+	if o.Successors != "" {
+		if err := u.openSuccessors(); err != nil {
+			return nil, err
+		}
 	}
+	var faults []error
+	for _, i := range u.issuers {
+		if i.fault == nil || errors.Is(i.fault, errEnded) {
+			return u, nil
+		}
+		faults = append(faults, i.fault)
+	}
+	return nil, errors.Join(faults...)
+}
+
+// openSuccessors adds those that replace the root that the configuration names.
+func (u *Upstream) openSuccessors() error {
 	if err := u.sweep(); err != nil {
-		return nil, err
+		return err
 	}
-	certs, err := filepath.Glob(filepath.Join(keyfile.Literal(o.Successors), "*.crt"))
+	certs, err := filepath.Glob(filepath.Join(keyfile.Literal(u.o.Successors), "*.crt"))
 	if err != nil {
-		return nil, fmt.Errorf("looking for successors of the root: %w", err)
+		return fmt.Errorf("looking for successors of the root: %w", err)
 	}
 	for _, cert := range certs {
 		f, err := u.successor(strings.TrimSuffix(cert, ".crt"))
 		if err != nil {
-			return nil, err
+			return err
 		}
 		i, err := open(f)
-		if errors.Is(err, errEnded) {
-			continue
-		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		u.issuers = append(u.issuers, i)
+		twice := slices.ContainsFunc(u.issuers, func(x *issuer) bool { return x.ref == i.ref && x.fault == nil })
+		if !twice && !errors.Is(i.fault, errEnded) {
+			u.issuers = append(u.issuers, i)
+		}
 	}
-	return u, nil
+	return nil
 }
 
+// open reads a root. What is wrong with it is an error, but what becomes of roots that were replaced: that is its fault.
 func open(f Files) (*issuer, error) {
+	i, err := read(f)
+	if errors.Is(err, errEnded) || errors.Is(err, fs.ErrNotExist) {
+		i.fault, i.key, err = err, nil, nil
+	}
+	return i, err
+}
+
+// read reads a root that is to sign. With an error it is as much of it as could be read.
+func read(f Files) (*issuer, error) {
+	i := &issuer{files: f}
 	chain, err := readChain(f.Cert)
 	if err != nil {
-		return nil, err
+		return i, err
 	}
-	key, err := openKey(f, chain[0])
-	if err != nil {
-		return nil, err
+	i.chain, i.ref = chain, refOf(chain[len(chain)-1])
+	if i.key, err = openKey(f, chain[0]); err != nil {
+		return i, err
 	}
-	if err := check(f, chain, key, time.Now()); err != nil {
-		return nil, err
-	}
-	return &issuer{ref: refOf(chain[len(chain)-1]), chain: chain, key: key}, nil
+	return i, check(f, chain, i.key, time.Now())
 }
 
 // refOf is a root's SHA-256, in hex.
@@ -151,8 +178,11 @@ func (u *Upstream) Issuers(context.Context) ([]ca.UpstreamIssuer, error) {
 }
 
 func (i *issuer) shown() ca.UpstreamIssuer {
+	if len(i.chain) == 0 {
+		return ca.UpstreamIssuer{Name: i.files.Cert, Named: i.named, Fault: i.fault}
+	}
 	root := i.chain[len(i.chain)-1]
-	shown := ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, NotAfter: i.end(), Named: i.named}
+	shown := ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, NotAfter: i.end(), Named: i.named, Fault: i.fault}
 	if k, ok := i.key.(*pkcs11.Key); ok {
 		shown.Fault = k.Ready()
 	}
@@ -170,18 +200,29 @@ func (i *issuer) end() time.Time {
 	return end
 }
 
+// life is that of the root that the configuration names, or where that is gone, of another one that is known.
+func (u *Upstream) life() time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, i := range u.issuers {
+		if n := len(i.chain); n > 0 {
+			return i.chain[n-1].NotAfter.Sub(i.chain[n-1].NotBefore)
+		}
+	}
+	return 0
+}
+
 // NewIssuer makes a root that can replace the one in use, of the same life. It is trusted by nobody yet.
 func (u *Upstream) NewIssuer(context.Context) (ca.UpstreamIssuer, error) {
 	if u.o.Successors == "" {
 		return ca.UpstreamIssuer{}, errors.New("disk upstream: no directory for successors of the root")
 	}
-	like := u.issuers[0].chain[len(u.issuers[0].chain)-1]
-	f, err := u.make(CreateOptions{TrustDomain: u.o.TrustDomain, Life: like.NotAfter.Sub(like.NotBefore)})
+	f, err := u.make(CreateOptions{TrustDomain: u.o.TrustDomain, Life: u.life()})
 	if err != nil {
 		return ca.UpstreamIssuer{}, err
 	}
 	// gofail: var rootMade struct{}
-	i, err := open(f)
+	i, err := read(f)
 	if err != nil {
 		return ca.UpstreamIssuer{}, err
 	}
@@ -195,6 +236,9 @@ func (u *Upstream) issuer(ref string) (*issuer, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, i := range u.issuers {
+		if i.ref == ref && i.fault != nil {
+			return nil, fmt.Errorf("disk upstream: %w: put that right and restart, or go to another root: `certctl ca rotate root`", i.fault)
+		}
 		if i.ref == ref {
 			return i, nil
 		}
@@ -229,7 +273,7 @@ func (u *Upstream) SignIntermediate(ctx context.Context, ref string, r ca.Interm
 		end = last
 	}
 	if !end.After(now) {
-		return nil, fmt.Errorf("disk upstream: the root ended at %s: bring a new one", end.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("disk upstream: the root ended at %s: `certctl ca rotate root` goes to another one", end.UTC().Format(time.RFC3339))
 	}
 	made, err := (&softcas.SoftCAS{CertificateChain: by.chain, Signer: by.key}).CreateCertificate(&casapi.CreateCertificateRequest{
 		Lifetime: end.Sub(now),

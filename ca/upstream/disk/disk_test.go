@@ -221,7 +221,6 @@ func TestOpenRefuses(t *testing.T) {
 		"a leaf":                {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.IsCA = false; c.KeyUsage = x509.KeyUsageDigitalSignature })), "is no CA"},
 		"no keyCertSign":        {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign })), "may not sign"},
 		"path length 0":         {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 0, true })), "no room"},
-		"ended":                 {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })), "ended at"},
 		"not yet valid":         {put(t, keyPEM(t, key), root(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) })), "look at the clock"},
 		"a middle without root": {put(t, keyPEM(t, other), middle), "does not end with a root"},
 		"a middle out of order": {put(t, keyPEM(t, other), middle, certificate(t, "stranger", key, nil, nil, nil)), "not signed by certificate 2"},
@@ -341,8 +340,18 @@ func TestIntermediateEndsWithItsRoot(t *testing.T) {
 		if _, err := u.SignIntermediate(t.Context(), refOf(root), request(t, 72*time.Hour)); err == nil || !strings.Contains(err.Error(), "ended at") {
 			t.Errorf("an ended root signs: %v", err)
 		}
-		if _, err := Open(Options{Root: f}); err == nil {
-			t.Error("an ended root is opened")
+		// It is the one that `certctl ca rotate root` leads away from, and so it must not keep the CA from starting.
+		if u, err = Open(Options{Root: f, Successors: filepath.Join(t.TempDir(), "roots"), TrustDomain: domain}); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := u.Issuers(t.Context()); err != nil || len(all) != 1 || !errors.Is(all[0].Fault, errEnded) || !all[0].Root.Equal(root) || !all[0].Named {
+			t.Errorf("issuers %+v, %v", all, err)
+		}
+		if _, err := u.SignIntermediate(t.Context(), refOf(root), request(t, time.Hour)); !errors.Is(err, errEnded) {
+			t.Errorf("an ended root signs: %v", err)
+		}
+		if made, err := u.NewIssuer(t.Context()); err != nil || made.Root.NotAfter.Sub(made.Root.NotBefore).Round(time.Hour) != 100*time.Hour {
+			t.Errorf("its successor: %+v, %v", made, err)
 		}
 	})
 }
@@ -387,6 +396,80 @@ func TestSuccessors(t *testing.T) {
 	}
 	if _, err := (&Upstream{o: Options{Root: f}}).NewIssuer(t.Context()); err == nil {
 		t.Error("made a successor without a place for it")
+	}
+}
+
+// What was replaced may be taken away: the named root or a successor, its key or all of it. What others could have used
+// is refused, whoever signs, and so is a start where nothing is left.
+func TestWhatWasReplacedMayBeGone(t *testing.T) {
+	for name, c := range map[string]struct {
+		gone  func(named, made Files) []string
+		fault int // whose
+		root  bool
+	}{
+		"the named one's key": {func(named, _ Files) []string { return []string{named.Key} }, 0, true},
+		"the named one":       {func(named, _ Files) []string { return []string{named.Key, named.Cert} }, 0, false},
+		"a successor's key":   {func(_, made Files) []string { return []string{made.Key} }, 1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := created(t, CreateOptions{})
+			o := Options{Root: f, Successors: filepath.Join(t.TempDir(), "roots"), TrustDomain: domain}
+			made := Files{Cert: filepath.Join(o.Successors, "b.crt"), Key: filepath.Join(o.Successors, "b.key")}
+			if _, err := Create(made, CreateOptions{TrustDomain: domain}); err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range c.gone(f, made) {
+				if err := os.Remove(file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			u, err := Open(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all, err := u.Issuers(t.Context())
+			if err != nil || len(all) != 2 || !errors.Is(all[c.fault].Fault, fs.ErrNotExist) || (all[c.fault].Root != nil) != c.root || all[1-c.fault].Fault != nil || !all[0].Named {
+				t.Fatalf("issuers %+v, %v", all, err)
+			}
+			if _, err := u.SignIntermediate(t.Context(), all[1-c.fault].Ref, request(t, time.Hour)); err != nil {
+				t.Errorf("what is there does not sign: %v", err)
+			}
+			if _, err := u.SignIntermediate(t.Context(), all[c.fault].Ref, request(t, time.Hour)); err == nil || c.root && !strings.Contains(err.Error(), "certctl ca rotate root") {
+				t.Errorf("what is gone: %v", err)
+			}
+			if _, err := u.NewIssuer(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := u.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+			left := made
+			if c.fault == 1 {
+				left = f
+			}
+			if err := os.Chmod(left.Key, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(o); err == nil {
+				t.Error("a key that others can read was passed over")
+			}
+		})
+	}
+}
+
+// The configuration may name the successor itself, once that signs.
+func TestASuccessorThatIsNamed(t *testing.T) {
+	o := Options{Successors: t.TempDir(), TrustDomain: domain}
+	o.Root = Files{Cert: filepath.Join(o.Successors, "b.crt"), Key: filepath.Join(o.Successors, "b.key")}
+	if _, err := Create(o.Root, CreateOptions{TrustDomain: domain}); err != nil {
+		t.Fatal(err)
+	}
+	u, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, err := u.Issuers(t.Context()); err != nil || len(all) != 1 || !all[0].Named {
+		t.Errorf("issuers %+v, %v", all, err)
 	}
 }
 
