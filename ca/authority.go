@@ -129,11 +129,13 @@ func (a *Authority) Prepare(r Root) *Line {
 func (a *Authority) line(r Root) *Line {
 	lines := a.lines.Value()
 	for _, l := range lines {
-		if l.root == r {
+		if l.root == r.ID {
+			l.ref.Store(&r.Ref)
 			return l
 		}
 	}
-	l := &Line{root: r, authority: a, wake: make(chan struct{}, 1)}
+	l := &Line{root: r.ID, authority: a, wake: make(chan struct{}, 1)}
+	l.ref.Store(&r.Ref)
 	a.lines.Set(append(slices.Clip(lines), l))
 	return l
 }
@@ -170,6 +172,29 @@ func (a *Authority) assign(x Assignment) (dropped []*Line) {
 	}
 	a.lines.Set(kept)
 	return dropped
+}
+
+// Repoint has intermediates below a root come from another of the upstream's issuers from now on. Those there are stay in
+// use: they are below the same root.
+func (a *Authority) Repoint(r Root) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, l := range a.lines.Value() {
+		if l.root == r.ID {
+			l.ref.Store(&r.Ref)
+		}
+	}
+	now := a.plan.Load()
+	if now == nil {
+		return
+	}
+	next := *now
+	for _, x := range []*Root{&next.Root, &next.Successor} {
+		if x.ID == r.ID {
+			*x = r
+		}
+	}
+	a.plan.Store(&next)
 }
 
 // settle waits until nothing that has begun by now is in hand any more.

@@ -265,3 +265,55 @@ func (hanging) SignIntermediate(ctx context.Context, _ string, _ IntermediateReq
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
+
+// An assignment is in force when nothing is in hand any more that was begun under the one before: until then the old key is
+// there, and who asked for the change does not go on.
+func TestAnAssignmentWaitsForWhatWasBegun(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	next := newRoot(t, "next", 1000*time.Hour)
+	h.authority.begin()
+	assigned := make(chan struct{})
+	go func() { defer close(assigned); h.authority.Assign(Assignment{Root: next.named()}) }()
+	for h.authority.Assignment().Root != next.named() {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case <-assigned:
+		t.Error("it did not wait")
+	case <-time.After(100 * time.Millisecond): // a slow machine does not fail here
+		if h.line.current.Load() == nil {
+			t.Error("the line that signs was dropped")
+		}
+	}
+	h.authority.end()
+	<-assigned
+	if h.line.current.Load() != nil || h.line.key != nil {
+		t.Error("the old key is still there")
+	}
+}
+
+// Another issuer of the same root: what is in use stays, and what comes next comes from there.
+func TestRepoint(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	h.authority.Repoint(Root{ID: "another", Ref: "x"})
+	if h.line.Root() != h.upstream.named() || h.authority.Assignment().Root != h.upstream.named() {
+		t.Errorf("another root's: %+v", h.authority.Assignment())
+	}
+	before := h.line.current.Load()
+	moved := Root{ID: h.upstream.named().ID, Ref: "elsewhere"}
+	h.authority.Repoint(moved)
+	if lines, _ := h.authority.Lines(); len(lines) != 1 || lines[0] != h.line || h.line.Root() != moved || h.authority.Assignment() != (Assignment{Root: moved}) {
+		t.Errorf("%+v, %+v", h.line.Root(), h.authority.Assignment())
+	}
+	if _, err := h.line.Renew(t.Context()); err == nil || !strings.Contains(err.Error(), "no such issuer") {
+		t.Errorf("the issuer of before was asked: %v", err)
+	}
+	if h.line.current.Load() != before || h.authority.Ready() != nil {
+		t.Error("what was in use is not")
+	}
+	// An assignment of the same root does the same, as at a restart.
+	h.authority.Assign(Assignment{Root: h.upstream.named()})
+	if _, err := h.line.Renew(t.Context()); err != nil || h.line.current.Load() == before {
+		t.Error(err)
+	}
+}

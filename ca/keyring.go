@@ -71,7 +71,7 @@ func (memoryKeys) Destroy(crypto.Signer) error { return nil }
 // one that is no good; the next one takes its place.
 func (l *Line) recall() (*Signer, error) {
 	c := l.authority.c
-	kept, err := c.Keys.Recall(l.root.ID)
+	kept, err := c.Keys.Recall(l.root)
 	if err != nil {
 		return nil, fmt.Errorf("ca: reading the intermediate that was kept: %w", err)
 	}
@@ -96,7 +96,7 @@ func (l *Line) hold(key crypto.Signer) {
 // check says whether what was kept is good.
 func (l *Line) check(kept Kept) (*Signer, error) {
 	c := l.authority.c
-	root, err := c.Trust.root(l.root.ID)
+	root, err := c.Trust.root(l.root)
 	if err != nil {
 		return nil, err
 	}

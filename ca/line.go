@@ -20,7 +20,8 @@ import (
 // Line is the power to sign below one root: an intermediate, and behind it the next one. It is a rotation.Subject. It is
 // safe for concurrent use.
 type Line struct {
-	root      Root
+	root      string                 // its ID
+	ref       atomic.Pointer[string] // of the upstream's issuer; another one of the same root may take its place
 	authority *Authority
 	current   atomic.Pointer[Signer]
 	last      rotation.Current[*attempt]
@@ -44,7 +45,7 @@ type attempt struct {
 }
 
 // Root is what it signs below.
-func (l *Line) Root() Root { return l.root }
+func (l *Line) Root() Root { return Root{ID: l.root, Ref: *l.ref.Load()} }
 
 // Renew makes a new key, has the upstream sign an intermediate for it, checks what came back and puts it into use. The
 // old key is destroyed at once: everyone holds the root, and the intermediate travels with each leaf.
@@ -65,11 +66,11 @@ func (l *Line) renew(ctx context.Context) (s *Signer, recalled bool, err error) 
 	var unfit error
 	if !l.began() {
 		if s, unfit = l.recall(); s != nil {
-			l.authority.c.Log.Info("the intermediate that was kept is used again", "root", l.root.ID, "received", s.received.UTC(), "ends", s.notAfter.UTC())
+			l.authority.c.Log.Info("the intermediate that was kept is used again", "root", l.root, "received", s.received.UTC(), "ends", s.notAfter.UTC())
 			return s, true, l.use(s, true)
 		}
 		if unfit != nil {
-			l.authority.c.Log.Warn("the intermediate that was kept is not used, a new one takes its place", "root", l.root.ID, "err", unfit)
+			l.authority.c.Log.Warn("the intermediate that was kept is not used, a new one takes its place", "root", l.root, "err", unfit)
 		}
 	}
 	if s, err = l.obtain(ctx); err != nil {
@@ -84,7 +85,7 @@ func (l *Line) renew(ctx context.Context) (s *Signer, recalled bool, err error) 
 // obtain has the upstream sign an intermediate for a new key.
 func (l *Line) obtain(ctx context.Context) (_ *Signer, err error) {
 	c, td := l.authority.c, l.authority.trustDomain
-	key, err := c.Keys.Make(l.root.ID)
+	key, err := c.Keys.Make(l.root)
 	if err != nil {
 		return nil, fmt.Errorf("%w: ca: making the intermediate's key: %w", refusal.New(refusal.SignerUnavailable, "no key could be made"), err)
 	}
@@ -102,11 +103,11 @@ func (l *Line) obtain(ctx context.Context) (_ *Signer, err error) {
 	}
 	request := IntermediateRequest{PublicKey: key.Public(), TrustDomain: td, Life: c.Life, CommonName: c.CommonName, CSR: csr}
 	// gofail: var intermediateAsked struct{}
-	chain, err := c.Upstream.SignIntermediate(ctx, l.root.Ref, request)
+	chain, err := c.Upstream.SignIntermediate(ctx, *l.ref.Load(), request)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", refusal.New(refusal.UpstreamUnavailable, "the upstream did not sign an intermediate"), err)
 	}
-	root, err := c.Trust.root(l.root.ID)
+	root, err := c.Trust.root(l.root)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +159,7 @@ func (l *Line) exchange(s *Signer, kept bool) (former crypto.Signer, err error) 
 	if kept { // an earlier try may have held the same key
 		l.key = nil
 	} else {
-		if err := l.authority.c.Keys.Keep(l.root.ID, Kept{Key: s.key, Chain: s.chain, Received: s.received}); err != nil {
+		if err := l.authority.c.Keys.Keep(l.root, Kept{Key: s.key, Chain: s.chain, Received: s.received}); err != nil {
 			return nil, fmt.Errorf("ca: keeping the intermediate: %w", err)
 		}
 	}
@@ -173,7 +174,7 @@ func (l *Line) destroy(key crypto.Signer) {
 		return
 	}
 	if err := l.authority.c.Keys.Destroy(key); err != nil {
-		l.authority.c.Log.Warn("the key of a former intermediate could not be destroyed; it is tried again", "root", l.root.ID, "err", err)
+		l.authority.c.Log.Warn("the key of a former intermediate could not be destroyed; it is tried again", "root", l.root, "err", err)
 	}
 }
 
@@ -184,7 +185,7 @@ func (l *Line) drop() {
 	l.dropped = true
 	l.current.Store(nil)
 	if err := l.Forget(); err != nil {
-		l.authority.c.Log.Error("a root signs no more, and the intermediate below it stays on record", "root", l.root.ID, "err", err)
+		l.authority.c.Log.Error("a root signs no more, and the intermediate below it stays on record", "root", l.root, "err", err)
 	}
 }
 
@@ -198,7 +199,7 @@ func (l *Line) release() {
 }
 
 // Forget has no later process use the line's intermediate again: what was stolen must not come back with a restart.
-func (l *Line) Forget() error { return l.authority.c.Keys.Forget(l.root.ID) }
+func (l *Line) Forget() error { return l.authority.c.Keys.Forget(l.root) }
 
 // Wake is for the rotation.Keep of the line: see RenewNow.
 func (l *Line) Wake() <-chan struct{} { return l.wake }
@@ -286,7 +287,7 @@ type LineStatus struct {
 
 // Status returns the chain in use and how the last renewal went.
 func (l *Line) Status() LineStatus {
-	st := LineStatus{Root: l.root}
+	st := LineStatus{Root: l.Root()}
 	if s := l.current.Load(); s != nil {
 		st.Chain, st.NotAfter = s.chain, s.notAfter
 	}

@@ -92,8 +92,8 @@ type Passage struct {
 
 // Errors of commands that a Rollout is not in the state for.
 var (
-	ErrRolling    = errors.New("a rollout is under way")
-	ErrNotRolling = errors.New("no rollout is under way")
+	ErrRolling    = errors.New("a rollout is under way: `certctl ca status` shows what it waits for, `certctl ca abort` goes back; then begin another one")
+	ErrNotRolling = errors.New("no rollout is under way: `certctl ca status` shows how the last one ended, `certctl ca rotate root` begins one")
 	ErrStep       = errors.New("not in this step")
 )
 
@@ -132,7 +132,7 @@ type BeginOptions struct {
 func Begin(before Rollout, old, next Party, o BeginOptions, now time.Time) (Rollout, error) {
 	switch {
 	case before.Active():
-		return Rollout{}, fmt.Errorf("%w: from %s to %s, %s", ErrRolling, before.Old.ID, before.New.ID, before.Step)
+		return Rollout{}, fmt.Errorf("from %s to %s, %s: %w", before.Old.ID, before.New.ID, before.Step, ErrRolling)
 	case old.ID == "" || next.ID == "":
 		return Rollout{}, errors.New("a rollout needs two parties")
 	case o.Canary < 0 || o.Canary > 99:
@@ -149,7 +149,8 @@ func Begin(before Rollout, old, next Party, o BeginOptions, now time.Time) (Roll
 // takes says why next cannot follow old; nil when it can.
 func (r Rollout) takes(old, next Party) error {
 	if old.ID == next.ID {
-		return errors.New("it is the one that signs already")
+		return errors.New("it is the one that signs already: `certctl ca status` shows candidates to rotate to; where its key was stolen, " +
+			"`certctl ca taint root`; for a new intermediate below it, `certctl ca rotate intermediate`")
 	}
 	if t, tainted := r.Tainted(next.ID); tainted {
 		return t.refused("it cannot follow %s", old.ID)
@@ -166,6 +167,18 @@ func (r Rollout) successor(old, next Party, by string, now time.Time) Rollout {
 		Old: old, New: next, Step: StepChosen, Entered: now, Begun: now, By: by,
 		Taints: r.taints(), Behind: slices.Clone(r.Behind), Gone: slices.Clone(r.Gone),
 	}
+}
+
+// Repoint has an authority that is a party of this Rollout, or signs since, known to its upstream by another reference.
+// It reports whether it is a party, and was known by another one.
+func (r Rollout) Repoint(p Party) (Rollout, bool) {
+	moved := false
+	for _, x := range []*Party{&r.Old, &r.New} {
+		if x.ID == p.ID && x.Ref != p.Ref && (r.Active() || *x == r.Stays()) {
+			x.Ref, moved = p.Ref, true
+		}
+	}
+	return r, moved
 }
 
 // Continue ends the canary: New signs for all.

@@ -306,3 +306,37 @@ func TestWhatFailsIsTriedAgainAndShown(t *testing.T) {
 		}
 	})
 }
+
+// A party may be known by another reference at any step; one that has left is none.
+func TestRepoint(t *testing.T) {
+	a, b := Party{"a", "1"}, Party{"b", "2"}
+	for name, c := range map[string]struct {
+		r    Rollout
+		p    Party
+		want bool
+	}{
+		"the new one":            {Rollout{Old: a, New: b, Step: StepPublished}, Party{"b", "3"}, true},
+		"the old one":            {Rollout{Old: a, New: b, Step: StepRetired, NewShare: 100}, Party{"a", "3"}, true},
+		"the same reference":     {Rollout{Old: a, New: b, Step: StepPublished}, b, false},
+		"another one":            {Rollout{Old: a, New: b, Step: StepPublished}, Party{"c", "3"}, false},
+		"the one that signs":     {Rollout{Old: a, New: b, Step: StepOut, NewShare: 100}, Party{"b", "3"}, true},
+		"the one that has left":  {Rollout{Old: a, New: b, Step: StepOut, NewShare: 100}, Party{"a", "3"}, false},
+		"what an abort left":     {Rollout{Old: a, New: b, Step: StepOut, Aborted: true}, Party{"a", "3"}, true},
+		"what an abort took out": {Rollout{Old: a, New: b, Step: StepOut, Aborted: true}, Party{"b", "3"}, false},
+		"before the first start": {Rollout{}, Party{"a", "3"}, false},
+	} {
+		next, moved := c.r.Repoint(c.p)
+		if moved != c.want {
+			t.Errorf("%s: %v", name, moved)
+		}
+		back := next
+		for _, x := range []*Party{&back.Old, &back.New} {
+			if moved && *x == c.p {
+				x.Ref = map[string]string{"a": "1", "b": "2"}[x.ID]
+			}
+		}
+		if back.Old != c.r.Old || back.New != c.r.New || next.Step != c.r.Step || moved && next.Old != c.p && next.New != c.p {
+			t.Errorf("%s: it became %+v", name, next)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"math"
 	"time"
@@ -31,6 +32,8 @@ type Authorities interface {
 type Roots interface {
 	// Standing is cheap: it asks nobody.
 	Standing() rotation.Standing
+	// Repoint has a root that signs signed for by this issuer of the upstream, if that is another one of that very root.
+	Repoint(ctx context.Context, issuer string, dryRun bool) (to ca.Root, moved bool, err error)
 	// TrustRoots takes roots in, all or none, and returns the IDs of those that are new.
 	TrustRoots(ctx context.Context, roots []*x509.Certificate) (added []string, err error)
 	// RemoveRoot takes one out that nothing needs.
@@ -61,6 +64,7 @@ func (s *Server) GetAuthorities(ctx context.Context, _ *meshcav1.GetAuthoritiesR
 	for _, r := range v.Roots {
 		answer.Roots = append(answer.Roots, encodeRoot(r))
 	}
+	answer.IssuersLeftOut = uint32(v.LeftOut)
 	for _, c := range v.Candidates {
 		out := &meshcav1.IssuerCandidate{Ref: c.Ref, Name: c.Name, NotAfter: stamp(c.NotAfter)}
 		if c.Root != nil {
@@ -177,6 +181,11 @@ func (s *Server) RotateRoot(ctx context.Context, r *meshcav1.RotateRootRequest) 
 		return nil, err
 	}
 	by := peerName(ctx)
+	if r.GetIssuer() != "" && within == 0 && r.GetShare() == 0 {
+		if answer, err := s.repoint(ctx, r, by); answer != nil || err != nil {
+			return answer, err
+		}
+	}
 	begun, err := s.c.Authorities.Rotate(ctx, rollout.RotateOptions{
 		By: by, Issuer: r.GetIssuer(), Canary: int(r.GetShare()), Within: within, Tainted: r.GetTaintedRoot(), DryRun: r.GetDryRun(),
 	})
@@ -196,6 +205,21 @@ func (s *Server) RotateRoot(ctx context.Context, r *meshcav1.RotateRootRequest) 
 		return nil, err
 	}
 	return &meshcav1.RotateRootResponse{Rollout: encodeRollout(begun), Plan: plan(begun, tainted), AtOnce: atOnce(begun, tainted)}, nil
+}
+
+// repoint has the same root signed for by another issuer; nil: the one that was named is of another root.
+func (s *Server) repoint(ctx context.Context, r *meshcav1.RotateRootRequest, by string) (*meshcav1.RotateRootResponse, error) {
+	to, moved, err := s.c.Roots.Repoint(ctx, r.GetIssuer(), r.GetDryRun())
+	if moved && !r.GetDryRun() {
+		s.audit(ctx, "ca repoint root", by, err, slog.String("root", to.ID), slog.String("issuer", to.Ref))
+	}
+	if err != nil || !moved {
+		return nil, err
+	}
+	return &meshcav1.RotateRootResponse{Rollout: encodeStanding(s.c.Roots.Standing()), Repointed: to.Ref, Plan: []string{
+		fmt.Sprintf("the root %.12s stays: the issuer %s of the upstream has it too, and signs the intermediates below it from now on", to.ID, to.Ref),
+		"nobody has to confirm anything, and nothing leaves the trust bundle",
+	}}, nil
 }
 
 // ContinueRollout ends the canary, or gives confirmations up.

@@ -31,6 +31,11 @@ func (o *operator) View(context.Context) (rollout.View, error) { return o.view, 
 
 func (o *operator) Standing() rotation.Standing { return o.view.Standing }
 
+func (o *operator) Repoint(_ context.Context, issuer string, dryRun bool) (ca.Root, bool, error) {
+	o.told = append(o.told, fmt.Sprintf("repoint to %s, dry run %v", issuer, dryRun))
+	return ca.Root{ID: "the root", Ref: issuer}, issuer == "again", o.broken
+}
+
 func (o *operator) TrustRoots(_ context.Context, roots []*x509.Certificate) ([]string, error) {
 	o.told = append(o.told, fmt.Sprintf("trust %d roots", len(roots)))
 	return []string{ca.RootID(roots[0])}, o.broken
@@ -71,6 +76,7 @@ func TestAuthoritiesAreShown(t *testing.T) {
 	}
 	f.operator.view = rollout.View{
 		Candidates:  []ca.UpstreamIssuer{{Ref: "r3", Name: "third", Fault: errors.New("no key")}},
+		LeftOut:     9,
 		UpstreamErr: errors.New("sealed"),
 		Readers:     []rollout.ReaderView{{Reader: rollout.Reader{Name: "configmap", Refresh: time.Minute}, Until: soon}},
 		Standing: rotation.Standing{
@@ -94,7 +100,7 @@ func TestAuthoritiesAreShown(t *testing.T) {
 	if st, err := f.CA.GetStatus(t.Context(), &meshcav1.GetStatusRequest{}); err != nil || st.GetRollout().GetStep() != "published" || st.GetRollout().GetError() != "away" {
 		t.Errorf("status %v, %v", st, err)
 	}
-	if c := got.GetCandidates(); len(c) != 1 || c[0].GetRef() != "r3" || c[0].GetFault() != "no key" || c[0].GetRoot() != "" || got.GetUpstreamError() != "sealed" {
+	if c := got.GetCandidates(); len(c) != 1 || c[0].GetRef() != "r3" || c[0].GetFault() != "no key" || c[0].GetRoot() != "" || got.GetUpstreamError() != "sealed" || got.GetIssuersLeftOut() != 9 {
 		t.Errorf("candidates %v, %q", c, got.GetUpstreamError())
 	}
 }
@@ -141,6 +147,35 @@ func TestAuthorityVerbsAreTaken(t *testing.T) {
 	}
 	f.operator.broken = rotation.ErrRolling
 	if _, err := a.AbortRollout(ctx, &meshcav1.AbortRolloutRequest{}); err == nil || !strings.Contains(err.Error(), "under way") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// An issuer of a root that is there already: that root is signed for by it, and no rollout begins. A share, or an emergency,
+// is for another root.
+func TestARootIsRepointed(t *testing.T) {
+	f := start(t, "rules: []")
+	a, ctx := f.Authorities, t.Context()
+	for _, dry := range []bool{true, false} {
+		r, err := a.RotateRoot(ctx, &meshcav1.RotateRootRequest{Issuer: "again", DryRun: dry})
+		if err != nil || r.GetRepointed() != "again" || !strings.Contains(strings.Join(r.GetPlan(), "\n"), "the root the root stays") {
+			t.Errorf("%v, %v", r, err)
+		}
+	}
+	for _, r := range []*meshcav1.RotateRootRequest{{Issuer: "other"}, {Issuer: "again", Share: 5}, {Issuer: "again", TaintedWithin: durationpb.New(time.Minute)}, {}} {
+		if got, err := a.RotateRoot(ctx, r); err != nil || got.GetRepointed() != "" {
+			t.Errorf("%v: %v, %v", r, got, err)
+		}
+	}
+	told := strings.Join(f.operator.told, "\n")
+	if !strings.HasPrefix(told, "repoint to again, dry run true\nrepoint to again, dry run false\nrepoint to other, dry run false\nrotate ") || strings.Count(told, "repoint") != 3 || strings.Count(told, "rotate") != 4 {
+		t.Errorf("it was told\n%s", told)
+	}
+	if lines := f.audited(); strings.Count(lines, "ca repoint root "+fmt.Sprintf("uid %d", os.Getuid())+" [root=the root issuer=again outcome=done]") != 1 {
+		t.Errorf("the audit log:\n%s", lines)
+	}
+	f.operator.broken = errors.New("it has not signed yet")
+	if _, err := a.RotateRoot(ctx, &meshcav1.RotateRootRequest{Issuer: "again"}); err == nil || !strings.Contains(err.Error(), "it has not signed yet") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -2,8 +2,6 @@ package rollout
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,6 +16,14 @@ import (
 // Maker is an upstream that can make a root to rotate to.
 type Maker interface {
 	NewIssuer(ctx context.Context) (ca.UpstreamIssuer, error)
+}
+
+// Includer is an upstream that lists only some of its issuers, where there are many. What is named is listed from then on,
+// by its reference or name.
+type Includer interface {
+	Include(names ...string)
+	// LeftOut is how many were not listed when it was last asked.
+	LeftOut() int
 }
 
 // Operator does what people order about authorities. It is safe for concurrent use.
@@ -39,7 +45,7 @@ type RotateOptions struct {
 	// By is who ordered it, for the audit log.
 	By string
 	// Issuer is the upstream's reference or name of the issuer to go to; empty: one that the upstream makes, or the only
-	// candidate there is.
+	// other one below a root that is trusted already. One that nobody has named is never taken.
 	Issuer string
 	// Canary is the share of identities, in percent, that the new root signs for at first.
 	Canary int
@@ -111,26 +117,20 @@ func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x Rotate
 		}
 		return party(made), nil
 	}
-	issuers, err := o.roots.c.Upstream.Issuers(ctx)
+	issuers, err := o.roots.issuers(ctx, x.Issuer)
 	if err != nil {
 		return rotation.Party{}, fmt.Errorf("asking the upstream for its issuers: %w", err)
 	}
-	old := o.signs(record)
 	var found []ca.UpstreamIssuer
 	for _, i := range issuers {
-		switch {
-		case x.Issuer != "" && (i.Ref == x.Issuer || i.Name == x.Issuer):
+		if x.Issuer != "" && (i.Ref == x.Issuer || i.Name == x.Issuer) || x.Issuer == "" && o.stands(record, i) {
 			found = append(found, i)
-		case x.Issuer != "" || i.Root == nil || i.Fault != nil || taintOf(record, i.Root) != nil:
-		default:
-			if id := ca.RootID(i.Root); id != old.ID && (!record.Active() || id != record.Old.ID && id != record.New.ID) {
-				found = append(found, i)
-			}
 		}
 	}
 	switch {
 	case len(found) == 0 && x.Issuer == "":
-		return rotation.Party{}, fmt.Errorf("the upstream makes no roots, and none of its issuers fits: make one there, and name it with --issuer. It has: %s", listed(issuers))
+		return rotation.Party{}, fmt.Errorf("the upstream makes no roots, and no other root is trusted that one of its issuers could sign under: "+
+			"name the issuer to go to with --issuer, or make one there first. It has: %s", listed(issuers))
 	case len(found) != 1:
 		return rotation.Party{}, fmt.Errorf("%d of the upstream's issuers fit; name one of them by its reference: %s", len(found), listed(issuers))
 	}
@@ -140,6 +140,17 @@ func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x Rotate
 		}
 	}
 	return usable(found[0], o.roots.c.Authority.Life())
+}
+
+// stands reports whether an issuer could follow without being named: somebody has trusted its root before, it can be used,
+// and it has no part in what is under way.
+func (o *Operator) stands(record rotation.Rollout, i ca.UpstreamIssuer) bool {
+	if i.Root == nil || i.Fault != nil || taintOf(record, i.Root) != nil {
+		return false
+	}
+	bundle, _ := o.roots.c.Trust.Bundle()
+	id := ca.RootID(i.Root)
+	return bundle.HasX509Authority(i.Root) && id != o.signs(record).ID && (!record.Active() || id != record.Old.ID && id != record.New.ID)
 }
 
 func usable(i ca.UpstreamIssuer, life time.Duration) (rotation.Party, error) {
@@ -184,11 +195,20 @@ func (o *Operator) Continue(ctx context.Context, despite []string) (rotation.Rol
 		}
 		for _, name := range despite {
 			if !slices.Contains(waits, name) {
-				return r, fmt.Errorf("%q is not waited for; these are: %s", name, strings.Join(waits, ", "))
+				return r, notAwaited(name, waits)
 			}
 		}
 		return r.GiveUp(despite...)
 	})
+}
+
+// notAwaited refuses to give up somebody who is not waited for.
+func notAwaited(name string, waits []string) error {
+	const next = "`certctl ca status` shows what the step waits for"
+	if len(waits) == 0 {
+		return fmt.Errorf("%q is not waited for, and nobody else is: %s", name, next)
+	}
+	return fmt.Errorf("%q is not waited for. Name one of these: %s; %s", name, strings.Join(waits, ", "), next)
 }
 
 // Abort goes back to the root that signed before.
@@ -222,112 +242,4 @@ func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration
 		return until, o.roots.c.Renewals.RenewAll(ctx, since, tainted)
 	}
 	return until, nil
-}
-
-// View is all that is known of authorities.
-type View struct {
-	Roots []RootView
-	// Candidates are the upstream's issuers below roots that are not in the bundle.
-	Candidates []ca.UpstreamIssuer
-	// UpstreamErr is why the upstream could not be asked.
-	UpstreamErr error
-	Standing    rotation.Standing
-	// IssuesUntil is until when the CA can issue if the upstream signs no more; zero: it cannot now.
-	IssuesUntil time.Time
-	// Readers are those that a published root waits for, or waited for, by the clock.
-	Readers []ReaderView
-}
-
-// RootView is one root of the bundle.
-type RootView struct {
-	Certificate *x509.Certificate
-	ID          string
-	// State is what it does now, in a word or two.
-	State string
-	// Issuer is the upstream's reference; empty when it has none.
-	Issuer string
-	// Line is the intermediate below it, nil when there is none.
-	Line *ca.LineStatus
-	// Live are SVIDs under it that have not ended; LastEnd is the end of the last one.
-	Live    int
-	LastEnd time.Time
-	// Tainted is when an operator said that it is not to be trusted; zero: nobody did.
-	Tainted time.Time
-}
-
-// viewPatience bounds how long a view waits for the upstream: who asks how things are wants to know that it does not
-// answer.
-const viewPatience = 5 * time.Second
-
-// View describes everything as it is now.
-func (o *Operator) View(ctx context.Context) (View, error) {
-	standing, _ := o.roller.Standing()
-	v := View{Standing: standing, IssuesUntil: o.roots.c.Authority.IssuesUntil(), Readers: o.readers(standing.Rollout)}
-	bundle, _ := o.roots.c.Trust.Bundle()
-	index := map[string]*RootView{}
-	for _, c := range bundle.X509Authorities() {
-		id := ca.RootID(c)
-		view := RootView{Certificate: c, ID: id, State: o.state(standing.Rollout, id)}
-		if t := taintOf(standing.Rollout, c); t != nil {
-			view.Tainted = t.At
-		}
-		v.Roots = append(v.Roots, view)
-	}
-	for i := range v.Roots {
-		index[v.Roots[i].ID] = &v.Roots[i]
-	}
-	ask, cancel := context.WithTimeout(ctx, viewPatience)
-	defer cancel()
-	issuers, err := o.roots.c.Upstream.Issuers(ask)
-	v.UpstreamErr = err
-	for _, i := range issuers {
-		if i.Root == nil || index[ca.RootID(i.Root)] == nil {
-			if t := taintOf(standing.Rollout, i.Root); t != nil && i.Fault == nil {
-				i.Fault = tainted(i.Root, *t)
-			}
-			v.Candidates = append(v.Candidates, i)
-			continue
-		}
-		index[ca.RootID(i.Root)].Issuer = i.Ref
-	}
-	lines, _ := o.roots.c.Authority.Lines()
-	for _, l := range lines {
-		if r := index[l.Root().ID]; r != nil {
-			st := l.Status()
-			r.Line = &st
-		}
-	}
-	return v, o.countLive(ctx, index)
-}
-
-func (o *Operator) countLive(ctx context.Context, index map[string]*RootView) error {
-	now := time.Now()
-	oldest := now.Add(-ca.MaxTTL - slack)
-	return o.roots.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
-		if r := index[hex.EncodeToString(e.Root)]; r != nil && now.Before(e.NotAfter) {
-			r.Live++
-			if e.NotAfter.After(r.LastEnd) {
-				r.LastEnd = e.NotAfter
-			}
-		}
-		return e.IssuedAt.After(oldest), nil
-	})
-}
-
-// state says in a word or two what a root does now.
-func (o *Operator) state(r rotation.Rollout, id string) string {
-	a := o.roots.c.Authority.Assignment()
-	switch {
-	case a.Share == 0 && a.Root.ID == id:
-		return "signing"
-	case a.Root.ID == id:
-		return fmt.Sprintf("signing %d %%", 100-a.Share)
-	case a.Share > 0 && a.Successor.ID == id:
-		return fmt.Sprintf("signing %d %%", a.Share)
-	case r.Active() && (id == r.Goes().ID || id == r.Stays().ID):
-		return string(r.Step)
-	case slices.ContainsFunc(r.Behind, func(b rotation.Behind) bool { return b.ID == id }):
-		return string(rotation.StepLeaving)
-	}
-	return "trusted"
 }

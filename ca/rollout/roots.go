@@ -115,9 +115,17 @@ func (x *Roots) Publish(ctx context.Context, p rotation.Party) (uint64, error) {
 	return set, nil
 }
 
+// issuers asks the upstream for its issuers, those that are named among them.
+func (x *Roots) issuers(ctx context.Context, named ...string) ([]ca.UpstreamIssuer, error) {
+	if u, ok := x.c.Upstream.(Includer); ok {
+		u.Include(named...)
+	}
+	return x.c.Upstream.Issuers(ctx)
+}
+
 // find asks the upstream for the root; it must be the very one that was chosen.
 func (x *Roots) find(ctx context.Context, p rotation.Party) (*x509.Certificate, error) {
-	issuers, err := x.c.Upstream.Issuers(ctx)
+	issuers, err := x.issuers(ctx, p.Ref)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +141,8 @@ func (x *Roots) find(ctx context.Context, p rotation.Party) (*x509.Certificate, 
 		}
 		return i.Root, nil
 	}
-	return nil, fmt.Errorf("the upstream has no issuer %s any more", p.Ref)
+	return nil, fmt.Errorf("the upstream has no issuer %s any more: bring it back, or `certctl ca abort`. Where the same root was imported again, "+
+		"`certctl ca rotate root --issuer` with the reference that it got then goes on with it", p.Ref)
 }
 
 // Unconfirmed names agents by their SPIFFE IDs, and readers whose refresh time has not passed: since the root was published

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,10 @@ type house struct {
 	// makesNone: the upstream cannot make roots, as Vault.
 	makesNone bool
 	extra     []ca.UpstreamIssuer
+	// wrap puts something before the upstream; nil: nothing.
+	wrap func(ca.Upstream) ca.Upstream
+	// served is how often the CA's own certificate was asked for anew.
+	served atomic.Int64
 	// unrecorded is until when there may be what the ledger does not know.
 	unrecorded time.Time
 }
@@ -145,6 +150,9 @@ func (h *house) open() {
 	if h.makesNone {
 		upstream = keeper{h.upstream, &h.extra}
 	}
+	if h.wrap != nil {
+		upstream = h.wrap(upstream)
+	}
 	trust := ca.TrustConfig{TrustDomain: domain, Store: h.store, Roots: []*x509.Certificate{issuers[0].Root}}
 	for _, i := range issuers[1:] {
 		trust.Others = append(trust.Others, i.Root)
@@ -160,7 +168,7 @@ func (h *house) open() {
 	h.issuer, err = ca.NewIssuer(ca.IssuerConfig{Authority: h.auth, Ledger: h.ledger, Linter: linter, Profiles: ca.Profiles(ca.MinTTL)})
 	h.must(err)
 	h.roots, err = rollout.New(rollout.Config{
-		Authority: h.auth, Trust: h.trust, Upstream: upstream, Ledger: h.store, Agents: h.agents, Renewals: h.agents, Serving: func() {},
+		Authority: h.auth, Trust: h.trust, Upstream: upstream, Ledger: h.store, Agents: h.agents, Renewals: h.agents, Serving: func() { h.served.Add(1) },
 		Unrecorded: h.unrecorded,
 	})
 	h.must(err)
@@ -268,17 +276,17 @@ func TestARootIsReplaced(t *testing.T) {
 	first := h.issue("web")
 	r, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{By: "test"})
 	h.must(err)
-	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{}); !errors.Is(err, rotation.ErrRolling) {
+	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{}); !errors.Is(err, rotation.ErrRolling) || !strings.Contains(err.Error(), "certctl ca abort") {
 		t.Errorf("a second rotation: %v", err)
 	}
 	h.at(rotation.StepPublished)
-	if by := h.issue("web"); by != first || len(h.trusted()) != 2 {
-		t.Errorf("before it is confirmed %s signs; trusted are %v", by, h.trusted())
+	if by := h.issue("web"); by != first || len(h.trusted()) != 2 || h.served.Load() != 0 {
+		t.Errorf("before it is confirmed %s signs; trusted are %v; the CA's own certificate was replaced %d times", by, h.trusted(), h.served.Load())
 	}
 	h.agents.confirm()
 	h.at(rotation.StepRetired)
-	if by := h.issue("web"); by != r.New.ID {
-		t.Errorf("behind its confirmation %s signs", by)
+	if by := h.issue("web"); by != r.New.ID || h.served.Load() == 0 {
+		t.Errorf("behind its confirmation %s signs; the CA's own certificate was replaced %d times", by, h.served.Load())
 	}
 	if lines, _ := h.auth.Lines(); len(lines) != 1 || lines[0].Root().ID != r.New.ID {
 		t.Errorf("%d lines: the old key is still there", len(lines))
@@ -486,15 +494,15 @@ func TestRotateChooses(t *testing.T) {
 	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{Issuer: "another"}); err == nil || !strings.Contains(err.Error(), h.auth.Assignment().Root.Ref) {
 		t.Errorf("an issuer that is not there: %v", err)
 	}
-	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{Issuer: h.auth.Assignment().Root.Ref}); err == nil {
-		t.Error("a rotation to the root that signs")
+	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{Issuer: h.auth.Assignment().Root.Ref}); err == nil || !strings.Contains(err.Error(), "certctl ca rotate intermediate") {
+		t.Errorf("a rotation to the root that signs: %v", err)
 	}
 	for name, err := range map[string]error{
 		"continue": second(h.operator.Continue(t.Context(), nil)),
 		"despite":  second(h.operator.Continue(t.Context(), []string{"x"})),
 		"abort":    second(h.operator.Abort(t.Context(), "test")),
 	} {
-		if !errors.Is(err, rotation.ErrNotRolling) {
+		if !errors.Is(err, rotation.ErrNotRolling) || !strings.Contains(err.Error(), "certctl ca rotate root") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -508,7 +516,7 @@ func TestRotateChooses(t *testing.T) {
 		t.Errorf("it goes to %+v", r.New)
 	}
 	h.at(rotation.StepPublished)
-	if _, err := h.operator.Continue(t.Context(), []string{"agent-3"}); err == nil || !strings.Contains(err.Error(), "agent-1, agent-2") {
+	if _, err := h.operator.Continue(t.Context(), []string{"agent-3"}); err == nil || !strings.Contains(err.Error(), "agent-1, agent-2") || !strings.Contains(err.Error(), "certctl ca status") {
 		t.Errorf("giving up someone who is not waited for: %v", err)
 	}
 	_, err = h.operator.Continue(t.Context(), []string{"agent-1", "agent-2"})

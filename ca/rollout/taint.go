@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/meshca/meshca/api/refusal"
@@ -37,7 +38,7 @@ func (o *Operator) taint(ctx context.Context, x RotateOptions) (rotation.Rollout
 			return rotation.Rollout{}, fmt.Errorf("nothing was changed, for without the root %s nobody could sign: %w", what.ID, err)
 		}
 		would, err = command(record)
-	case err == nil && x.Issuer != "" && would.Stays().Ref != x.Issuer:
+	case err == nil && x.Issuer != "" && !o.names(ctx, x.Issuer, would.Stays()):
 		return rotation.Rollout{}, fmt.Errorf("nothing was changed: without the root %s, %s signs, and --issuer names another one: leave that out, or taint %[2]s too",
 			what.ID, would.Stays().ID)
 	}
@@ -47,6 +48,20 @@ func (o *Operator) taint(ctx context.Context, x RotateOptions) (rotation.Rollout
 	o.changing.Lock()
 	defer o.changing.Unlock()
 	return o.roller.Change(ctx, command)
+}
+
+// names reports whether a reference or a name means the issuer of this root.
+func (o *Operator) names(ctx context.Context, issuer string, p rotation.Party) bool {
+	if issuer == p.Ref {
+		return true
+	}
+	ask, cancel := context.WithTimeout(ctx, viewPatience)
+	defer cancel()
+	issuers, err := o.roots.issuers(ask, issuer)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(issuers, func(i ca.UpstreamIssuer) bool { return i.Ref == p.Ref && i.Name == issuer })
 }
 
 // marked is the record with one taint more, to choose a successor by.

@@ -68,7 +68,7 @@ func (h *house) forbidden(id string) {
 
 func TestTheOldRootIsTaintedUnderARollout(t *testing.T) {
 	t.Parallel()
-	for _, step := range []rotation.Step{rotation.StepPublished, rotation.StepRetired} {
+	for _, step := range []rotation.Step{rotation.StepPublished, rotation.StepCanary, rotation.StepRetired} {
 		t.Run(string(step), func(t *testing.T) {
 			t.Parallel()
 			h := newHouse(t)
@@ -280,7 +280,7 @@ func TestATaintWhereNoRootCanBeMade(t *testing.T) {
 	}
 	for _, dry := range []bool{true, false} {
 		if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{Within: bound, DryRun: dry}); err == nil || !strings.Contains(err.Error(), "nothing was changed") ||
-			!strings.Contains(err.Error(), "name it with --issuer") {
+			!strings.Contains(err.Error(), "name the issuer to go to with --issuer") {
 			t.Errorf("no root to go to: %v", err)
 		}
 	}
@@ -304,7 +304,13 @@ func TestATaintWhereNoRootCanBeMade(t *testing.T) {
 	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{Within: bound, Tainted: second.Ref, Issuer: first}); refusal.Of(err) != refusal.RootTainted {
 		t.Errorf("back to what is tainted: %v", err)
 	}
-	// The only candidate that is left, named by nobody.
+	// The only candidate that is left is not taken before somebody has named it, or trusted its root.
+	if r, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{Within: bound, Tainted: second.Ref}); err == nil || !strings.Contains(err.Error(), "--issuer") ||
+		!strings.Contains(err.Error(), third.Ref) {
+		t.Errorf("it goes to %+v, which nobody has named: %v", r.New, err)
+	}
+	_, err = h.operator.TrustRoots(t.Context(), []*x509.Certificate{third.Root})
+	h.must(err)
 	if r := h.taint(second.Ref); r.New.ID != third.Ref {
 		t.Errorf("it goes to %+v", r.New)
 	}

@@ -30,7 +30,7 @@ rollout.`,
   certctl ca rotate root --share 5% --watch`,
 	}
 	f := cmd.Flags()
-	f.StringVar(&r.Issuer, "issuer", "", "the upstream's issuer to go to, by its `reference` or name: one that the upstream makes, or the only candidate, if none is named")
+	f.StringVar(&r.Issuer, "issuer", "", "the upstream's issuer to go to, by its `reference` or name: if none is named, one that the upstream makes, or the only other one below a root that is trusted")
 	f.StringVar(&share, "share", "", "the new root signs for this `share` of the identities, 1% to 99%, until `certctl ca continue`")
 	f.BoolVar(&r.DryRun, "dry-run", false, "only say what would happen")
 	f.BoolVar(&watch, "watch", false, "follow the rollout until it is over")
@@ -71,6 +71,16 @@ func (c *cli) rotateRoot(cmd *cobra.Command, r *meshcav1.RotateRootRequest, watc
 	})
 	if err != nil {
 		return err
+	}
+	if begun.GetRepointed() != "" {
+		return c.show(begun, func(p *page) {
+			says := "No root is replaced: issuer %s is one of a root that is there already"
+			if r.GetDryRun() {
+				says = "Nothing was changed. No root would be replaced: issuer %s is one of a root that is there already"
+			}
+			p.line(says, begun.GetRepointed())
+			drawPlan(p, begun.GetPlan())
+		})
 	}
 	if watch {
 		return c.follow(cmd.Context(), begun.GetRollout(), nil, false)

@@ -100,6 +100,10 @@ func drawCandidates(p *page, a *meshcav1.GetAuthoritiesResponse) {
 		usable = usable || fault == ""
 		rows = append(rows, []cell{text(c.GetRef()), text(c.GetName()), text(shortID(c.GetRoot())), p.when(c.GetNotAfter()), text(fault).as(bad)})
 	}
+	if n := a.GetIssuersLeftOut(); n > 0 {
+		p.gap()
+		p.line("the upstream has %s, which are not shown; `certctl ca rotate root --issuer` takes them all the same, by reference or name", plural(int(n), "more issuer", "more issuers"))
+	}
 	if len(rows) == 0 {
 		return
 	}

@@ -23,6 +23,9 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if u, ok := d.upstream.(rollout.Includer); ok {
+		u.Include(journal.Old.Ref, journal.New.Ref)
+	}
 	issuers, err := d.upstream.Issuers(ctx)
 	if err != nil && journal.Step == "" {
 		return fmt.Errorf("the first start needs the upstream: %w", err)

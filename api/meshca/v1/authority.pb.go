@@ -77,9 +77,11 @@ type GetAuthoritiesResponse struct {
 	// While a root is published: those that read the bundle and cannot acknowledge it.
 	Readers []*ReaderConfirmation `protobuf:"bytes,7,rep,name=readers,proto3" json:"readers,omitempty"`
 	// Until when the CA can issue if the upstream signs no further intermediate; unset while it cannot issue.
-	IssuesUntil   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=issues_until,json=issuesUntil,proto3" json:"issues_until,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	IssuesUntil *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=issues_until,json=issuesUntil,proto3" json:"issues_until,omitempty"`
+	// How many more issuers the upstream has, which are not listed; they can be named all the same.
+	IssuersLeftOut uint32 `protobuf:"varint,9,opt,name=issuers_left_out,json=issuersLeftOut,proto3" json:"issuers_left_out,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *GetAuthoritiesResponse) Reset() {
@@ -166,6 +168,13 @@ func (x *GetAuthoritiesResponse) GetIssuesUntil() *timestamppb.Timestamp {
 		return x.IssuesUntil
 	}
 	return nil
+}
+
+func (x *GetAuthoritiesResponse) GetIssuersLeftOut() uint32 {
+	if x != nil {
+		return x.IssuersLeftOut
+	}
+	return 0
 }
 
 type RootStatus struct {
@@ -979,7 +988,8 @@ func (x *RotateIntermediateResponse) GetNewSerials() []string {
 
 type RotateRootRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The upstream's issuer to go to; empty: one that the upstream makes, or the only candidate there is.
+	// The upstream's issuer to go to, by its reference or name; empty: one that the upstream makes, or the only other one
+	// below a root that is trusted already.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The share of identities, in percent, that the new root signs for until the rollout is continued; 0: none.
 	Share  uint32 `protobuf:"varint,2,opt,name=share,proto3" json:"share,omitempty"`
@@ -1065,7 +1075,10 @@ type RotateRootResponse struct {
 	// What is going to happen, a sentence a step.
 	Plan []string `protobuf:"bytes,2,rep,name=plan,proto3" json:"plan,omitempty"`
 	// The root that is tainted signs for nobody, and leaves the trust bundle at once; the rollout is none of it.
-	AtOnce        bool `protobuf:"varint,3,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
+	AtOnce bool `protobuf:"varint,3,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
+	// The issuer that was named is one of a root that signs already, or is a party of the rollout under way: that root is
+	// signed for by this reference from now on, and nothing is replaced. Empty: a root is replaced.
+	Repointed     string `protobuf:"bytes,4,opt,name=repointed,proto3" json:"repointed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1119,6 +1132,13 @@ func (x *RotateRootResponse) GetAtOnce() bool {
 		return x.AtOnce
 	}
 	return false
+}
+
+func (x *RotateRootResponse) GetRepointed() string {
+	if x != nil {
+		return x.Repointed
+	}
+	return ""
 }
 
 type ContinueRolloutRequest struct {
@@ -1482,7 +1502,7 @@ var File_meshca_v1_authority_proto protoreflect.FileDescriptor
 const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\n" +
 	"\x19meshca/v1/authority.proto\x12\tmeshca.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x17\n" +
-	"\x15GetAuthoritiesRequest\"\xb3\x03\n" +
+	"\x15GetAuthoritiesRequest\"\xdd\x03\n" +
 	"\x16GetAuthoritiesResponse\x12'\n" +
 	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence\x12+\n" +
 	"\x05roots\x18\x02 \x03(\v2\x15.meshca.v1.RootStatusR\x05roots\x12:\n" +
@@ -1493,7 +1513,8 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\arollout\x18\x05 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\x124\n" +
 	"\x06agents\x18\x06 \x03(\v2\x1c.meshca.v1.AgentConfirmationR\x06agents\x127\n" +
 	"\areaders\x18\a \x03(\v2\x1d.meshca.v1.ReaderConfirmationR\areaders\x12=\n" +
-	"\fissues_until\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vissuesUntil\"\xcc\x03\n" +
+	"\fissues_until\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vissuesUntil\x12(\n" +
+	"\x10issuers_left_out\x18\t \x01(\rR\x0eissuersLeftOut\"\xcc\x03\n" +
 	"\n" +
 	"RootStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
@@ -1575,11 +1596,12 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x05share\x18\x02 \x01(\rR\x05share\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12@\n" +
 	"\x0etainted_within\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rtaintedWithin\x12!\n" +
-	"\ftainted_root\x18\x05 \x01(\tR\vtaintedRoot\"u\n" +
+	"\ftainted_root\x18\x05 \x01(\tR\vtaintedRoot\"\x93\x01\n" +
 	"\x12RotateRootResponse\x122\n" +
 	"\arollout\x18\x01 \x01(\v2\x18.meshca.v1.RolloutStatusR\arollout\x12\x12\n" +
 	"\x04plan\x18\x02 \x03(\tR\x04plan\x12\x17\n" +
-	"\aat_once\x18\x03 \x01(\bR\x06atOnce\"2\n" +
+	"\aat_once\x18\x03 \x01(\bR\x06atOnce\x12\x1c\n" +
+	"\trepointed\x18\x04 \x01(\tR\trepointed\"2\n" +
 	"\x16ContinueRolloutRequest\x12\x18\n" +
 	"\adespite\x18\x01 \x03(\tR\adespite\"M\n" +
 	"\x17ContinueRolloutResponse\x122\n" +

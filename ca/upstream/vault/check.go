@@ -50,7 +50,10 @@ func (u *Upstream) Check(ctx context.Context) []Finding {
 		return append(found, finding(err, false))
 	}
 	named := issuers[0]
+	missing, isMissing := errors.AsType[*Fault](named.Fault)
 	switch needed := time.Now().Add(u.o.Life); {
+	case isMissing:
+		found = append(found, finding(missing, false))
 	case named.Fault != nil:
 		found = append(found, Finding{What: fmt.Sprintf("the issuer %s (%s) cannot be used", named.Ref, named.Name), Why: named.Fault.Error()})
 	case named.NotAfter.Before(needed):

@@ -109,7 +109,8 @@ func (f *Fault) fromAnswer(c Config, r request, answer *api.ResponseError, known
 	case code == http.StatusTooManyRequests:
 		f.Kind, f.Do = KindFailed, "Vault limits how often it is called (`vault list sys/quotas/rate-limit`)"
 	case code >= http.StatusInternalServerError && strings.Contains(said, "unable to find PKI issuer"):
-		f.Kind, f.Do = KindMissing, fmt.Sprintf("`vault list -detailed %s/issuers` shows those there are", c.Mount)
+		f.Kind, f.Do = KindMissing, fmt.Sprintf("`vault list -detailed %s/issuers` shows those there are. Bring it back, or "+
+			"have another one sign: `certctl ca rotate root --issuer REF`, also where the same root was imported again and has another issuer_id", c.Mount)
 	case code >= http.StatusInternalServerError:
 		f.Kind = KindFailed
 	}

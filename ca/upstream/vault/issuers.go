@@ -12,8 +12,12 @@ import (
 	"github.com/meshca/meshca/ca"
 )
 
-// maxIssuers bounds how many issuers of a mount are read: each is a call.
-const maxIssuers = 32
+const (
+	// maxIssuers bounds how many issuers of a mount are read: each is a call.
+	maxIssuers = 32
+	// maxIncluded bounds how many of them are those that were asked for.
+	maxIncluded = 8
+)
 
 // listing is what Vault says of a mount's issuers at once.
 type listing struct {
@@ -64,7 +68,8 @@ func parseIssuer(e entry) (*issuer, error) {
 }
 
 // Issuers lists the mount's issuers, the one that the configuration names first. One that could not be used carries the
-// reason and what to do about it. At most 32 are read; Status tells how many were left out.
+// reason and what to do about it, and so does a named one that the mount does not have. At most 32 are read, those of
+// Include among them; Status tells how many were left out.
 func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	var list listing
 	r := request{operation: OpList, what: "listing the issuers of " + u.c.Mount, path: u.c.Mount + "/issuers", capability: "list",
@@ -72,28 +77,11 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	if _, err := u.call(ctx, r, &list); err != nil {
 		return nil, err
 	}
-	named, err := u.resolve(list)
+	named := u.resolve(list)
+	order := u.order(list, named)
+	read, faults, err := u.readIssuers(ctx, list, named, order)
 	if err != nil {
 		return nil, err
-	}
-	order := u.order(list, named)
-	read := make([]*issuer, len(order))
-	faults := make([]error, len(order))
-	for i, id := range order {
-		if !slices.Contains(list.Keys, id) { // Vault answers a question for it with 500
-			faults[i] = fmt.Errorf("the mount %s does not have it any more: bring it back, or rotate to another one", u.c.Mount)
-			continue
-		}
-		read[i], faults[i] = u.readIssuer(ctx, id)
-		switch KindOf(faults[i]) {
-		case KindNone, KindMissing, KindMalformed, KindOther: // the issuer's own
-		case KindDenied: // a policy may be for some issuers alone
-			if id == named {
-				return nil, faults[i]
-			}
-		default: // what hits one hits all, and says nothing of this issuer
-			return nil, faults[i]
-		}
 	}
 	anchors, err := u.anchors()
 	if err != nil {
@@ -106,32 +94,72 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 			all.add(x.chain...)
 		}
 	}
-	shown := make([]ca.UpstreamIssuer, len(order))
+	var shown []ca.UpstreamIssuer
+	if named == "" {
+		shown = append(shown, ca.UpstreamIssuer{Name: u.c.Issuer, Named: true, Fault: u.notThere(list)})
+	}
 	for i, id := range order {
 		s := u.show(id, list.KeyInfo[id].Name, read[i], faults[i], all)
 		s.Named = id == named
 		if needed := time.Now().Add(u.o.Life); s.Fault == nil && !s.Named && s.NotAfter.Before(needed) {
 			s.Fault = fmt.Errorf("its chain ends at %s, before an intermediate of %s would: make one that lasts, and rotate to that", stamp(s.NotAfter), u.o.Life)
 		}
-		shown[i] = s
+		shown = append(shown, s)
 	}
-	u.state.saw(shown, len(list.Keys)-len(order), u.moved(list, named))
+	u.state.saw(shown, max(len(list.Keys)-len(order), 0), u.moved(list, named))
 	return shown, nil
 }
 
-// resolve finds the issuer_id of the issuer that the configuration names, once: a name may be given to another key.
-func (u *Upstream) resolve(list listing) (string, error) {
-	if id := u.named.Load(); id != nil {
-		return *id, nil
-	}
-	for _, id := range list.Keys {
-		if refForm.MatchString(id) && (id == u.c.Issuer || list.KeyInfo[id].Name == u.c.Issuer) {
-			u.named.CompareAndSwap(nil, &id)
-			return *u.named.Load(), nil
+// readIssuers reads them, or says for each why it could not be read. What is not their own fault is an error.
+func (u *Upstream) readIssuers(ctx context.Context, list listing, named string, order []string) (read []*issuer, faults []error, err error) {
+	read, faults = make([]*issuer, len(order)), make([]error, len(order))
+	for i, id := range order {
+		if !slices.Contains(list.Keys, id) { // Vault answers a question for it with 500
+			faults[i] = fmt.Errorf("the mount %s does not have it any more: bring it back, or rotate to another one: certctl ca rotate root --issuer REF. "+
+				"Where the same root was imported again, REF is the issuer_id that it got then", u.c.Mount)
+			continue
+		}
+		read[i], faults[i] = u.readIssuer(ctx, id)
+		switch KindOf(faults[i]) {
+		case KindNone, KindMissing, KindMalformed, KindOther: // the issuer's own
+		case KindDenied: // a policy may be for some issuers alone
+			if id == named {
+				return nil, nil, faults[i]
+			}
+		default: // what hits one hits all, and says nothing of this issuer
+			return nil, nil, faults[i]
 		}
 	}
-	return "", &Fault{Kind: KindMissing, What: "looking for the issuer " + u.c.Issuer,
-		Why: fmt.Sprintf("the mount %s has none of this id or name", u.c.Mount), Do: "It has " + names(list)}
+	return read, faults, nil
+}
+
+// resolve finds the issuer_id of the issuer that the configuration names, once: a name may be given to another key. Empty:
+// the mount has none of this name.
+func (u *Upstream) resolve(list listing) string {
+	if id := u.named.Load(); id != nil {
+		return *id
+	}
+	if id := list.find(u.c.Issuer); id != "" {
+		u.named.CompareAndSwap(nil, &id)
+		return *u.named.Load()
+	}
+	return ""
+}
+
+// find returns the issuer_id of an issuer, by that or by its name; empty when there is none.
+func (l listing) find(name string) string {
+	for _, id := range l.Keys {
+		if refForm.MatchString(id) && (id == name || l.KeyInfo[id].Name == name) {
+			return id
+		}
+	}
+	return ""
+}
+
+// notThere is the fault of the issuer that the configuration names, where the mount does not have it.
+func (u *Upstream) notThere(list listing) error {
+	return &Fault{Kind: KindMissing, What: "looking for the issuer " + u.c.Issuer, Why: fmt.Sprintf("the mount %s has none of this id or name", u.c.Mount),
+		Do: "Set upstream.vault.issuer to one that it has, best to the one that signs (`certctl ca status`). It has " + names(list)}
 }
 
 // moved says that the configuration's name belongs to another issuer by now; empty when it does not.
@@ -161,17 +189,44 @@ func names(list listing) string {
 	return strings.Join(all, ", ")
 }
 
-// order is whom to read: the named one first, then in the order of their ids.
+// Include has Issuers list these from now on, each by its issuer_id or name, however many others there are. The last 8 are
+// remembered.
+func (u *Upstream) Include(names ...string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, name := range names {
+		if refForm.MatchString(name) {
+			u.included = append(slices.DeleteFunc(slices.Clone(u.included), func(n string) bool { return n == name }), name)
+		}
+	}
+	u.included = slices.Clone(u.included[max(0, len(u.included)-maxIncluded):])
+}
+
+// LeftOut is how many issuers the mount had beyond those that were read, when they were read last.
+func (u *Upstream) LeftOut() int { return u.Status().LeftOut }
+
+// order is whom to read: the named one first, then those that were asked for, then in the order of their ids.
 func (u *Upstream) order(list listing, named string) []string {
-	var rest []string
+	u.mu.Lock()
+	included := u.included
+	u.mu.Unlock()
+	var first, rest []string
+	if named != "" {
+		first = append(first, named)
+	}
+	for _, name := range included {
+		if id := list.find(name); id != "" && !slices.Contains(first, id) {
+			first = append(first, id)
+		}
+	}
 	for _, id := range list.Keys {
-		if id != named && refForm.MatchString(id) {
+		if refForm.MatchString(id) && !slices.Contains(first, id) {
 			rest = append(rest, id)
 		}
 	}
 	slices.Sort(rest)
 	rest = slices.Compact(rest)
-	return append([]string{named}, rest[:min(len(rest), maxIssuers-1)]...)
+	return append(first, rest[:min(len(rest), maxIssuers-len(first))]...)
 }
 
 func (u *Upstream) readIssuer(ctx context.Context, id string) (*issuer, error) {

@@ -4,9 +4,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meshca/meshca/ca"
 )
 
 func TestIssuersFaults(t *testing.T) {
@@ -96,9 +99,10 @@ func TestNameThatMoves(t *testing.T) {
 
 func TestIssuerThatIsNot(t *testing.T) {
 	f := newFake(t)
-	_, err := f.upstream(func(c *Config) { c.Issuer = "root-9" }).Issuers(t.Context())
-	if KindOf(err) != KindMissing || !strings.Contains(err.Error(), `"root-1"`) {
-		t.Errorf("got %v, want an error that lists those there are", err)
+	all, err := f.upstream(func(c *Config) { c.Issuer = "root-9" }).Issuers(t.Context())
+	if err != nil || len(all) != 2 || !all[0].Named || KindOf(all[0].Fault) != KindMissing || !strings.Contains(all[0].Fault.Error(), `"root-1"`) ||
+		!strings.Contains(all[0].Fault.Error(), "Set upstream.vault.issuer") || all[1].Named || all[1].Fault != nil {
+		t.Errorf("got %+v, %v, want the named one with a fault that lists those there are, and those", all, err)
 	}
 	u := f.upstream(nil)
 	issuers, err := u.Issuers(t.Context())
@@ -123,6 +127,23 @@ func TestManyIssuersAreBounded(t *testing.T) {
 	issuers, err := u.Issuers(t.Context())
 	if err != nil || len(issuers) != maxIssuers || u.Status().LeftOut != 51-maxIssuers {
 		t.Errorf("got %d issuers and %d left out, %v", len(issuers), u.Status().LeftOut, err)
+	}
+	// Those that somebody asks for are read, by their ids and their names.
+	var unread []string
+	for _, a := range f.issuers {
+		if !slices.ContainsFunc(issuers, func(i ca.UpstreamIssuer) bool { return i.Ref == a.id }) {
+			unread = append(unread, a.id)
+		}
+	}
+	f.set(func() { f.names[unread[1]] = "the-second" })
+	u.Include(unread[0], "the-second", "nobody", "default/../x")
+	issuers, err = u.Issuers(t.Context())
+	if err != nil || len(issuers) != maxIssuers || !issuers[0].Named || issuers[1].Ref != unread[0] || issuers[2].Ref != unread[1] || u.Status().LeftOut != 51-maxIssuers {
+		t.Errorf("got %d issuers, %+v first, and %d left out, %v", len(issuers), issuers[:3], u.Status().LeftOut, err)
+	}
+	u.Include(unread...)
+	if n := len(u.order(listing{Keys: unread}, "")); n > maxIssuers || len(u.included) != maxIncluded {
+		t.Errorf("%d are read, %d are remembered", n, len(u.included))
 	}
 }
 
@@ -179,7 +200,7 @@ func FuzzAnswers(f *testing.F) {
 		}
 		var l listing
 		if _, err := decode(answer, &l); err == nil {
-			if id, err := u.resolve(l); err == nil && len(u.order(l, id)) > maxIssuers {
+			if len(u.order(l, u.resolve(l))) > maxIssuers {
 				t.Fatal("more issuers than are read")
 			}
 			_ = names(l)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,9 @@ type Upstream struct {
 	// named is the issuer_id of the configuration's issuer, once it was looked up.
 	named atomic.Pointer[string]
 	known rotation.Current[[]ca.UpstreamIssuer]
+
+	mu       sync.Mutex
+	included []string // see Include
 }
 
 var _ ca.Upstream = (*Upstream)(nil)

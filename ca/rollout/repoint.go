@@ -1,0 +1,71 @@
+package rollout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+// Repoint has the root that signs, or a party of the rollout that is under way, signed for by another of the upstream's
+// issuers, where issuer names one below that very root: the same root has other references after it was imported anew.
+// Trust is not touched, so nothing has to be confirmed. It reports false, and changes nothing, for an issuer of another root
+// and for the one that is asked already.
+func (o *Operator) Repoint(ctx context.Context, issuer string, dryRun bool) (to ca.Root, moved bool, err error) {
+	issuers, err := o.roots.issuers(ctx, issuer)
+	if err != nil {
+		return ca.Root{}, false, fmt.Errorf("asking the upstream for its issuers: %w", err)
+	}
+	for _, i := range issuers {
+		if i.Root != nil && (i.Ref == issuer || i.Name == issuer) && (i.Fault == nil || to.ID == "") {
+			to, err = ca.Root{ID: ca.RootID(i.Root), Ref: i.Ref}, i.Fault
+		}
+	}
+	party := rotation.Party{ID: to.ID, Ref: to.Ref}
+	record, failed := o.roller.Record(ctx)
+	if failed != nil || to.ID == "" {
+		return ca.Root{}, false, failed
+	}
+	if _, moved = record.Repoint(party); !moved {
+		return ca.Root{}, false, nil
+	}
+	if err != nil {
+		return ca.Root{}, false, fmt.Errorf("issuer %s cannot be used: %w", to.Ref, err)
+	}
+	if dryRun {
+		return to, true, nil
+	}
+	o.changing.Lock()
+	defer o.changing.Unlock()
+	_, err = o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) {
+		next, moved := r.Repoint(party)
+		if !moved {
+			return r, errMeanwhile
+		}
+		return next, nil
+	})
+	if err != nil {
+		return ca.Root{}, false, err
+	}
+	o.roots.c.Authority.Repoint(to)
+	return to, true, o.try(ctx, to)
+}
+
+var errMeanwhile = errors.New("another command came between, and nothing was changed: look at `certctl ca status`, and try again")
+
+// try has the issuer sign now, so that whoever named it sees whether it does. If it does not, the intermediate of before
+// stays in use.
+func (o *Operator) try(ctx context.Context, root ca.Root) error {
+	lines, _ := o.roots.c.Authority.Lines()
+	for _, l := range lines {
+		if l.Root() != root {
+			continue
+		}
+		if err := l.RenewNow(ctx); err != nil {
+			return fmt.Errorf("issuer %s is asked from now on, and has not signed yet; that is tried again by itself: %w", root.Ref, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+package rollout
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
+)
+
+// View is all that is known of authorities.
+type View struct {
+	Roots []RootView
+	// Candidates are the upstream's issuers below roots that are not in the bundle.
+	Candidates []ca.UpstreamIssuer
+	// LeftOut is how many more issuers the upstream has, which it does not list unless they are named.
+	LeftOut int
+	// UpstreamErr is why the upstream could not be asked.
+	UpstreamErr error
+	Standing    rotation.Standing
+	// IssuesUntil is until when the CA can issue if the upstream signs no more; zero: it cannot now.
+	IssuesUntil time.Time
+	// Readers are those that a published root waits for, or waited for, by the clock.
+	Readers []ReaderView
+}
+
+// RootView is one root of the bundle.
+type RootView struct {
+	Certificate *x509.Certificate
+	ID          string
+	// State is what it does now, in a word or two.
+	State string
+	// Issuer is the upstream's reference; empty when it has none.
+	Issuer string
+	// Line is the intermediate below it, nil when there is none.
+	Line *ca.LineStatus
+	// Live are SVIDs under it that have not ended; LastEnd is the end of the last one.
+	Live    int
+	LastEnd time.Time
+	// Tainted is when an operator said that it is not to be trusted; zero: nobody did.
+	Tainted time.Time
+}
+
+// viewPatience bounds how long a view waits for the upstream: who asks how things are wants to know that it does not
+// answer.
+const viewPatience = 5 * time.Second
+
+// View describes everything as it is now.
+func (o *Operator) View(ctx context.Context) (View, error) {
+	standing, _ := o.roller.Standing()
+	v := View{Standing: standing, IssuesUntil: o.roots.c.Authority.IssuesUntil(), Readers: o.readers(standing.Rollout)}
+	bundle, _ := o.roots.c.Trust.Bundle()
+	index := map[string]*RootView{}
+	for _, c := range bundle.X509Authorities() {
+		id := ca.RootID(c)
+		view := RootView{Certificate: c, ID: id, State: o.state(standing.Rollout, id)}
+		if t := taintOf(standing.Rollout, c); t != nil {
+			view.Tainted = t.At
+		}
+		v.Roots = append(v.Roots, view)
+	}
+	for i := range v.Roots {
+		index[v.Roots[i].ID] = &v.Roots[i]
+	}
+	asked := map[string]string{} // of several issuers below a root the one is shown that is asked to sign
+	for _, root := range []ca.Root{o.roots.c.Authority.Assignment().Root, o.roots.c.Authority.Assignment().Successor} {
+		asked[root.ID] = root.Ref
+	}
+	ask, cancel := context.WithTimeout(ctx, viewPatience)
+	defer cancel()
+	issuers, err := o.roots.issuers(ask, slices.Collect(maps.Values(asked))...)
+	v.UpstreamErr = err
+	if u, ok := o.roots.c.Upstream.(Includer); ok {
+		v.LeftOut = u.LeftOut()
+	}
+	for _, i := range issuers {
+		if i.Root == nil || index[ca.RootID(i.Root)] == nil {
+			if t := taintOf(standing.Rollout, i.Root); t != nil && i.Fault == nil {
+				i.Fault = tainted(i.Root, *t)
+			}
+			v.Candidates = append(v.Candidates, i)
+			continue
+		}
+		if r := index[ca.RootID(i.Root)]; r.Issuer == "" || i.Ref == asked[r.ID] {
+			r.Issuer = i.Ref
+		}
+	}
+	lines, _ := o.roots.c.Authority.Lines()
+	for _, l := range lines {
+		if r := index[l.Root().ID]; r != nil {
+			st := l.Status()
+			r.Line = &st
+		}
+	}
+	return v, o.countLive(ctx, index)
+}
+
+func (o *Operator) countLive(ctx context.Context, index map[string]*RootView) error {
+	now := time.Now()
+	oldest := now.Add(-ca.MaxTTL - slack)
+	return o.roots.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
+		if r := index[hex.EncodeToString(e.Root)]; r != nil && now.Before(e.NotAfter) {
+			r.Live++
+			if e.NotAfter.After(r.LastEnd) {
+				r.LastEnd = e.NotAfter
+			}
+		}
+		return e.IssuedAt.After(oldest), nil
+	})
+}
+
+// state says in a word or two what a root does now.
+func (o *Operator) state(r rotation.Rollout, id string) string {
+	a := o.roots.c.Authority.Assignment()
+	switch {
+	case a.Share == 0 && a.Root.ID == id:
+		return "signing"
+	case a.Root.ID == id:
+		return fmt.Sprintf("signing %d %%", 100-a.Share)
+	case a.Share > 0 && a.Successor.ID == id:
+		return fmt.Sprintf("signing %d %%", a.Share)
+	case r.Active() && (id == r.Goes().ID || id == r.Stays().ID):
+		return string(r.Step)
+	case slices.ContainsFunc(r.Behind, func(b rotation.Behind) bool { return b.ID == id }):
+		return string(rotation.StepLeaving)
+	}
+	return "trusted"
+}
