@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshca/meshca/ca"
@@ -33,6 +34,7 @@ type Operator struct {
 	// changing is held while a rollout begins or a root is tainted, and while roots come into the trust bundle or go: else
 	// the one could begin with what the other takes away.
 	changing sync.Mutex
+	seen     atomic.Pointer[sighting] // by the last view
 }
 
 // NewOperator returns an Operator of these roots, which this roller moves.

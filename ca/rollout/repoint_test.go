@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/rollout"
@@ -22,6 +24,7 @@ type mount struct {
 	refs     map[string]string // of the upstream below, to the one here
 	fault    error
 	included []string
+	asked    int // for its issuers
 }
 
 func (m *mount) ref(below string) string {
@@ -48,6 +51,9 @@ func (m *mount) LeftOut() int { return 7 }
 func (m *mount) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.asked++; ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	all, err := m.Upstream.Issuers(ctx)
 	for n := range all {
 		all[n].Ref = m.ref(all[n].Ref)
@@ -71,9 +77,9 @@ func (m *mount) SignIntermediate(ctx context.Context, ref string, r ca.Intermedi
 
 // onMount is a house whose upstream is a mount, with the journal that the daemon has from its first start on. Its root is
 // the mount's issuer "one".
-func onMount(t *testing.T) (*house, *mount) {
+func onMount(t *testing.T, dir string) (*house, *mount) {
 	t.Helper()
-	h := newHouse(t)
+	h := newHouseIn(t, dir)
 	m := &mount{refs: map[string]string{h.auth.Assignment().Root.ID: "one"}}
 	h.wrap = func(u ca.Upstream) ca.Upstream { m.Upstream = u; return m }
 	h.must(h.store.SwapRollout(t.Context(), 0, rotation.Rollout{New: rotation.Party{ID: h.auth.Assignment().Root.ID, Ref: "one"}, Step: rotation.StepOut, NewShare: 100}))
@@ -85,7 +91,7 @@ func onMount(t *testing.T) (*house, *mount) {
 // The issuer of the root that signs is deleted, and the same root imported again: it has another reference then.
 func TestAnIssuerIsImportedAgain(t *testing.T) {
 	t.Parallel()
-	h, m := onMount(t)
+	h, m := onMount(t, t.TempDir())
 	root := h.auth.Assignment().Root
 	m.imported(root.ID, "again")
 	lines, _ := h.auth.Lines()
@@ -144,7 +150,7 @@ func sequenceOf(b interface{ SequenceNumber() (uint64, bool) }) uint64 {
 // The same while a rollout is under way, for the root that it goes to.
 func TestAnIssuerIsImportedAgainUnderARollout(t *testing.T) {
 	t.Parallel()
-	h, m := onMount(t)
+	h, m := onMount(t, t.TempDir())
 	made, err := h.upstream.NewIssuer(t.Context())
 	h.must(err)
 	m.imported(made.Ref, "two")
@@ -188,7 +194,7 @@ func (h *house) upstreamRef() string {
 // An emergency takes the issuer that is to sign by its name, too.
 func TestATaintNamesTheIssuerThatSignsThen(t *testing.T) {
 	t.Parallel()
-	h, m := onMount(t)
+	h, m := onMount(t, t.TempDir())
 	made, err := h.upstream.NewIssuer(t.Context())
 	h.must(err)
 	m.imported(made.Ref, "two")
@@ -212,7 +218,7 @@ func TestATaintNamesTheIssuerThatSignsThen(t *testing.T) {
 // Where the upstream makes no roots, a rotation that names none goes to one that somebody has trusted, and to no other.
 func TestACandidateIsNotTakenUnnamed(t *testing.T) {
 	t.Parallel()
-	h, m := onMount(t)
+	h, m := onMount(t, t.TempDir())
 	made, err := h.upstream.NewIssuer(t.Context())
 	h.must(err)
 	m.imported(made.Ref, "two")
@@ -229,4 +235,45 @@ func TestACandidateIsNotTakenUnnamed(t *testing.T) {
 			t.Errorf("it goes to %+v: %v", r.New, err)
 		}
 	}
+}
+
+// Who watches a rollout does not ask the upstream each time, and sees what it says soon enough.
+func TestViewsOfARolloutShareWhatTheUpstreamSays(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		h, m := onMount(t, dir)
+		made, err := h.upstream.NewIssuer(t.Context())
+		h.must(err)
+		m.imported(made.Ref, "two")
+		h.agents.unconfirmed = []string{"agent-1"}
+		asks := func(views, want int) {
+			t.Helper()
+			before := m.asked
+			for range views {
+				v, err := h.operator.View(t.Context())
+				h.must(err)
+				if v.LeftOut != 7 || v.UpstreamErr != nil {
+					t.Errorf("%+v", v)
+				}
+			}
+			if m.asked-before != want {
+				t.Errorf("%d views asked %d times, want %d", views, m.asked-before, want)
+			}
+		}
+		asks(3, 3) // nobody watches
+		_, err = h.operator.Rotate(t.Context(), rollout.RotateOptions{Issuer: "two"})
+		h.must(err)
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		if v, err := h.operator.View(gone); err == nil && v.UpstreamErr == nil {
+			t.Error("who has left is told")
+		}
+		asks(3, 1)
+		h.roller.Move(t.Context())
+		asks(3, 1) // another step
+		time.Sleep(29 * time.Second)
+		asks(2, 0)
+		time.Sleep(time.Second)
+		asks(2, 1)
+	})
 }

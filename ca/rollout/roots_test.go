@@ -115,7 +115,12 @@ func (j journal) SwapRollout(ctx context.Context, version uint64, next rotation.
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
-	h := &house{t: t, dir: t.TempDir(), agents: &agents{}}
+	return newHouseIn(t, t.TempDir())
+}
+
+func newHouseIn(t *testing.T, dir string) *house {
+	t.Helper()
+	h := &house{t: t, dir: dir, agents: &agents{}}
 	if _, err := disk.Create(h.files(), disk.CreateOptions{TrustDomain: domain}); err != nil {
 		t.Fatal(err)
 	}

@@ -71,14 +71,9 @@ func (o *Operator) View(ctx context.Context) (View, error) {
 	for _, root := range []ca.Root{o.roots.c.Authority.Assignment().Root, o.roots.c.Authority.Assignment().Successor} {
 		asked[root.ID] = root.Ref
 	}
-	ask, cancel := context.WithTimeout(ctx, viewPatience)
-	defer cancel()
-	issuers, err := o.roots.issuers(ask, slices.Collect(maps.Values(asked))...)
-	v.UpstreamErr = err
-	if u, ok := o.roots.c.Upstream.(Includer); ok {
-		v.LeftOut = u.LeftOut()
-	}
-	for _, i := range issuers {
+	seen := o.look(ctx, standing.Rollout, slices.Collect(maps.Values(asked)))
+	v.UpstreamErr, v.LeftOut = seen.err, seen.leftOut
+	for _, i := range seen.issuers {
 		if i.Root == nil || index[ca.RootID(i.Root)] == nil {
 			if t := taintOf(standing.Rollout, i.Root); t != nil && i.Fault == nil {
 				i.Fault = tainted(i.Root, *t)
@@ -98,6 +93,40 @@ func (o *Operator) View(ctx context.Context) (View, error) {
 		}
 	}
 	return v, o.countLive(ctx, index)
+}
+
+// viewKept is how long the views of one step of a rollout share what the upstream said: who watches a rollout looks every
+// few seconds, and each look is a call for each issuer.
+const viewKept = 30 * time.Second
+
+// sighting is what the upstream said, when, and in which step of which rollout.
+type sighting struct {
+	issuers []ca.UpstreamIssuer
+	leftOut int
+	err     error
+	at      time.Time
+	begun   time.Time
+	step    rotation.Step
+}
+
+// look asks the upstream for its issuers, or tells what it said a moment ago.
+func (o *Operator) look(ctx context.Context, r rotation.Rollout, named []string) *sighting {
+	last := o.seen.Load()
+	if last != nil && r.Active() && last.begun.Equal(r.Begun) && last.step == r.Step && time.Since(last.at) < viewKept {
+		return last
+	}
+	ask, cancel := context.WithTimeout(ctx, viewPatience)
+	defer cancel()
+	now := &sighting{begun: r.Begun, step: r.Step}
+	now.issuers, now.err = o.roots.issuers(ask, named...)
+	if u, ok := o.roots.c.Upstream.(Includer); ok {
+		now.leftOut = u.LeftOut()
+	}
+	now.at = time.Now()
+	if ctx.Err() == nil { // who does not wait for the answer must not have others see that
+		o.seen.Store(now)
+	}
+	return now
 }
 
 func (o *Operator) countLive(ctx context.Context, index map[string]*RootView) error {

@@ -160,7 +160,7 @@ func (u *Upstream) tryCall(ctx context.Context, r request, data any) (envelope, 
 		return envelope{}, err
 	}
 	e, err := send(ctx, s.client, r, data)
-	if denied(err) && u.login.worthwhile(ctx) {
+	if denied(err) && u.login.worthwhile(ctx, r.operation) {
 		fresh, failed := u.login.afresh(ctx, s)
 		if failed != nil {
 			return envelope{}, fmt.Errorf("%w (tried because Vault answered 403 to: %s)", failed, r.what)

@@ -13,9 +13,10 @@ import (
 const (
 	// endless stands for the lease of a token that has no end: it is looked at again after most of it.
 	endless = 24 * time.Hour
-	// patience is how long a 403 that a fresh login did not lift keeps the next 403 from bringing one, while the token
-	// still stands: secret ids can be made for a few uses alone.
-	patience = 5 * time.Minute
+	// patience is how long a 403 that a fresh login did not lift keeps the next 403 of a poll from bringing one, while the
+	// token still stands: polls are many, and secret ids can be made for a few uses alone. It is as long as the pauses
+	// between tries to sign, each of which brings one.
+	patience = 30 * time.Second
 )
 
 // session is one login, with connections of its own.
@@ -126,10 +127,11 @@ func (l *login) logIn(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// worthwhile says whether a 403 is to bring a fresh login.
-func (l *login) worthwhile(ctx context.Context) bool {
+// worthwhile says whether a 403 is to bring a fresh login. One to a signing always is: a role may have got its policy back,
+// which only those who log in then have, and an intermediate hangs on it.
+func (l *login) worthwhile(ctx context.Context, op Operation) bool {
 	at := l.stuck.Load()
-	if at == nil || time.Since(*at) > patience {
+	if at == nil || op == OpSign || time.Since(*at) > patience {
 		return true
 	}
 	s := l.now.Load()

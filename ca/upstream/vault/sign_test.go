@@ -191,9 +191,40 @@ func TestMissingCapabilityIsReported(t *testing.T) {
 			t.Errorf("the error shows the token: %v", err)
 		}
 	}
-	// A fresh login did not help: while the token stands, the next 403 does not bring another one.
-	if f.logins != 2 || f.called(path) != 4 {
-		t.Errorf("%d logins and %d signings, want 2 and 4", f.logins, f.called(path))
+	// Each signing logs in afresh once, and then reports.
+	if f.logins != 4 || f.called(path) != 6 {
+		t.Errorf("%d logins and %d signings, want 4 and 6", f.logins, f.called(path))
+	}
+}
+
+// The role's policies are taken away and given back, which only logins of then on have: the next signing is one of those.
+// Polls, which are many, do not log in again and again meanwhile, while their token stands.
+func TestARoleThatGetsItsPolicyBack(t *testing.T) {
+	f := newFake(t)
+	issuer := "pki/issuer/" + f.issuers[0].id
+	good := "" // the token that has the policy; empty: none
+	f.answer = func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, issuer) && r.Header.Get("X-Vault-Token") != good {
+			reply(w, 403, map[string]any{"errors": []string{"permission denied"}})
+			return true
+		}
+		return false
+	}
+	u := f.upstream(nil)
+	if _, err := u.SignIntermediate(t.Context(), f.issuers[0].id, newRequest(t)); KindOf(err) != KindDenied || f.logins != 2 {
+		t.Fatalf("%v after %d logins", err, f.logins)
+	}
+	for range 3 {
+		if _, err := u.Issuers(t.Context()); KindOf(err) != KindDenied || f.logins != 2 {
+			t.Errorf("a poll: %v after %d logins", err, f.logins)
+		}
+	}
+	f.set(func() { good = "hvs.token-number-3" })
+	if _, err := u.SignIntermediate(t.Context(), f.issuers[0].id, newRequest(t)); err != nil || f.logins != 3 {
+		t.Errorf("the policy is back: %v after %d logins", err, f.logins)
+	}
+	if _, err := u.Issuers(t.Context()); err != nil || f.logins != 3 {
+		t.Errorf("and for polls: %v after %d logins", err, f.logins)
 	}
 }
 
