@@ -184,7 +184,7 @@ func (w *workload) shown() *meshcav1.WorkloadStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	st := &w.state
-	v := &meshcav1.WorkloadStatus{Socket: w.Socket, TokenFile: w.TokenFile, State: string(st.condition()), Nacks: st.nacks,
+	v := &meshcav1.WorkloadStatus{Socket: w.Socket, TokenFile: w.TokenFile, State: string(w.standing()), Nacks: st.nacks,
 		Namespace: w.Pod.Namespace, Pod: w.Pod.Name}
 	if !st.lastID.IsZero() {
 		v.LastSpiffeId = st.lastID.String()

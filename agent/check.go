@@ -282,7 +282,7 @@ func (w *workload) check(f *findings) {
 		subject = "pod " + w.Pod.String()
 	}
 	w.mu.Lock()
-	c, h, why, listening := w.state.condition(), w.state.held, w.state.refused, w.state.listening
+	c, h, why, listening := w.standing(), w.state.held, w.state.refused, w.state.listening
 	w.mu.Unlock()
 	switch c {
 	case conditionFresh:

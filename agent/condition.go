@@ -22,10 +22,12 @@ var conditions = [...]condition{
 func (w *workload) condition() condition {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.state.condition()
+	return w.standing()
 }
 
-func (s *state) condition() condition {
+// standing is the condition; w.mu is held.
+func (w *workload) standing() condition {
+	s := &w.state
 	reason := refusal.Of(s.refused)
 	switch {
 	case s.tried && s.listening != nil:
@@ -38,7 +40,7 @@ func (s *state) condition() condition {
 		return conditionFresh
 	case s.gone != nil:
 		return conditionRefused
-	case s.denied && reason == refusal.IdentityDenied:
+	case s.denied && (reason == refusal.IdentityDenied || w.home.denied(s.lastID)): // whatever else the CA refused it for since
 		return conditionDenied
 	case s.denied:
 		return conditionRefused

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -164,6 +165,45 @@ func TestDenialSaysWhyAndWhom(t *testing.T) {
 	if w := a.status1(); w.GetLastRefusal().GetReason() != string(refusal.IdentityDenied) || w.GetState() != "denied" {
 		t.Errorf("status %v", w)
 	}
+}
+
+// A denied workload goes on asking, and what the CA says then does not hide the denial. What does not last says nothing of it.
+func TestADenialStandsWhateverElseIsRefused(t *testing.T) {
+	n := newNode(t)
+	id := n.workload("web")
+	a := n.start()
+	eventually(t, "fresh", func() bool { return a.state(0) == "fresh" && a.status().GetConnected() })
+	n.ca.Order(stateOf(id))
+	eventually(t, "denied", func() bool { return a.state(0) == "denied" })
+	for _, tt := range []struct{ refused, shown refusal.Reason }{
+		{refusal.CARolledBack, refusal.IdentityDenied},
+		{refusal.KubernetesUnavailable, refusal.IdentityDenied},
+		{refusal.TokenExpired, refusal.TokenExpired},
+		{refusal.CARolledBack, refusal.TokenExpired},
+	} {
+		var asked atomic.Int32
+		n.ca.Refuse(func(id spiffeid.ID) error {
+			if id.Path() != "/ns/test/sa/web" {
+				return nil
+			}
+			asked.Add(1)
+			return refusal.New(tt.refused, "as the test says")
+		})
+		eventually(t, "it was refused, and asks again", func() bool {
+			a.roster.list()[0].renewNow()
+			return asked.Load() > 1
+		})
+		if s := a.status1(); s.GetState() != "denied" || s.GetLastRefusal().GetReason() != string(tt.shown) {
+			t.Errorf("refused %s: it is %s, for %s", tt.refused, s.GetState(), s.GetLastRefusal().GetReason())
+		}
+	}
+	if f := find(a.findings(), "workload "+n.path("web.sock"), "an operator denied"); f == nil {
+		t.Error("check does not tell of the denial")
+	}
+	// Once it is lifted, what is refused now is what counts.
+	n.ca.Refuse(func(spiffeid.ID) error { return refusal.New(refusal.TokenExpired, "as the test says") })
+	n.ca.Order(stateOf())
+	eventually(t, "it is refused for its token alone", func() bool { return a.state(0) == "refused" })
 }
 
 func TestStatusShowsWhatProxiesRefuseAndMiss(t *testing.T) {

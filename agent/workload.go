@@ -72,7 +72,7 @@ type state struct {
 	stopped   bool
 	rotations uint64
 
-	refused   error // of the last attempt, until the next success; a verdict until the next one
+	refused   error // of the last attempt, until the next success; what took what was held, until the next one that lasts
 	refusedAt time.Time
 	next      time.Time
 	failing   bool
@@ -307,7 +307,7 @@ func (w *workload) observed(a rotation.Attempt) {
 	w.mu.Lock()
 	before := w.state.refused
 	w.state.failing, w.state.next = a.Err != nil, a.Next
-	if a.Err == nil || !w.state.condemned() || isVerdict(a.Err) {
+	if a.Err == nil || !w.state.condemned() || isVerdict(a.Err) && !refusal.Of(a.Err).Passing() {
 		w.state.refused, w.state.refusedAt = a.Err, time.Now()
 	}
 	h := w.state.held

@@ -110,11 +110,6 @@ func (s *service) one(item *meshcav1.X509SVIDRequest) (*meshcav1.X509SVID, error
 	case !known:
 		return nil, refusal.New(refusal.TokenRejected, "no workload has this token")
 	}
-	for _, denied := range c.state.Value().Denied {
-		if denied == id.String() {
-			return nil, refusal.New(refusal.IdentityDenied, "%s", id)
-		}
-	}
 	if asked := item.GetTtl().AsDuration(); asked > 0 && asked < ttl {
 		ttl = asked
 	}
@@ -176,6 +171,11 @@ func (c *CA) issue(id spiffeid.ID, der []byte, ttl time.Duration) (*meshcav1.X50
 	if refuse != nil {
 		if err := refuse(id); err != nil {
 			return nil, err
+		}
+	}
+	for _, denied := range c.state.Value().Denied {
+		if denied == id.String() {
+			return nil, refusal.New(refusal.IdentityDenied, "%s", id)
 		}
 	}
 	c.mu.Lock()
