@@ -35,7 +35,7 @@ type Authorities interface {
 	Withdraw(ctx context.Context, p Party) error
 }
 
-// RollerOptions are what a Roller needs: all but Observe and Every.
+// RollerOptions are what a Roller needs: all but Observe, Every and Now.
 type RollerOptions struct {
 	Journal     Journal
 	Authorities Authorities
@@ -43,6 +43,8 @@ type RollerOptions struct {
 	Every time.Duration
 	// Observe is told of each step that was entered.
 	Observe func(Rollout)
+	// Now says what is over; time.Now by default. It must not jump forward: see Clock.
+	Now func() time.Time
 }
 
 // Roller moves the Rollout of a Journal. What it does follows from the journal alone, so that a process that dies
@@ -75,7 +77,10 @@ func NewRoller(o RollerOptions) *Roller {
 	if o.Observe == nil {
 		o.Observe = func(Rollout) {}
 	}
-	return &Roller{o: o, now: time.Now, wake: make(chan struct{}, 1)}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Roller{o: o, now: o.Now, wake: make(chan struct{}, 1)}
 }
 
 // Standing returns how things are, and a channel that closes when they change.
