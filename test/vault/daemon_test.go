@@ -16,7 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshca/meshca/api/admin/client"
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
+	"github.com/meshca/meshca/rotation"
 	"github.com/meshca/meshca/test/parts"
 	"github.com/meshca/meshca/test/vault"
 )
@@ -26,6 +29,7 @@ type daemon struct {
 	w       *world
 	ops     string
 	dir     string
+	binary  string
 	process *parts.Process
 }
 
@@ -46,7 +50,7 @@ func (w *world) serve(extra string) *daemon {
 	if out, err := build.CombinedOutput(); err != nil {
 		w.t.Fatalf("go build: %v\n%s", err, out)
 	}
-	d := &daemon{w: w, dir: dir, ops: freeAddress(w.t)}
+	d := &daemon{w: w, dir: dir, binary: binary, ops: freeAddress(w.t)}
 	must(w.t, os.WriteFile(filepath.Join(dir, "ca.yaml"), fmt.Appendf(nil, `
 trustDomain: mesh.example
 listen: %s
@@ -69,8 +73,7 @@ upstream:
     poll: 5s
 %[9]s
 `, freeAddress(w.t), d.ops, dir, intermediateLife, w.Address, w.mount, w.approle, w.dir, extra), 0o600))
-	d.process, err = parts.Start(parts.Command{Path: binary, Args: []string{"serve", "--config", filepath.Join(dir, "ca.yaml")}})
-	must(w.t, err)
+	d.start()
 	w.t.Cleanup(func() {
 		d.process.Stop(15 * time.Second)
 		if w.t.Failed() {
@@ -78,6 +81,14 @@ upstream:
 		}
 	})
 	return d
+}
+
+// start starts the process.
+func (d *daemon) start() {
+	d.w.t.Helper()
+	var err error
+	d.process, err = parts.Start(parts.Command{Path: d.binary, Args: []string{"serve", "--config", filepath.Join(d.dir, "ca.yaml")}})
+	must(d.w.t, err)
 }
 
 func freeAddress(t *testing.T) string {
@@ -214,4 +225,43 @@ func TestRootsThatAppear(t *testing.T) {
 	if n := plain.roots(); n != 1 {
 		t.Errorf("without autoTrust %d roots are trusted", n)
 	}
+}
+
+// TestTheReplacedIssuerIsDeleted: the mount loses the issuer that the configuration names, once another one signs. The CA
+// starts, signs, says what to change, and can go on to a third one.
+func TestTheReplacedIssuerIsDeleted(t *testing.T) {
+	w := newWorld(t, shared)
+	d := w.serve("    caFile: " + w.CAFile + "\n")
+	eventually(t, 30*time.Second, d.says(http.StatusOK, "ok\n"))
+	makes := func(name string) {
+		w.write(w.mount+"/root/generate/internal", map[string]any{"common_name": name, "issuer_name": name, "exclude_cn_from_sans": true,
+			"key_type": "ec", "key_bits": 256, "ttl": "87600h", "max_path_length": 1})
+	}
+	goes := func(name string) {
+		t.Helper()
+		conn, err := client.Open(t.Context(), filepath.Join(d.dir, "admin.sock"))
+		must(t, err)
+		defer conn.Close()
+		_, err = conn.Authorities.RotateRoot(t.Context(), &meshcav1.RotateRootRequest{Issuer: name})
+		must(t, err)
+		eventually(t, time.Minute, func() error {
+			a, err := conn.Authorities.GetAuthorities(t.Context(), &meshcav1.GetAuthoritiesRequest{})
+			if err == nil && a.GetRollout().GetStep() != string(rotation.StepOut) {
+				err = fmt.Errorf("the rollout is %v", a.GetRollout())
+			}
+			return err
+		})
+	}
+	makes("root-2")
+	goes("root-2")
+	_, err := w.Client.Logical().DeleteWithContext(t.Context(), w.mount+"/issuer/root-1")
+	must(t, err)
+	d.process.Stop(15 * time.Second)
+	d.start()
+	eventually(t, 30*time.Second, d.says(http.StatusOK, "ok\n"))
+	if out := d.process.Output(); !strings.Contains(out, "the issuer that the configuration names cannot be used") || !strings.Contains(out, "Set upstream.vault.issuer") {
+		t.Error("it does not say what to change")
+	}
+	makes("root-3")
+	goes("root-3")
 }
