@@ -33,7 +33,8 @@ func TestNothingShowsACredential(t *testing.T) {
 			}
 			var log strings.Builder
 			c := f.upstream(nil).c
-			u, err := New(c, Options{Log: slog.New(slog.NewJSONHandler(&log, nil)), Observe: func(c Call) { fmt.Fprintf(&log, "%+v\n", c) }})
+			logger := slog.New(slog.NewJSONHandler(&log, nil)) // calls are observed while it writes: it orders what is written
+			u, err := New(c, Options{Log: logger, Observe: func(c Call) { logger.Info(fmt.Sprintf("%+v", c)) }})
 			if err != nil {
 				t.Fatal(err)
 			}
