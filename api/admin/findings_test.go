@@ -25,6 +25,11 @@ func TestFindings(t *testing.T) {
 	agents := func(a ...*meshcav1.AgentInfo) *meshcav1.GetStatusResponse {
 		return &meshcav1.GetStatusResponse{BundleSequence: 3, Agents: a}
 	}
+	published := func(p *meshcav1.PublicationStatus) *meshcav1.GetStatusResponse {
+		s := cluster(&meshcav1.ClusterStatus{Healthy: true, Published: []*meshcav1.PublicationStatus{p}})
+		s.BundleSequence = 3
+		return s
+	}
 	for name, c := range map[string]struct {
 		status *meshcav1.GetStatusResponse
 		want   string // level subject: detail
@@ -55,14 +60,22 @@ func TestFindings(t *testing.T) {
 		"clock":                 {cluster(&meshcav1.ClusterStatus{Healthy: true, ClockSkew: durationpb.New(-300 * time.Millisecond)}), "OK clock of cluster prod: the API server's clock is equal to the CA's within a second"},
 		"clock off":             {cluster(&meshcav1.ClusterStatus{Healthy: true, ClockSkew: durationpb.New(-30 * time.Second)}), "WARNING clock of cluster prod: the API server's clock is 30s behind the CA's"},
 		"clock far off":         {cluster(&meshcav1.ClusterStatus{Healthy: true, ClockSkew: durationpb.New(10 * time.Minute)}), "ERROR clock of cluster prod: the API server's clock is 10m ahead of the CA's"},
-		"no rules":              {&meshcav1.GetStatusResponse{}, "OK policy: no rules: every service account gets its plain ID"},
-		"rules":                 {&meshcav1.GetStatusResponse{Policy: &meshcav1.PolicyStatus{File: "/p", Rules: 2}}, "OK policy: 2 rules of /p are in force"},
-		"bad policy":            {&meshcav1.GetStatusResponse{Policy: &meshcav1.PolicyStatus{File: "/p", LastError: "line 3"}}, "ERROR policy: /p is not in force: line 3"},
-		"no agents":             {agents(), "OK agents: 0 connected"},
-		"agents behind":         {agents(&meshcav1.AgentInfo{Node: "n1", Connected: true, AckedBundleSequence: 2}, &meshcav1.AgentInfo{Node: "n2", Connected: true, AckedBundleSequence: 3}), "OK agents: 2 connected; not yet acknowledged bundle 3: n1"},
-		"agent away":            {agents(&meshcav1.AgentInfo{Node: "n1", LastSeen: at(-time.Hour)}), "WARNING agents: 0 connected; seen within a day and not connected: n1"},
-		"agent restarts":        {agents(&meshcav1.AgentInfo{Node: "n1", LastSeen: at(-time.Minute)}), "OK agents: 0 connected"},
-		"agent forgotten":       {agents(&meshcav1.AgentInfo{Node: "n1", LastSeen: at(-25 * time.Hour)}), "OK agents: 0 connected"},
+		"signer": {cluster(&meshcav1.ClusterStatus{Healthy: true, Signers: []*meshcav1.SignerStatus{{Api: "podcertificaterequests", State: "serving", Pending: 2}}}),
+			"OK signer of cluster prod: podcertificaterequests are answered, 2 are open"},
+		"signer without an API": {cluster(&meshcav1.ClusterStatus{Healthy: true, Signers: []*meshcav1.SignerStatus{{Api: "podcertificaterequests", State: "not served", Why: "none"}}}),
+			"WARNING signer of cluster prod: podcertificaterequests are not answered (not served): none"},
+		"published":              {published(&meshcav1.PublicationStatus{Name: "prod/configmap/a/b", Sequence: 3}), "OK trust published: prod/configmap/a/b has bundle 3"},
+		"published not yet":      {published(&meshcav1.PublicationStatus{Name: "prod/configmap/a/b", Sequence: 2}), "WARNING trust published: prod/configmap/a/b has bundle 2, and the CA 3"},
+		"published nowhere":      {published(&meshcav1.PublicationStatus{Name: "prod/configmap/a/b", Sequence: 3, Fault: "forbidden"}), "WARNING trust published: prod/configmap/a/b: forbidden"},
+		"published where nobody": {published(&meshcav1.PublicationStatus{Name: "prod/x", NotServed: true, Fault: "not served"}), "WARNING trust published: prod/x: not served"},
+		"no rules":               {&meshcav1.GetStatusResponse{}, "OK policy: no rules: every service account gets its plain ID"},
+		"rules":                  {&meshcav1.GetStatusResponse{Policy: &meshcav1.PolicyStatus{File: "/p", Rules: 2}}, "OK policy: 2 rules of /p are in force"},
+		"bad policy":             {&meshcav1.GetStatusResponse{Policy: &meshcav1.PolicyStatus{File: "/p", LastError: "line 3"}}, "ERROR policy: /p is not in force: line 3"},
+		"no agents":              {agents(), "OK agents: 0 connected"},
+		"agents behind":          {agents(&meshcav1.AgentInfo{Node: "n1", Connected: true, AckedBundleSequence: 2}, &meshcav1.AgentInfo{Node: "n2", Connected: true, AckedBundleSequence: 3}), "OK agents: 2 connected; not yet acknowledged bundle 3: n1"},
+		"agent away":             {agents(&meshcav1.AgentInfo{Node: "n1", LastSeen: at(-time.Hour)}), "WARNING agents: 0 connected; seen within a day and not connected: n1"},
+		"agent restarts":         {agents(&meshcav1.AgentInfo{Node: "n1", LastSeen: at(-time.Minute)}), "OK agents: 0 connected"},
+		"agent forgotten":        {agents(&meshcav1.AgentInfo{Node: "n1", LastSeen: at(-25 * time.Hour)}), "OK agents: 0 connected"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var all []string

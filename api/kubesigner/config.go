@@ -29,7 +29,9 @@ type Config struct {
 // PublishConfig says where in a cluster the trust bundle is published. By default nowhere.
 type PublishConfig struct {
 	// Refresh is how old a bundle the readers of what is published may use: a new root signs for nobody before it has been
-	// published for so long. Kubelets take two minutes; the rest is for the pods to read it again. Default 5m, 10s to 24h.
+	// published for so long. A kubelet brings ConfigMaps, and ClusterTrustBundles that a volume selects by signerName, to its
+	// pods within two minutes; of one that a volume names it keeps what it read for five minutes more (seen with 1.36). The
+	// rest is for the pods to read it again. Default 10m, 10s to 24h.
 	Refresh metav1.Duration `json:"refresh,omitzero"`
 	// ClusterTrustBundle is for clusterTrustBundle volumes. The object is linked to the signer's name.
 	ClusterTrustBundle *ClusterTrustBundleConfig `json:"clusterTrustBundle,omitempty"`
@@ -40,8 +42,7 @@ type PublishConfig struct {
 	// its fields: linkerd, linkerd-identity-trust-roots, ca-bundle.crt.
 	Linkerd *ConfigMapConfig `json:"linkerd,omitempty"`
 	// Istio is a ConfigMap in every namespace, from which Istio's proxies read the roots of their CA. istiod writes it too
-	// unless it is told not to (ENABLE_CA_SERVER=false and PILOT_ENABLE_..., see docs/kubernetes-signers.md): two that write
-	// undo each other's work. Default of its fields: istio-ca-root-cert, root-cert.pem.
+	// (docs/kubernetes-signers.md): two that write undo each other's work. Default of its fields: istio-ca-root-cert, root-cert.pem.
 	Istio *EveryNamespaceConfig `json:"istio,omitempty"`
 }
 
@@ -93,7 +94,7 @@ func (c PublishConfig) Enabled() bool {
 // Complete fills in defaults, and says all that is wrong. It calls nobody.
 func (c *PublishConfig) Complete() error {
 	if c.Refresh.Duration == 0 {
-		c.Refresh.Duration = 5 * time.Minute
+		c.Refresh.Duration = 10 * time.Minute
 	}
 	var faults []error
 	if d := c.Refresh.Duration; d < 10*time.Second || d > 24*time.Hour {

@@ -42,6 +42,7 @@ type house struct {
 	roller   *rotation.Roller
 	operator *rollout.Operator
 	agents   *agents
+	places   places
 	journal  journal
 	stop     func()
 	// makesNone: the upstream cannot make roots, as Vault.
@@ -90,6 +91,26 @@ func (a *agents) RenewAll(_ context.Context, _ time.Time, spread time.Duration) 
 	defer a.mu.Unlock()
 	a.renewed = append(a.renewed, spread)
 	return nil
+}
+
+// places stand for those where the CA publishes the trust bundle.
+type places struct {
+	mu  sync.Mutex
+	all []rollout.Publication
+	set uint64 // that was asked for last
+}
+
+func (p *places) published(set uint64) []rollout.Publication {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.set = set
+	return slices.Clone(p.all)
+}
+
+func (p *places) put(all ...rollout.Publication) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all = all
 }
 
 // journal is the store's, with a process that dies where it is told to.
@@ -174,7 +195,7 @@ func (h *house) open() {
 	h.must(err)
 	h.roots, err = rollout.New(rollout.Config{
 		Authority: h.auth, Trust: h.trust, Upstream: upstream, Ledger: h.store, Agents: h.agents, Renewals: h.agents, Serving: func() { h.served.Add(1) },
-		Unrecorded: h.unrecorded,
+		Unrecorded: h.unrecorded, Published: h.places.published,
 	})
 	h.must(err)
 	h.journal.Store = h.store

@@ -331,7 +331,7 @@ func TestAtMost(t *testing.T) {
 	at := func(h int) *timestamppb.Timestamp { return timestamppb.New(now.Add(time.Duration(h) * time.Hour)) }
 	silent, later := &meshcav1.AgentConfirmation{SpiffeId: "spiffe://d/n2", CountsUntil: at(3)}, &meshcav1.AgentConfirmation{SpiffeId: "spiffe://d/n3", CountsUntil: at(5)}
 	connected := &meshcav1.AgentConfirmation{SpiffeId: "spiffe://d/n4", CountsUntil: at(1), Connected: true}
-	reader := &meshcav1.ReaderConfirmation{Name: "x", Until: at(4)}
+	reader, unwritten := &meshcav1.ReaderConfirmation{Name: "x", Until: at(4)}, &meshcav1.ReaderConfirmation{Name: "y", Fault: "forbidden"}
 	for name, c := range map[string]struct {
 		step  string
 		waits []string
@@ -342,6 +342,7 @@ func TestAtMost(t *testing.T) {
 		"an end that is known":  {"published", []string{"spiffe://d/n4"}, at(2), "", "in 2h (2000-01-01 02:00:00Z)"},
 		"the silent ones":       {"published", []string{"spiffe://d/n2", "spiffe://d/n3"}, nil, "", "in 5h (2000-01-01 05:00:00Z): who is silent"},
 		"a reader, longest":     {"published", []string{"spiffe://d/n2", "reader x"}, nil, "", "in 4h (2000-01-01 04:00:00Z)"},
+		"a reader, unreachable": {"published", []string{"spiffe://d/n2", "reader x", "reader y"}, nil, "", "no bound while the CA cannot bring it to a reader"},
 		"one that is connected": {"published", []string{"spiffe://d/n2", "spiffe://d/n4"}, nil, "", "no bound while an agent is connected"},
 		"one that is not known": {"published", []string{"spiffe://d/n9"}, nil, "", "no bound while an agent is connected"},
 		"nobody":                {"published", nil, nil, "", ""},
@@ -350,10 +351,21 @@ func TestAtMost(t *testing.T) {
 		"nothing":               {"signing", nil, nil, "", ""},
 	} {
 		a := rolled(c.step, func(r *meshcav1.RolloutStatus) { r.Waits, r.Until, r.Error = c.waits, c.until, c.err })
-		a.Agents, a.Readers = []*meshcav1.AgentConfirmation{silent, later, connected}, []*meshcav1.ReaderConfirmation{reader}
+		a.Agents, a.Readers = []*meshcav1.AgentConfirmation{silent, later, connected}, []*meshcav1.ReaderConfirmation{reader, unwritten}
 		if got := atMost(&page{now: now}, a).text; !strings.HasPrefix(got, c.want) || (c.want == "") != (got == "") {
 			t.Errorf("%s: got %q", name, got)
 		}
+	}
+}
+
+// What the CA cannot bring the bundle to is named with its fault.
+func TestAReaderThatIsNotReached(t *testing.T) {
+	a := rolled("published", func(r *meshcav1.RolloutStatus) { r.Waits = []string{"reader prod/configmap/x"} })
+	a.Readers = []*meshcav1.ReaderConfirmation{{Name: "prod/configmap/x", Fault: "somebody else's"}, {Name: "another", Fault: "not waited for"}}
+	p := &page{}
+	drawConfirmations(p, a)
+	if got := string(p.bytes()); !strings.Contains(got, "reader prod/configmap/x") || !strings.Contains(got, "somebody else's") || strings.Contains(got, "another") {
+		t.Errorf("got\n%s", got)
 	}
 }
 

@@ -195,7 +195,15 @@ func (f *facts) status(context.Context) (*meshcav1.GetStatusResponse, error) {
 			{Kind: "intermediate", State: "signing", Subject: "CN=Mesh Intermediate", Serial: "02", NotBefore: f.stamp(-time.Hour), NotAfter: f.stamp(71 * time.Hour), RenewAt: f.stamp(35 * time.Hour)},
 		},
 		Clusters: []*meshcav1.ClusterStatus{
-			{Name: "prod", Mode: "jwks", Liveness: "api", Healthy: true, Issuer: "https://prod.example", KeyIds: []string{"k1", "k2"}, ClockSkew: durationpb.New(1200 * time.Millisecond)},
+			{Name: "prod", Mode: "jwks", Liveness: "api", Healthy: true, Issuer: "https://prod.example", KeyIds: []string{"k1", "k2"}, ClockSkew: durationpb.New(1200 * time.Millisecond),
+				Signers: []*meshcav1.SignerStatus{
+					{Api: "podcertificaterequests", Version: "v1beta1", State: "serving", Pending: 2},
+					{Api: "certificatesigningrequests", State: "forbidden", Why: "the CA's account may not sign signers mesh.example/x"},
+				},
+				Published: []*meshcav1.PublicationStatus{
+					{Name: "prod/clustertrustbundle/mesh.example:x:bundle", NotServed: true, Fault: "the cluster does not serve it"},
+					{Name: "prod/configmap/meshca/meshca-trust", Sequence: 3, Since: f.stamp(-time.Hour)},
+				}},
 			{Name: "lab", Mode: "tokenReview", Liveness: "api", LastError: "dial tcp 10.0.0.9:6443: connect: connection refused"},
 		},
 		Policy: &meshcav1.PolicyStatus{File: "/etc/meshca/policy.yaml", Rules: 2, LoadedAt: f.stamp(-26 * time.Hour)},
