@@ -205,15 +205,15 @@ func (b *AgentBook) List() []AgentView {
 }
 
 // Unconfirmed returns the IDs of the agents that count and have not acknowledged a bundle of this sequence or a later one.
-// An agent counts while an SVID lives that was issued to it or through it.
-func (b *AgentBook) Unconfirmed(set uint64) []string {
-	now := time.Now()
+// An agent counts at a moment when an SVID lives that was issued to it or through it; all do at the zero time, for when
+// nobody knows what they hold.
+func (b *AgentBook) Unconfirmed(set uint64, at time.Time) []string {
 	b.mu.RLock()
 	set = max(set, b.floor)
 	b.mu.RUnlock()
 	var names []string
 	for _, a := range b.List() {
-		if now.Before(a.CountsUntil()) && a.AckedSequence < set {
+		if (at.IsZero() || at.Before(a.CountsUntil())) && a.AckedSequence < set {
 			names = append(names, a.ID)
 		}
 	}

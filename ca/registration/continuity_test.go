@@ -210,15 +210,19 @@ func TestLostAcknowledgementsConfirmNothing(t *testing.T) {
 	w := world.New(t, "")
 	caller := w.AttestAgent(world.Agent)
 	agents := w.RA.Agents
+	later := time.Now().Add(2 * ca.MaxTTL)
+	if now, then, ever := agents.Unconfirmed(5, time.Now()), agents.Unconfirmed(5, later), agents.Unconfirmed(5, time.Time{}); len(now) != 1 || len(then) != 0 || len(ever) != 1 {
+		t.Errorf("an agent counts now: %v, when all below it has ended: %v, when nobody knows: %v", now, then, ever)
+	}
 	agents.Acknowledge(caller.ID, 5, nil)
-	if names := agents.Unconfirmed(5); len(names) != 0 {
+	if names := agents.Unconfirmed(5, time.Now()); len(names) != 0 {
 		t.Fatalf("unconfirmed: %v", names)
 	}
 	sequence, err := w.RA.Continuity.Accept(t.Context(), 5)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if names := agents.Unconfirmed(5); len(names) != 1 {
+	if names := agents.Unconfirmed(5, time.Now()); len(names) != 1 {
 		t.Errorf("after the loss was accepted unconfirmed are %v", names)
 	}
 	if err := agents.Flush(t.Context()); err != nil {
@@ -231,11 +235,11 @@ func TestLostAcknowledgementsConfirmNothing(t *testing.T) {
 	if _, err := registration.OpenContinuity(t.Context(), w.Store, w.Trust, again, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
-	if names := again.Unconfirmed(5); len(names) != 1 {
+	if names := again.Unconfirmed(5, time.Now()); len(names) != 1 {
 		t.Errorf("after a restart unconfirmed are %v", names)
 	}
 	again.Acknowledge(caller.ID, sequence, nil)
-	if names := again.Unconfirmed(5); len(names) != 0 {
+	if names := again.Unconfirmed(5, time.Now()); len(names) != 0 {
 		t.Errorf("with bundle %d unconfirmed are %v", sequence, names)
 	}
 }

@@ -124,30 +124,3 @@ func (o *Operator) TrustFound(ctx context.Context, issuers []ca.UpstreamIssuer) 
 	}
 	return added, errors.Join(failed...)
 }
-
-// ReaderView is a Reader, and when it has the root that is published for certain; zero: nobody knows, for it is not where
-// the reader looks yet. Fault is why.
-type ReaderView struct {
-	Reader
-	Until time.Time
-	Fault string
-}
-
-// readers are those that are given their time, while a root is published.
-func (o *Operator) readers(r rotation.Rollout) []ReaderView {
-	if r.Step != rotation.StepPublished {
-		return nil
-	}
-	var all []ReaderView
-	for _, x := range o.roots.c.Readers {
-		all = append(all, ReaderView{Reader: x, Until: r.Entered.Add(x.Refresh)})
-	}
-	for _, p := range o.roots.c.Published(r.Set) {
-		v := ReaderView{Reader: p.Reader, Fault: p.Fault}
-		if !p.Since.IsZero() {
-			v.Until = p.Since.Add(p.Refresh)
-		}
-		all = append(all, v)
-	}
-	return all
-}

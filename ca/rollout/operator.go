@@ -87,7 +87,7 @@ func (o *Operator) Rotate(ctx context.Context, x RotateOptions) (rotation.Rollou
 		return rotation.Rollout{}, err
 	}
 	begin := func(before rotation.Rollout) (rotation.Rollout, error) {
-		return rotation.Begin(before, old, next, rotation.BeginOptions{By: x.By, Canary: x.Canary}, time.Now())
+		return rotation.Begin(before, old, next, rotation.BeginOptions{By: x.By, Canary: x.Canary}, o.roots.c.Now())
 	}
 	if x.DryRun {
 		return begin(record)
@@ -189,7 +189,7 @@ func (o *Operator) Continue(ctx context.Context, despite []string) (rotation.Rol
 			return r, rotation.ErrNotRolling
 		}
 		if len(despite) == 0 {
-			return r.Continue(time.Now())
+			return r.Continue(o.roots.c.Now())
 		}
 		waits, err := o.roots.Unconfirmed(ctx, r.Set, r.Entered)
 		if err != nil {
@@ -215,7 +215,7 @@ func notAwaited(name string, waits []string) error {
 
 // Abort goes back to the root that signed before.
 func (o *Operator) Abort(ctx context.Context, by string) (rotation.Rollout, error) {
-	return o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) { return r.Abort(by, time.Now()) })
+	return o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) { return r.Abort(by, o.roots.c.Now()) })
 }
 
 // RotateIntermediate replaces the intermediates at once. With tainted, all that was issued is renewed, spread over it. It

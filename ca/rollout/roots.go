@@ -15,9 +15,10 @@ import (
 )
 
 // Agents knows who has which trust bundle. Unconfirmed returns the SPIFFE IDs of agents that count (an SVID that was
-// issued to them or through them lives) and have not acknowledged a bundle of this sequence or a later one.
+// issued to them or through them lives at this moment; all agents, for the zero time) and have not acknowledged a bundle
+// of this sequence or a later one.
 type Agents interface {
-	Unconfirmed(set uint64) []string
+	Unconfirmed(set uint64, at time.Time) []string
 }
 
 // Ledger is what has been signed, newest first.
@@ -31,24 +32,7 @@ type Renewals interface {
 	RenewAll(ctx context.Context, since time.Time, spread time.Duration) error
 }
 
-// Reader is someone who reads the trust bundle and cannot acknowledge it: it is given its refresh time.
-type Reader struct {
-	// Name is for people.
-	Name string
-	// Refresh is how old a bundle it may use.
-	Refresh time.Duration
-}
-
-// Publication is a Reader of a place that the CA writes the trust bundle to by itself.
-type Publication struct {
-	Reader
-	// Since is when the place first held a bundle of the sequence that was asked about; zero: it does not yet.
-	Since time.Time
-	// Fault is why it could not be written, or looked at, the last time; empty when it could.
-	Fault string
-}
-
-// Config is what Roots are made of; every field but Readers, Published and Unrecorded is needed.
+// Config is what Roots are made of; every field but Readers, Published, Unrecorded and Now is needed.
 type Config struct {
 	Authority *ca.Authority
 	Trust     *ca.Trust
@@ -59,12 +43,15 @@ type Config struct {
 	// Serving renews the CA's own certificate when another root signs.
 	Serving func()
 	Readers []Reader
-	// Unrecorded is until when certificates may live that the ledger does not know, as after it was put back from a
-	// backup. They may be under any root.
+	// Unrecorded is until when certificates may live that the ledger does not know, and the agents' records neither, as
+	// after the store was put back from a backup. They may be under any root, and through any agent.
 	Unrecorded time.Time
 	// Published are the places that the CA writes the trust bundle to, and since when each holds a bundle of this sequence
 	// or a later one. Their readers are given their refresh times from then on; one that cannot be written is waited for.
 	Published func(set uint64) []Publication
+	// Now says what has ended, and how long something has been waited for; time.Now by default. It must not jump forward:
+	// see rotation.Clock.
+	Now func() time.Time
 }
 
 // Roots moves the CA's roots. It is safe for concurrent use.
@@ -81,6 +68,9 @@ func New(c Config) (*Roots, error) {
 	}
 	if c.Published == nil {
 		c.Published = func(uint64) []Publication { return nil }
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	return &Roots{c: c}, nil
 }
@@ -146,11 +136,17 @@ func (x *Roots) find(ctx context.Context, p rotation.Party) (*x509.Certificate, 
 }
 
 // Unconfirmed names agents by their SPIFFE IDs, and readers whose refresh time has not passed: since the root was published
-// or, where the CA brings it to them, since that was done.
+// or, where the CA brings it to them, since that was done. What a restored store says of agents may be too little: then
+// all that it knows count, and those that it cannot know have their time, too.
 func (x *Roots) Unconfirmed(_ context.Context, set uint64, since time.Time) ([]string, error) {
-	names := x.c.Agents.Unconfirmed(set)
-	for _, r := range x.c.Readers {
-		if time.Since(since) < r.Refresh {
+	now := x.c.Now()
+	counting := now
+	if now.Before(x.c.Unrecorded) {
+		counting = time.Time{}
+	}
+	names := x.c.Agents.Unconfirmed(set, counting)
+	for _, r := range x.readers(set, since) {
+		if r.Until.IsZero() || now.Before(r.Until) {
 			names = append(names, "reader "+r.Name)
 		}
 	}
@@ -204,9 +200,9 @@ func (x *Roots) lastEnd(ctx context.Context, id string) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("rollout: %q names no root", id)
 	}
-	oldest := time.Now().Add(-ca.MaxTTL - slack) // what was issued before it has ended
+	oldest := x.c.Now().Add(-ca.MaxTTL - slack) // what was issued before it has ended
 	var end time.Time
-	if time.Now().Before(x.c.Unrecorded) {
+	if x.c.Now().Before(x.c.Unrecorded) {
 		end = x.c.Unrecorded
 	}
 	err = x.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -54,6 +55,8 @@ type house struct {
 	served atomic.Int64
 	// unrecorded is until when there may be what the ledger does not know.
 	unrecorded time.Time
+	// behind is what the wall clock was set forward by.
+	behind time.Duration
 }
 
 // keeper is an upstream that makes no roots, and has extra issuers.
@@ -71,12 +74,16 @@ func (k keeper) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 type agents struct {
 	mu          sync.Mutex
 	unconfirmed []string
+	asleep      []string        // unconfirmed, and nothing that is known of lives below them
 	renewed     []time.Duration // spreads of the orders given
 }
 
-func (a *agents) Unconfirmed(uint64) []string {
+func (a *agents) Unconfirmed(_ uint64, at time.Time) []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if at.IsZero() {
+		return slices.Concat(a.unconfirmed, a.asleep)
+	}
 	return slices.Clone(a.unconfirmed)
 }
 
@@ -195,7 +202,7 @@ func (h *house) open() {
 	h.must(err)
 	h.roots, err = rollout.New(rollout.Config{
 		Authority: h.auth, Trust: h.trust, Upstream: upstream, Ledger: h.store, Agents: h.agents, Renewals: h.agents, Serving: func() { h.served.Add(1) },
-		Unrecorded: h.unrecorded, Published: h.places.published,
+		Unrecorded: h.unrecorded, Published: h.places.published, Now: func() time.Time { return time.Now().Add(-h.behind) },
 	})
 	h.must(err)
 	h.journal.Store = h.store
@@ -455,6 +462,56 @@ func TestARestoredLedger(t *testing.T) {
 				t.Errorf("the last certificate ends at %v, %v; renewals %v", end, h.unrecorded, h.agents.renewed)
 			}
 		})
+	}
+}
+
+// A restored store knows too little of who holds what: its agents are waited for though nothing seems to live below them,
+// and those that it cannot know have the time that what they may hold can live.
+func TestAgentsOfARestoredStoreAreWaitedFor(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.stop()
+	h.agents.asleep = []string{"agent"}
+	const unknown = "reader agents-since-the-backup"
+	for _, tt := range []struct {
+		what                 string
+		unrecorded, setAhead time.Duration
+		waits                []string
+	}{
+		{"restored now", time.Hour, 0, []string{"agent", unknown}},
+		{"restored long ago", -time.Minute, 0, nil},
+		{"restored now, and the clock was set forward", -time.Minute, time.Hour, []string{"agent", unknown}},
+	} {
+		h.unrecorded, h.behind = time.Now().Add(tt.unrecorded), tt.setAhead
+		h.open()
+		waits, err := h.roots.Unconfirmed(t.Context(), 1, time.Now())
+		h.must(err)
+		if !slices.Equal(waits, tt.waits) {
+			t.Errorf("%s: waited for are %q, want %q", tt.what, waits, tt.waits)
+		}
+		h.stop()
+	}
+}
+
+// What the clock says has ended since it was set forward lives as far as anyone knows: the root under it stays.
+func TestAClockSetForwardEndsNoCertificate(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	old := rotation.Party{ID: h.trusted()[0]}
+	entry := ca.LedgerEntry{Serial: []byte{1}, Profile: "workload", IssuedAt: time.Now().Add(-8 * time.Hour), NotAfter: time.Now().Add(-2 * time.Hour)}
+	var err error
+	entry.Root, err = hex.DecodeString(old.ID)
+	h.must(err)
+	h.must(h.ledger.Append(t.Context(), entry))
+	h.must(h.ledger.Append(t.Context(), ca.LedgerEntry{Serial: []byte{2}, Profile: "workload", Root: make([]byte, 32), IssuedAt: entry.IssuedAt.Add(time.Minute), NotAfter: entry.NotAfter}))
+	h.stop()
+	h.behind = 7*time.Hour + 30*time.Minute
+	h.open()
+	r := rotation.Rollout{Step: rotation.StepSigning, Old: old, New: rotation.Party{ID: strings.Repeat("0", 64)}, NewShare: 100}
+	end, err := h.roots.Assign(t.Context(), r)
+	h.must(err)
+	if end.Sub(entry.NotAfter).Abs() > time.Second {
+		t.Errorf("the last certificate ends at %s, want %s", end, entry.NotAfter)
 	}
 }
 

@@ -30,7 +30,7 @@ func (o *Operator) taint(ctx context.Context, x RotateOptions) (rotation.Rollout
 		return rotation.Rollout{}, err
 	}
 	e := rotation.Emergency{By: x.By, Within: x.Within, Signs: signs}
-	command := func(r rotation.Rollout) (rotation.Rollout, error) { return r.Taint(what, key, e, time.Now()) }
+	command := func(r rotation.Rollout) (rotation.Rollout, error) { return r.Taint(what, key, e, o.roots.c.Now()) }
 	would, err := command(record)
 	switch {
 	case errors.Is(err, rotation.ErrNeedsSuccessor):

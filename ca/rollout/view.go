@@ -130,7 +130,7 @@ func (o *Operator) look(ctx context.Context, r rotation.Rollout, named []string)
 }
 
 func (o *Operator) countLive(ctx context.Context, index map[string]*RootView) error {
-	now := time.Now()
+	now := o.roots.c.Now()
 	oldest := now.Add(-ca.MaxTTL - slack)
 	return o.roots.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
 		if r := index[hex.EncodeToString(e.Root)]; r != nil && now.Before(e.NotAfter) {

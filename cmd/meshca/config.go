@@ -45,7 +45,8 @@ type Config struct {
 	// Upstream signs this CA's intermediate. Exactly one kind.
 	Upstream UpstreamConfig `json:"upstream"`
 	// Readers are those who read the trust bundle and cannot acknowledge it, such as whoever copies bundleFile. A root that
-	// is being rolled out is confirmed when their refresh times have passed too. Default: none.
+	// is being rolled out is confirmed when their refresh times have passed too: since bundleFile holds it, where that is
+	// set, and else since it is in the trust bundle. Default: none.
 	Readers []ReaderConfig `json:"readers"`
 	// SVID is what every SVID has in common.
 	SVID SVIDConfig `json:"svid"`

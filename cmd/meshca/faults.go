@@ -55,15 +55,17 @@ func (f *fault) probe(ctx context.Context, write func(context.Context) error, lo
 	}
 }
 
-// mend tries what failed until it works again.
+// mend tries what failed until it works again, and watches the clock.
 func (d *daemon) mend(ctx context.Context) {
 	tick := time.NewTicker(tryAgain)
 	defer tick.Stop()
+	jumped := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			d.watchClock(&jumped)
 			d.metrics.ledger.probe(ctx, d.store.Probe, d.log)
 			d.journal.Restore()
 			lines, _ := d.authority.Lines()

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-
-	"github.com/meshca/meshca/ca"
 )
 
 // newLog returns the daemon's log: JSON lines.
@@ -124,25 +122,6 @@ func (a *auditFile) reopenOnHangup(ctx context.Context, log *slog.Logger) {
 			if err := a.reopen(); err != nil {
 				log.Error("the audit log could not be opened anew; it goes on in the old file", "err", err)
 			}
-		}
-	}
-}
-
-// keepBundleFile keeps the file equal to the trust bundle until ctx ends.
-func keepBundleFile(ctx context.Context, path string, trust *ca.Trust, log *slog.Logger) {
-	for {
-		bundle, stale := trust.Bundle()
-		data, err := bundle.Marshal()
-		if err == nil {
-			err = replaceFile(path, data, 0o644)
-		}
-		if err != nil {
-			log.Error("the bundle file could not be written", "file", path, "err", err)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-stale:
 		}
 	}
 }

@@ -73,13 +73,18 @@ func (d *daemon) upstreamCalled(c vault.Call) {
 
 // degraded says what is wrong though the CA can sign, a sentence each, with how long that can go on.
 func (d *daemon) degraded() []string {
+	var why []string
 	o := d.health.longest()
-	until := d.authority.IssuesUntil()
-	if o.err == nil || until.IsZero() {
-		return nil
+	if until := d.authority.IssuesUntil(); o.err != nil && !until.IsZero() {
+		why = append(why, fmt.Sprintf("the upstream does not do what it is asked since %s: issuance goes on until %s, for the next %s; the last error: %v",
+			o.since.UTC().Format(time.RFC3339), until.UTC().Format(time.RFC3339), time.Until(until).Round(time.Second), o.err))
 	}
-	return []string{fmt.Sprintf("the upstream does not do what it is asked since %s: issuance goes on until %s, for the next %s; the last error: %v",
-		o.since.UTC().Format(time.RFC3339), until.UTC().Format(time.RFC3339), time.Until(until).Round(time.Second), o.err)}
+	if d.bundleFile != nil {
+		if s := d.bundleFile.degraded(); s != "" {
+			why = append(why, s)
+		}
+	}
+	return why
 }
 
 // upstreamCollector reads how long the CA can go on when Prometheus asks.

@@ -276,3 +276,38 @@ func TestATaintedAnchorStaysOut(t *testing.T) {
 	trusts(true)
 	trusts(false)
 }
+
+// The root that signs cannot any more, and the one that follows it waits to be confirmed: /readyz says whom for.
+func TestReadyzTellsWhatARolloutWaitsFor(t *testing.T) {
+	dir := t.TempDir()
+	d, u := onDistant(t, configIn(t, dir, clusterIn(t, dir, "a", false)))
+	if _, err := line(d).Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	made, err := u.Upstream.(rollout.Maker).NewIssuer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.bundleFile = &bundleFile{now: d.clock.Now, readers: []rollout.Reader{{Name: "r1"}, {Name: "r2"}, {Name: "r3"}, {Name: "r4"}, {Name: "r5"}}}
+	if _, err := d.operator.Rotate(t.Context(), rollout.RotateOptions{By: "test", Issuer: made.Ref}); err != nil {
+		t.Fatal(err)
+	}
+	for d.roller.Move(t.Context()) {
+	}
+	says := func() string { return strings.Join(d.notReady(), "\n") }
+	if s := says(); strings.Contains(s, "signs for nobody") {
+		t.Errorf("while the old root signs: %s", s)
+	}
+	line(d).Expired()
+	for _, want := range []string{"is published and signs for nobody yet; it waits for reader bundleFile, reader r1, reader r2, reader r3, reader r4 and 1 more", "--despite", made.Ref[:16]} {
+		if s := says(); !strings.Contains(s, want) {
+			t.Errorf("/readyz says %q, not %q", s, want)
+		}
+	}
+	if _, err := d.operator.Abort(t.Context(), "test"); err != nil {
+		t.Fatal(err)
+	}
+	if s := says(); strings.Contains(s, "signs for nobody") {
+		t.Errorf("aborted, with nothing to wait for: %s", s)
+	}
+}

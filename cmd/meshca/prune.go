@@ -5,26 +5,33 @@ import (
 	"time"
 )
 
-// prune forgets, every hour, ledger entries whose certificates ended long ago, and agents that are gone as long.
+// clockJump is how far ahead the wall clock must be of what is believed of it before that is told.
+const clockJump = time.Hour
+
+// prune forgets, every hour, ledger entries whose certificates ended long ago, and agents that are gone as long. A clock
+// that was set forward costs nothing of what it says has ended before a day is over.
 func (d *daemon) prune(ctx context.Context) {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
-	began := time.Now()
-	var clock pruneClock
 	for {
-		now := time.Now()
-		jump, trusted := clock.trusted(now.Round(0).Sub(began.Round(0)), now.Sub(began))
-		switch {
-		case trusted:
-			d.pruneEndedBefore(ctx, now.Add(-d.config.Ledger.KeepAfterExpiry.Duration))
-		case jump != 0:
-			d.log.Warn("the clock jumped; nothing is pruned from the ledger for a day, so that it can be set right", "by", jump.Round(time.Second))
-		}
+		d.pruneEndedBefore(ctx, d.clock.Now().Add(-d.config.Ledger.KeepAfterExpiry.Duration))
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// watchClock tells of a wall clock that was set forward, when it is and when that is over.
+func (d *daemon) watchClock(told *bool) {
+	switch ahead := d.clock.Ahead(); {
+	case ahead > clockJump && !*told:
+		d.log.Warn("the clock was set forward: what it says has ended since is neither pruned from the ledger nor taken as ended by a rollout for a day, so that it can be set right",
+			"by", ahead.Round(time.Second))
+		*told = true
+	case ahead <= clockJump:
+		*told = false
 	}
 }
 
@@ -37,25 +44,4 @@ func (d *daemon) pruneEndedBefore(ctx context.Context, before time.Time) {
 	if err := d.agents.Forget(ctx, before); err != nil && ctx.Err() == nil {
 		d.log.Error("agents that are gone could not be forgotten", "err", err)
 	}
-}
-
-// pruneClock keeps a wrong clock from costing what it says has ended: after a jump nothing is pruned for a day.
-type pruneClock struct {
-	offset time.Duration // of the wall clock from the monotonic one, when it was last looked at
-	until  time.Duration // on the monotonic clock; no pruning before
-}
-
-const (
-	clockJump     = time.Hour
-	jumpStandsFor = 24 * time.Hour
-)
-
-// trusted is told how far the wall clock and the monotonic clock went since the start. A jump is reported once.
-func (c *pruneClock) trusted(wall, monotonic time.Duration) (jump time.Duration, ok bool) {
-	if by := wall - monotonic - c.offset; by.Abs() > clockJump {
-		c.offset += by
-		c.until = monotonic + jumpStandsFor
-		return by, false
-	}
-	return 0, monotonic >= c.until
 }

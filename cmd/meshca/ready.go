@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -11,6 +12,9 @@ func (d *daemon) notReady() []string {
 	var why []string
 	if err := d.issuer.Ready(); err != nil {
 		why = append(why, err.Error())
+		if s := d.rolloutWaits(); s != "" {
+			why = append(why, s)
+		}
 	}
 	if err := d.serving.Ready(); err != nil {
 		why = append(why, err.Error())
@@ -31,6 +35,31 @@ func (d *daemon) notReady() []string {
 		why = append(why, faults...)
 	}
 	return why
+}
+
+// waitsTold bounds how many names of those that a rollout waits for are told.
+const waitsTold = 5
+
+// rolloutWaits says what keeps a root that is being rolled out from signing; empty: none is. Where the one before it cannot
+// sign any more, the CA waits for that.
+func (d *daemon) rolloutWaits() string {
+	s, _ := d.roller.Standing()
+	r := s.Rollout
+	if !r.Active() || r.Signs(r.Stays().ID) {
+		return ""
+	}
+	text := fmt.Sprintf("the root %.16s… is %s and signs for nobody yet", r.Stays().ID, r.Step)
+	if n := len(s.Waits); n > 0 {
+		text += fmt.Sprintf("; it waits for %s", strings.Join(s.Waits[:min(n, waitsTold)], ", "))
+		if n > waitsTold {
+			text += fmt.Sprintf(" and %d more", n-waitsTold)
+		}
+		text += ": `certctl ca status` tells more, `certctl ca continue --despite NAME` gives one up"
+	}
+	if s.Err != nil {
+		text += fmt.Sprintf("; its last try failed: %v", s.Err)
+	}
+	return text
 }
 
 // followReadiness carries readiness over to gRPC's health service, and into the log when it changes.

@@ -173,23 +173,19 @@ func (d *daemon) startingRoot(issuers []ca.UpstreamIssuer) (ca.Root, error) {
 
 // openRoller makes the one who moves the journal of roots; what it asks of the rest of the CA must be there.
 func (d *daemon) openRoller(ctx context.Context) error {
-	var readers []rollout.Reader
-	for _, r := range d.config.Readers {
-		readers = append(readers, rollout.Reader{Name: r.Name, Refresh: r.Refresh.Duration})
-	}
 	unrecorded, err := d.unrecorded(ctx)
 	if err != nil {
 		return err
 	}
 	roots, err := rollout.New(rollout.Config{
 		Authority: d.authority, Trust: d.trust, Upstream: d.upstream, Ledger: d.store, Agents: d.agents, Renewals: d.orders,
-		Serving: d.wakeServing, Readers: readers, Unrecorded: unrecorded, Published: d.published,
+		Serving: d.wakeServing, Readers: d.openBundleFile(), Published: d.published, Unrecorded: unrecorded, Now: d.clock.Now,
 	})
 	if err != nil {
 		return err
 	}
 	authorities := held{Authorities: roots, continuity: d.continuity}
-	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled})
+	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled, Now: d.clock.Now})
 	d.operator = rollout.NewOperator(roots, d.roller)
 	if _, err := d.roller.Resume(ctx); err != nil { // so that orders find the rollout that is under way, from the first one on
 		return err

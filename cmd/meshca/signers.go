@@ -5,7 +5,6 @@ import (
 	"os"
 
 	"github.com/meshca/meshca/api/kubesigner"
-	"github.com/meshca/meshca/ca/rollout"
 )
 
 // openPublishers makes those who bring the trust bundle to where clusters' readers look for it.
@@ -50,13 +49,4 @@ func (d *daemon) openSigners() error {
 		d.registry.MustRegister(s)
 	}
 	return nil
-}
-
-// published are the places where clusters' readers find the trust bundle, for a rollout that has to wait for them.
-func (d *daemon) published(set uint64) []rollout.Publication {
-	var all []rollout.Publication
-	for _, name := range sortedNames(d.publishers) {
-		all = append(all, d.publishers[name].Published(set)...)
-	}
-	return all
 }

@@ -39,6 +39,7 @@ type daemon struct {
 	config       *Config
 	log          *slog.Logger
 	started      time.Time
+	clock        *rotation.Clock // says what has ended
 	registry     *prometheus.Registry
 	metrics      *metrics
 	store        *bolt.Store
@@ -50,6 +51,7 @@ type daemon struct {
 	authority    *ca.Authority
 	roller       *rotation.Roller
 	operator     *rollout.Operator
+	bundleFile   *bundleFile // nil: none is configured
 	servingWake  chan struct{}
 	ledger       *ca.Sequencer
 	issuer       *ca.Issuer
@@ -95,7 +97,7 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (*
 
 // openOn puts the CA together, in a straight line. What it opened is closed again when it fails.
 func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, upstream openUpstreamFunc) (_ *daemon, err error) {
-	d := &daemon{config: c, log: log, started: time.Now(), registry: prometheus.NewRegistry(), health: newUpstreamHealth(),
+	d := &daemon{config: c, log: log, started: time.Now(), clock: rotation.NewClock(), registry: prometheus.NewRegistry(), health: newUpstreamHealth(),
 		servingWake: make(chan struct{}, 1), attempts: attempts{"intermediate": {}, "server": {}}}
 	defer func() {
 		if err != nil {
@@ -328,8 +330,8 @@ func (d *daemon) keepParts(ctx context.Context, g *errgroup.Group) {
 	keep(d.followReadiness)
 	keep(d.mend)
 	keep(d.tokens.Run)
-	if file := d.config.BundleFile; file != "" {
-		g.Go(func() error { keepBundleFile(ctx, file, d.trust, d.log); return nil })
+	if d.bundleFile != nil {
+		keep(d.bundleFile.keep)
 	}
 	if d.audit != nil {
 		keep(func(ctx context.Context) { d.audit.reopenOnHangup(ctx, d.log) })
