@@ -217,6 +217,9 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		}
 		return r.without(b), Standing{}
 	}
+	if t, tainted := r.Tainted(r.Stays().ID); tainted && r.Active() { // see Inherit
+		return failed(t.refused("the rollout to it stands still: abort it, or taint it again and name another one"))
+	}
 	switch r.Step {
 	case StepChosen:
 		set, err := a.Publish(ctx, r.New)

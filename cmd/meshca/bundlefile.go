@@ -17,8 +17,10 @@ import (
 type bundleFile struct {
 	path   string
 	bundle func() (*spiffebundle.Bundle, <-chan struct{})
-	now    func() time.Time
-	log    *slog.Logger
+	// hold says why no bundle may be told to anybody now; nil: it may.
+	hold func() error
+	now  func() time.Time
+	log  *slog.Logger
 	// readers are those who read it.
 	readers []rollout.Reader
 
@@ -42,7 +44,11 @@ const heldKept = 32
 func (f *bundleFile) keep(ctx context.Context) {
 	for {
 		bundle, stale := f.bundle()
-		data, err := bundle.Marshal()
+		err := f.hold()
+		var data []byte
+		if err == nil {
+			data, err = bundle.Marshal()
+		}
 		if err == nil {
 			err = replaceFile(f.path, data, 0o644)
 		}
@@ -123,8 +129,16 @@ func (d *daemon) openBundleFile() (elsewhere []rollout.Reader) {
 	if d.config.BundleFile == "" {
 		return readers
 	}
-	d.bundleFile = &bundleFile{path: d.config.BundleFile, bundle: d.trust.Bundle, now: d.clock.Now, log: d.log, readers: readers}
+	d.bundleFile = &bundleFile{path: d.config.BundleFile, bundle: d.trust.Bundle, hold: d.mayTell, now: d.clock.Now, log: d.log, readers: readers}
 	return nil
+}
+
+// mayTell says why the trust bundle must not be told: it is an old one, or has a root that must not come back.
+func (d *daemon) mayTell() error {
+	if err := d.continuity.Ready(); err != nil {
+		return err
+	}
+	return d.barred(d.authority.Assignment().Root.ID)
 }
 
 // published are the places that the CA writes the trust bundle to, for a rollout that has to wait for their readers.

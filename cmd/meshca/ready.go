@@ -10,7 +10,9 @@ import (
 // notReady says why the CA cannot sign now, a sentence each.
 func (d *daemon) notReady() []string {
 	var why []string
-	if err := d.issuer.Ready(); err != nil {
+	if err := d.barred(d.authority.Assignment().Root.ID); err != nil {
+		why = append(why, fmt.Sprintf("the root that signs by the store was tainted: %v. `certctl ca taint root --issuer REF` brings in another", err))
+	} else if err := d.issuer.Ready(); err != nil {
 		why = append(why, err.Error())
 		if s := d.rolloutWaits(); s != "" {
 			why = append(why, s)
@@ -35,6 +37,12 @@ func (d *daemon) notReady() []string {
 		why = append(why, faults...)
 	}
 	return why
+}
+
+// barred says why the root with this ID must not sign; nil when it may.
+func (d *daemon) barred(id string) error {
+	s, _ := d.roller.Standing()
+	return s.Rollout.Barred(id)
 }
 
 // waitsTold bounds how many names of those that a rollout waits for are told.

@@ -43,7 +43,7 @@ func restoreCommand() *cobra.Command {
 	configFlag(c, &f.config)
 	c.Flags().BoolVar(&f.replace, "replace", false, "a store stands: keep it aside, and put the backup in its place")
 	c.Flags().BoolVar(&f.acceptRollback, "accept-rollback", false,
-		"the store that stands has decided more than the backup knows: lose that, but deny what it denies, and go on beyond its sequences")
+		"the store that stands has decided more than the backup knows: lose that, but deny what it denies, taint what it has tainted, and go on beyond its sequences")
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "check everything, change nothing")
 	return c
 }
@@ -79,7 +79,7 @@ func restoreRefused(file string, f restoreFlags, err error) error {
 		return fmt.Errorf("%w. Nothing was changed. If the backup is to take its place: `%s %s`, which keeps it beside it, under another name", err, again, file)
 	case errors.As(err, &behind):
 		return fmt.Errorf("%s, made at %s, knows less than the store that stands: %w. Nothing was changed. Start the CA on what stands, or restore a newer "+
-			"backup. If it must be this one: `%s --accept-rollback %s` denies what is denied now, has the bundle's sequence go on beyond the one that agents hold, "+
+			"backup. If it must be this one: `%s --accept-rollback %s` denies what is denied now, keeps what is tainted from signing, has the bundle's sequence go on beyond the one that agents hold, "+
 			"and loses the rest: write down `certctl ca status` and `certctl bundle export` before, if the CA still starts",
 			file, behind.Made.Format(time.RFC3339), err, again, file)
 	case errors.Is(err, bolt.ErrUnreadable):
@@ -110,12 +110,16 @@ func tellRestored(out io.Writer, c *Config, f restoreFlags, file string, r bolt.
 	}
 	switch {
 	case r.Behind != nil:
-		line("  lost         %s; denied stays denied, and the bundle's sequence goes on beyond what agents hold", r.Behind)
+		line("  lost         %s; denied stays denied, tainted stays tainted, and the bundle's sequence goes on beyond what agents hold", r.Behind)
 	case r.Aside != "":
 		line("  lost         nothing that was decided")
 	}
 	if r.Aside != "" {
 		line("  kept aside   %s, with the ledger of the time since", r.Aside)
+	}
+	if err := r.State.Rollout.Barred(r.State.Rollout.Signer().ID); err != nil {
+		line("The root that signs by this backup was tainted since: %v. To go on, start the CA and run", err)
+		line("`certctl ca taint root --issuer REF` with the issuer that is to sign instead; `certctl ca status` lists those there are.")
 	}
 	line("What was issued after the backup is not in this ledger: `certctl svid list` does not know those serials, and `certctl svid deny`")
 	line("does not count them. They end within %s; the audit log has a line for each.", c.SVID.TTL.Duration)

@@ -209,7 +209,7 @@ func (d *daemon) wakeServing() {
 // keepLines keeps each line of the authority for as long as it is one, until ctx ends. signing is called when the first
 // of them can sign.
 func (d *daemon) keepLines(ctx context.Context, signing func()) {
-	kept := map[*ca.Line]context.CancelFunc{}
+	kept, barred := map[*ca.Line]context.CancelFunc{}, map[*ca.Line]bool{}
 	var running sync.WaitGroup
 	defer running.Wait()
 	for {
@@ -217,7 +217,12 @@ func (d *daemon) keepLines(ctx context.Context, signing func()) {
 		now := map[*ca.Line]bool{}
 		for _, l := range lines {
 			now[l] = true
-			if kept[l] != nil {
+			if kept[l] != nil || barred[l] {
+				continue
+			}
+			if err := d.barred(l.Root().ID); err != nil { // for good: an emergency must not have it sign again
+				barred[l] = true
+				d.log.Error("a root that the journal has sign must not: it stays without an intermediate", "err", err)
 				continue
 			}
 			lineCtx, cancel := context.WithCancel(ctx)

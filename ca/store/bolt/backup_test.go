@@ -416,3 +416,31 @@ func TestRestoreOverADamagedStore(t *testing.T) {
 		})
 	}
 }
+
+// A taint is for good: an old backup does not lift it, and says what it does not know.
+func TestRestoreForgetsNoTaint(t *testing.T) {
+	s, path := decided(t)
+	old := backup(t, s)
+	before, version, err := s.Rollout(t.Context())
+	must(t, err)
+	stood := rotation.Rollout{
+		Old: rotation.Party{ID: "A"}, New: rotation.Party{ID: "B"}, NewShare: 100, Step: rotation.StepOut,
+		Taints: []rotation.Taint{{ID: "A", Key: "key of A", At: time.Now(), By: "op"}}, Gone: []string{"A"},
+	}
+	must(t, s.SwapRollout(t.Context(), version, stood))
+	closed(t, s)
+	if _, err := restore(t, old, path, replacing); err == nil || !strings.Contains(err.Error(), "1 taints would be forgotten, of the roots A") {
+		t.Errorf("got %v", err)
+	}
+	_, err = restore(t, old, path, accepting)
+	must(t, err)
+	s = opened(t, path)
+	defer closed(t, s)
+	now, changes, err := s.Rollout(t.Context())
+	must(t, err)
+	_, tainted := now.Tainted("A")
+	_, key := now.TaintedKey("key of A")
+	if !tainted || !key || !now.Leaves("A") || now.Step != before.Step || now.New != before.New || changes <= version+1 {
+		t.Errorf("after change %d the journal is %+v", changes, now)
+	}
+}

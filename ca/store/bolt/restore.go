@@ -3,6 +3,7 @@ package bolt
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
 )
 
 // ErrExists is wrapped by Restore's error where a store stands that it was not told to replace.
@@ -36,7 +38,8 @@ type RestoreOptions struct {
 	// Replace allows that a store stands at Path. It is kept beside it, under another name.
 	Replace bool
 	// AcceptRollback allows that the store which stands has decided more than the backup knows. Then what it denies is
-	// denied in the restored one too, and that one's bundle sequence and generation lie beyond.
+	// denied in the restored one too, and what it has tainted is tainted; that one's bundle sequence and generation lie
+	// beyond.
 	AcceptRollback bool
 	// DryRun checks everything and changes nothing.
 	DryRun bool
@@ -219,6 +222,8 @@ type Behind struct {
 	Forked bool
 	// Undenied are denials that would be lost.
 	Undenied []ca.Denial
+	// Untainted are taints of roots that would be lost.
+	Untainted []rotation.Taint
 }
 
 func (b *Behind) Error() string {
@@ -233,6 +238,13 @@ func (b *Behind) Error() string {
 	if n := len(b.Undenied); n > 0 {
 		lost = append(lost, fmt.Sprintf("%d denials would be forgotten, of %s", n, ids(b.Undenied)))
 	}
+	if n := len(b.Untainted); n > 0 {
+		var roots []string
+		for _, t := range b.Untainted {
+			roots = append(roots, t.ID)
+		}
+		lost = append(lost, fmt.Sprintf("%d taints would be forgotten, of the roots %s", n, some(roots)))
+	}
 	if len(lost) == 0 {
 		lost = append(lost, fmt.Sprintf("orders between state %d and %d would be forgotten", b.Backup.Mark.Generation, b.Standing.Mark.Generation))
 	}
@@ -243,13 +255,18 @@ func (b *Behind) Error() string {
 }
 
 func ids(denials []ca.Denial) string {
-	const most = 5
 	var names []string
-	for _, d := range denials[:min(len(denials), most)] {
+	for _, d := range denials {
 		names = append(names, d.ID)
 	}
-	if more := len(denials) - most; more > 0 {
-		names = append(names, fmt.Sprintf("%d more", more))
+	return some(names)
+}
+
+// some names the first few.
+func some(names []string) string {
+	const most = 5
+	if more := len(names) - most; more > 0 {
+		names = append(names[:most:most], fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(names, ", ")
 }
@@ -277,6 +294,11 @@ func compareStates(next *bbolt.DB, backup, standing State) (*Behind, error) {
 			b.Undenied = append(b.Undenied, d)
 		}
 	}
+	for _, t := range standing.Rollout.Taints {
+		if _, known := backup.Rollout.Tainted(t.ID); !known {
+			b.Untainted = append(b.Untainted, t)
+		}
+	}
 	known := kin != foreignMark && standing.Bundle.Sequence <= backup.Bundle.Sequence && standing.RolloutVersion <= backup.RolloutVersion && len(b.Undenied) == 0
 	if known {
 		return nil, nil
@@ -284,8 +306,8 @@ func compareStates(next *bbolt.DB, backup, standing State) (*Behind, error) {
 	return b, nil
 }
 
-// carryOver makes next go on behind what the standing store has decided: denied stays denied, and sequence and generation
-// lie beyond all that agents can have seen of it.
+// carryOver makes next go on behind what the standing store has decided: denied stays denied, tainted stays tainted, and
+// sequence and generation lie beyond all that agents can have seen of it.
 func carryOver(next *bbolt.DB, standing State) (st State, err error) {
 	err = next.Update(func(tx *bbolt.Tx) error {
 		denials, err := tx.CreateBucketIfNotExists(bucketDenials)
@@ -296,6 +318,9 @@ func carryOver(next *bbolt.DB, standing State) (st State, err error) {
 			if err := putJSON(denials, []byte(d.ID), d); err != nil {
 				return err
 			}
+		}
+		if err := inherit(tx, standing); err != nil {
+			return err
 		}
 		if _, err := tx.CreateBucketIfNotExists(bucketMarks); err != nil {
 			return err
@@ -318,4 +343,17 @@ func carryOver(next *bbolt.DB, standing State) (st State, err error) {
 		return err
 	})
 	return st, err
+}
+
+// inherit has the journal of roots know what the standing one does of those that must not come back.
+func inherit(tx *bbolt.Tx, standing State) error {
+	journal, version, err := readRollout(tx)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(journal.Inherit(standing.Rollout, time.Now()))
+	if err != nil {
+		return fmt.Errorf("encoding the rollout: %w", err)
+	}
+	return putRollout(tx, max(version, standing.RolloutVersion)+1, data)
 }

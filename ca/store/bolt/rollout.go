@@ -56,8 +56,12 @@ func (s *Store) SwapRollout(ctx context.Context, version uint64, next rotation.R
 		if have != version {
 			return passed{rotation.ErrConflict}
 		}
-		return meta.Put(keyRollout, append(binary.BigEndian.AppendUint64(nil, version+1), data...))
+		return putRollout(tx, version+1, data)
 	})
+}
+
+func putRollout(tx *bbolt.Tx, version uint64, data []byte) error {
+	return tx.Bucket(bucketMeta).Put(keyRollout, append(binary.BigEndian.AppendUint64(nil, version), data...))
 }
 
 var _ rotation.Journal = (*Store)(nil)

@@ -1,0 +1,85 @@
+package rotation
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// What stood knows of taints that the journal of a backup does not: none of those that are tainted signs, and those that
+// nobody has to follow leave the set.
+func TestInherit(t *testing.T) {
+	now := time.Unix(1000, 0)
+	third := Party{ID: "third"}
+	tainted := func(ids ...string) (r Rollout) {
+		for _, id := range ids {
+			r.Taints = append(r.Taints, Taint{ID: id, At: now, By: "op"})
+		}
+		return r
+	}
+	over := Rollout{Old: third, New: oldRoot, Step: StepOut, NewShare: 100}
+	rolling := Rollout{Old: oldRoot, New: newRoot, Step: StepPublished, Entered: now}
+	for name, tt := range map[string]struct {
+		backup, stood Rollout
+		barred        []string
+		behind        []string
+	}{
+		"nothing":                     {over, Rollout{}, nil, nil},
+		"the one that signs":          {over, tainted("old"), []string{"old"}, nil},
+		"one that signs for nobody":   {over, tainted("other"), []string{"other"}, []string{"other"}},
+		"one that went":               {over, tainted("third"), []string{"third"}, []string{"third"}},
+		"an emergency's of old":       {over, Rollout{Old: oldRoot, New: newRoot, Step: StepOut, Within: time.Hour, Begun: now}, []string{"old"}, nil},
+		"the one that is rolled out":  {rolling, tainted("new"), []string{"new"}, nil},
+		"the one that is replaced":    {rolling, tainted("old"), []string{"old"}, nil},
+		"one that the backup knew of": {tainted("other"), tainted("other"), []string{"other"}, nil},
+	} {
+		stood := tt.stood
+		stood.Gone = []string{"gone"}
+		r := tt.backup.Inherit(stood, now)
+		for _, id := range []string{"old", "new", "third", "other"} {
+			if err := r.Barred(id); (err != nil) != slices.Contains(tt.barred, id) || err != nil && refusal.Of(err) != refusal.RootTainted {
+				t.Errorf("%s: %s: %v", name, id, err)
+			}
+		}
+		var behind []string
+		for _, b := range r.Behind {
+			if behind = append(behind, b.ID); b.By.After(now) {
+				t.Errorf("%s: %s leaves at %s", name, b.ID, b.By)
+			}
+		}
+		if !slices.Equal(behind, tt.behind) || !slices.Contains(r.Gone, "gone") {
+			t.Errorf("%s: behind are %q, gone %q", name, behind, r.Gone)
+		}
+	}
+	if len(over.Taints)+len(over.Behind) > 0 {
+		t.Error("the backup's own was changed")
+	}
+}
+
+// A restored rollout to a root that is tainted stands still until it is aborted; an emergency lets the one that goes sign.
+func TestARolloutToATaintedOneStandsStill(t *testing.T) {
+	now := time.Now()
+	for _, step := range []Step{StepChosen, StepPublished, StepConfirmed, StepSigning} {
+		p := &plain{record: Rollout{Old: oldRoot, New: newRoot, Step: step, Entered: now, Taints: []Taint{{ID: newRoot.ID}}}}
+		x := NewRoller(RollerOptions{Journal: p, Authorities: p})
+		for x.Move(t.Context()) {
+		}
+		if s, _ := x.Standing(); p.record.Step != step || refusal.Of(s.Err) != refusal.RootTainted {
+			t.Errorf("%s: it went to %s, %v", step, p.record.Step, s.Err)
+		}
+		if _, err := x.Change(t.Context(), func(r Rollout) (Rollout, error) { return r.Abort("op", now) }); err != nil {
+			t.Fatal(err)
+		}
+		for x.Move(t.Context()) {
+		}
+		if p.record.Step != StepRetired && p.record.Step != StepOut || !p.record.Signs(oldRoot.ID) {
+			t.Errorf("%s: aborted, it is %s", step, p.record.Step)
+		}
+	}
+	r := Rollout{Old: oldRoot, New: newRoot, Step: StepPublished, Within: time.Hour, Begun: now}
+	if err := r.Barred(oldRoot.ID); err != nil {
+		t.Errorf("in an emergency: %v", err)
+	}
+}
