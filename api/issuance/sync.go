@@ -41,8 +41,8 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	if err := s.witness(ctx, caller, hello); err != nil {
 		return s.accounts.tell(caller, hello.GetCluster(), err)
 	}
-	done := s.Registration.Agents.Connected(caller.ID, refusal.Clip(hello.GetVersion(), maxVersion))
-	defer done()
+	acks := s.Registration.Agents.Connected(caller.ID, caller.Serial, refusal.Clip(hello.GetVersion(), maxVersion))
+	defer acks.Close()
 
 	ended := time.NewTimer(time.Until(caller.NotAfter))
 	defer ended.Stop()
@@ -71,7 +71,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 			case <-stales.orders:
 				stale, err = true, s.stillAgent(ctx, caller, hello.GetCluster())
 			case m := <-in:
-				err = s.take(caller, m, messages)
+				err = s.take(caller, acks, m, messages)
 			case <-look.C:
 				err = s.stillAgent(ctx, caller, hello.GetCluster())
 			case err := <-broken:
@@ -95,13 +95,13 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 }
 
 // take handles what an agent sends behind its hello.
-func (s *Server) take(caller registration.Caller, m *meshcav1.SyncRequest, messages *rate.Limiter) error {
+func (s *Server) take(caller registration.Caller, acks *registration.AgentStream, m *meshcav1.SyncRequest, messages *rate.Limiter) error {
 	if !messages.Allow() {
 		err := refusal.New(refusal.PeerLimit, "more than %d messages a second on a Sync stream", syncMessages).After(time.Second)
 		return s.accounts.tell(caller, "", err)
 	}
 	if ack := m.GetAck(); ack != nil {
-		s.acknowledge(caller, ack.GetBundleSequence(), ack.GetWaitsFor())
+		s.acknowledge(acks, ack.GetBundleSequence(), ack.GetWaitsFor())
 	}
 	return nil
 }
@@ -205,14 +205,14 @@ func encodeEnding(e registration.Ending) *meshcav1.Ending {
 }
 
 // acknowledge takes no acknowledgement of what was never sent.
-func (s *Server) acknowledge(caller registration.Caller, sequence uint64, waitsFor []string) {
+func (s *Server) acknowledge(acks *registration.AgentStream, sequence uint64, waitsFor []string) {
 	bundle, _ := s.Bundle()
 	if current, ok := bundle.SequenceNumber(); ok && sequence <= current {
 		waitsFor = waitsFor[:min(len(waitsFor), maxWaitsFor)]
 		for i, w := range waitsFor {
 			waitsFor[i] = refusal.Clip(w, maxWaitsForBytes)
 		}
-		s.Registration.Agents.Acknowledge(caller.ID, sequence, waitsFor)
+		acks.Acknowledge(sequence, waitsFor)
 	}
 }
 

@@ -214,7 +214,7 @@ func TestLostAcknowledgementsConfirmNothing(t *testing.T) {
 	if now, then, ever := agents.Unconfirmed(5, time.Now()), agents.Unconfirmed(5, later), agents.Unconfirmed(5, time.Time{}); len(now) != 1 || len(then) != 0 || len(ever) != 1 {
 		t.Errorf("an agent counts now: %v, when all below it has ended: %v, when nobody knows: %v", now, then, ever)
 	}
-	agents.Acknowledge(caller.ID, 5, nil)
+	agents.Connected(caller.ID, caller.Serial, "").Acknowledge(5, nil)
 	if names := agents.Unconfirmed(5, time.Now()); len(names) != 0 {
 		t.Fatalf("unconfirmed: %v", names)
 	}
@@ -238,7 +238,7 @@ func TestLostAcknowledgementsConfirmNothing(t *testing.T) {
 	if names := again.Unconfirmed(5, time.Now()); len(names) != 1 {
 		t.Errorf("after a restart unconfirmed are %v", names)
 	}
-	again.Acknowledge(caller.ID, sequence, nil)
+	again.Connected(caller.ID, caller.Serial, "").Acknowledge(sequence, nil)
 	if names := again.Unconfirmed(5, time.Now()); len(names) != 0 {
 		t.Errorf("with bundle %d unconfirmed are %v", sequence, names)
 	}

@@ -202,7 +202,7 @@ func TestAllowLiftsADenial(t *testing.T) {
 func TestAgentsOutliveTheProcess(t *testing.T) {
 	w := world.New(t, "")
 	agent := w.AttestAgent(world.Agent)
-	w.RA.Agents.Acknowledge(agent.ID, 7, nil)
+	w.RA.Agents.Connected(agent.ID, agent.Serial, "").Acknowledge(7, nil)
 	if err := w.RA.Agents.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
