@@ -11,7 +11,7 @@ import (
 // node, its name, the node's programs. That the attempts would be seen if they succeeded shows a pod whose author may
 // mount the node's folders, which is what must not be given away.
 func attacker(t *testing.T, s *site) {
-	victim := s.create(identified(podOf(namespace, "victim", "first", socket), "files", "tls"))
+	victim := s.create(t, identified(podOf(namespace, "victim", "first", socket), "files", "tls"))
 	s.said(t, victim, "secret", 1)
 	v := s.stands(t, victim)
 	dir := runtimeDir + "/pods/" + v.key
@@ -25,7 +25,7 @@ func attacker(t *testing.T, s *site) {
 	asUser := podOf(namespace, "raider-user", raid...)
 	asUser.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &user, FSGroup: &user}
 	for _, pod := range []*corev1.Pod{identified(podOf(namespace, "raider-root", raid...)), identified(asUser)} {
-		pod = s.create(pod)
+		pod = s.create(t, pod)
 		end := s.said(t, pod, "raided", 1)[0]
 		t.Logf("pod %s: %s", pod.Name, end.Text)
 		if end.ID != idOf(pod) || !strings.HasSuffix(end.Text, " 0 of them with success") {
@@ -38,7 +38,7 @@ func attacker(t *testing.T, s *site) {
 	folder := "/run/meshca-agent"
 	mighty.Spec.Volumes = append(mighty.Spec.Volumes, corev1.Volume{Name: "node", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: folder}}})
 	mighty.Spec.Containers[0].VolumeMounts = append(mighty.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "node", MountPath: "/host" + folder})
-	mighty = s.create(mighty)
+	mighty = s.create(t, mighty)
 	opened := map[string]bool{}
 	for _, l := range s.said(t, mighty, "success", 5) {
 		opened[l.Text] = true

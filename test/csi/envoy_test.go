@@ -16,10 +16,10 @@ import (
 // Envoys in pods speak mTLS with what is in their volumes, each request with a handshake of its own, while SVIDs are
 // renewed and the agent is replaced: no request fails, and both proxies end up on new certificates.
 func proxies(t *testing.T, s *site) {
-	server := s.create(sidecar("server", serverConfig("spiffe://mesh.test/ns/shop/sa/client")))
+	server := s.create(t, sidecar("server", serverConfig("spiffe://mesh.test/ns/shop/sa/client")))
 	check(t, s.PodReady(t.Context(), namespace, "server"))
 	address := s.get(t, server).Status.PodIP
-	client := s.create(sidecar("client", clientConfig(address, idOf(server))))
+	client := s.create(t, sidecar("client", clientConfig(address, idOf(server))))
 	check(t, s.PodReady(t.Context(), namespace, "client"))
 	call := func(ctx context.Context) error {
 		answer, err := s.Exec(ctx, namespace, "client", "/inpod", "fetch", "http://127.0.0.1:8080")

@@ -59,10 +59,10 @@ func (s *site) get(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 // The container asks once, on a connection that it tries once, and ends if that fails. The identity is its own, by its own
 // token, whatever the pod's author wrote where the kubelet writes.
 func identityFirst(t *testing.T, s *site) {
-	web, forger := s.create(identified(podOf(namespace, "web", "first", socket))), podOf(namespace, "forger", "first", socket)
+	web, forger := s.create(t, identified(podOf(namespace, "web", "first", socket))), podOf(namespace, "forger", "first", socket)
 	stolen := must(s.Token(t.Context(), namespace, "web", web, "meshca", time.Hour))(t)
 	tokens := string(must(json.Marshal(map[string]any{"meshca": map[string]string{"token": stolen}}))(t))
-	forger = s.create(identified(forger, "csi.storage.k8s.io/pod.name", "web", "csi.storage.k8s.io/pod.uid", string(web.UID),
+	forger = s.create(t, identified(forger, "csi.storage.k8s.io/pod.name", "web", "csi.storage.k8s.io/pod.uid", string(web.UID),
 		"csi.storage.k8s.io/serviceAccount.name", "web", "csi.storage.k8s.io/serviceAccount.tokens", tokens))
 	for _, pod := range []*corev1.Pod{web, forger} {
 		if got := s.said(t, pod, "secret", 1)[0]; got.ID != idOf(pod) {
@@ -79,7 +79,7 @@ func identityFirst(t *testing.T, s *site) {
 		}
 	}
 	check(t, s.inSecrets(t, true))
-	later := s.create(identified(podOf(namespace, "later", "first", socket)))
+	later := s.create(t, identified(podOf(namespace, "later", "first", socket)))
 	s.said(t, later, "secret", 1)
 	check(t, s.inSecrets(t, false))
 	for _, pod := range []*corev1.Pod{web, forger, later} {
@@ -123,7 +123,7 @@ func filesForAGroup(t *testing.T, s *site) {
 	bare := podOf(namespace, "bare", "read", mountPath)
 	user := int64(1000)
 	bare.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &user}
-	bare = s.create(identified(bare, "files", "tls,istio"))
+	bare = s.create(t, identified(bare, "files", "tls,istio"))
 	for pod, want := range map[*corev1.Pod]string{ledger: "uid 1000, key -rw-r-----", bare: "uid 1000, key -rw-r--r--"} {
 		if got := s.said(t, pod, "files", 1)[0]; got.ID != idOf(pod) || got.Text != want || got.Roots != 1 {
 			t.Errorf("pod %s reads %+v, want %q", pod.Name, got, want)
@@ -133,7 +133,7 @@ func filesForAGroup(t *testing.T, s *site) {
 	other := podOf(namespace, "other", "read", mountPath)
 	group := int64(2000)
 	other.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &user, FSGroup: &group}
-	other = s.create(identified(other, "files", "tls", "filesMode", "0600"))
+	other = s.create(t, identified(other, "files", "tls", "filesMode", "0600"))
 	if got := s.said(t, other, "fault", 1)[0]; !strings.Contains(got.Text, "tls.key: permission denied") {
 		t.Errorf("with mode 0600 a user who is not root finds %q", got.Text)
 	}
@@ -167,7 +167,7 @@ func (s *site) renew(t *testing.T) {
 // A pod that may do without starts though nobody answers, and has its identity when somebody does.
 func optional(t *testing.T, s *site) {
 	check(t, s.StopProgram(t.Context(), "meshca"))
-	pod := s.create(identified(podOf(namespace, "optional", "idle"), "optional", "true"))
+	pod := s.create(t, identified(podOf(namespace, "optional", "idle"), "optional", "true"))
 	s.said(t, pod, "started", 1)
 	v := s.stands(t, pod)
 	if info, err := os.Lstat(filepath.Join(v.inside, "socket")); err != nil || info.Mode().Type() != os.ModeSocket {
@@ -184,7 +184,7 @@ func optional(t *testing.T, s *site) {
 }
 
 func refused(t *testing.T, s *site) {
-	s.write("ca/policy.yaml", policyOf("  - {name: shut, namespaces: [closed], deny: closed for the season}\n"))
+	s.write(t, "ca/policy.yaml", policyOf("  - {name: shut, namespaces: [closed], deny: closed for the season}\n"))
 	s.eventually(t, "the CA to read its policy", func(ctx context.Context) error {
 		out, err := s.Inside(ctx, node.Inner+"/certctl", "policy", "test", "closed/web")
 		if !strings.Contains(out, "shut") {
@@ -192,7 +192,7 @@ func refused(t *testing.T, s *site) {
 		}
 		return nil
 	})
-	pod := s.create(identified(podOf("closed", "web", "first", socket)))
+	pod := s.create(t, identified(podOf("closed", "web", "first", socket)))
 	s.eventually(t, "an event", func(context.Context) error {
 		for _, message := range s.events(pod) {
 			if strings.Contains(message, "POLICY_DENIED") {
@@ -216,7 +216,7 @@ func refused(t *testing.T, s *site) {
 		t.Errorf("a volume stands that was refused for good: %+v", v)
 	}
 	allowed := time.Now()
-	s.write("ca/policy.yaml", policyOf(""))
+	s.write(t, "ca/policy.yaml", policyOf(""))
 	if got := s.said(t, pod, "secret", 1)[0]; got.ID != idOf(pod) {
 		t.Errorf("it has %s", got.ID)
 	}
@@ -229,12 +229,12 @@ func refused(t *testing.T, s *site) {
 
 // While the CA is away kubelets republish as before, and pods keep what they have. A pod that is new waits.
 func withoutCA(t *testing.T, s *site) {
-	web := s.create(identified(podOf(namespace, "web", "watch", socket)))
+	web := s.create(t, identified(podOf(namespace, "web", "watch", socket)))
 	serial := s.said(t, web, "secret", 2)[1].Serial
 	check(t, s.StopProgram(t.Context(), "meshca"))
 	s.republished(t, web)
 	s.runs(t, web)
-	waits := s.create(identified(podOf(namespace, "waits", "first", socket)))
+	waits := s.create(t, identified(podOf(namespace, "waits", "first", socket)))
 	s.eventually(t, "its volume", func(context.Context) error {
 		if _, ok := s.volumeOf(waits); !ok {
 			return errors.New("the kubelet has not called")
@@ -273,7 +273,7 @@ func terminating(t *testing.T, s *site) {
 	grace := int64(30)
 	pod.Spec.TerminationGracePeriodSeconds = &grace
 	pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 8}}}
-	pod = s.create(pod)
+	pod = s.create(t, pod)
 	s.said(t, pod, "secret", 2)
 	check(t, s.DeletePod(t.Context(), pod, 30*time.Second))
 	began := time.Now()

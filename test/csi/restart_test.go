@@ -19,7 +19,7 @@ import (
 // killed, or has been away for a while: also without the CA. How long they had none is told.
 func agentRestarted(t *testing.T, s *site) {
 	ctx := t.Context()
-	web := s.create(identified(podOf(namespace, "web", "watch", socket), "files", "tls"))
+	web := s.create(t, identified(podOf(namespace, "web", "watch", socket), "files", "tls"))
 	s.said(t, web, "secret", 2)
 	v := s.stands(t, web)
 	before := inode(t, v.inside)
@@ -68,7 +68,7 @@ func agentRestarted(t *testing.T, s *site) {
 // A kubelet that starts has forgotten the tokens that it had, so its first republish brings a fresh one.
 func kubeletRestarted(t *testing.T, s *site) {
 	ctx := t.Context()
-	web := s.create(identified(podOf(namespace, "web", "watch", socket)))
+	web := s.create(t, identified(podOf(namespace, "web", "watch", socket)))
 	serial := s.said(t, web, "secret", 2)[1].Serial
 	v := s.stands(t, web)
 	token, mounted, before := claimsOf(t, v).ID, s.mountsWith(t, v.key), inode(t, v.inside)
@@ -93,7 +93,7 @@ func kubeletRestarted(t *testing.T, s *site) {
 	fresh := time.Now()
 	s.renew(t) // with the new token
 	s.saidSince(t, web, "secret", fresh)
-	later := s.create(identified(podOf(namespace, "later", "first", socket)))
+	later := s.create(t, identified(podOf(namespace, "later", "first", socket)))
 	s.said(t, later, "secret", 1)
 	for _, pod := range []*corev1.Pod{web, later} {
 		s.runs(t, pod)
@@ -103,7 +103,7 @@ func kubeletRestarted(t *testing.T, s *site) {
 
 func containerdRestarted(t *testing.T, s *site) {
 	ctx := t.Context()
-	web := s.create(identified(podOf(namespace, "web", "watch", socket)))
+	web := s.create(t, identified(podOf(namespace, "web", "watch", socket)))
 	s.said(t, web, "secret", 2)
 	check(t, s.StopProgram(ctx, "containerd"))
 	stopped := time.Now()
@@ -117,7 +117,7 @@ func containerdRestarted(t *testing.T, s *site) {
 	check(t, s.StartProgram(ctx, "containerd"))
 	s.saidSince(t, web, "secret", stopped)
 	s.republished(t, web)
-	later := s.create(identified(podOf(namespace, "later", "first", socket)))
+	later := s.create(t, identified(podOf(namespace, "later", "first", socket)))
 	s.said(t, later, "secret", 1)
 	for _, pod := range []*corev1.Pod{web, later} {
 		s.runs(t, pod)
@@ -128,8 +128,8 @@ func containerdRestarted(t *testing.T, s *site) {
 // Pods that were forced away while the agent, and then the kubelet too, could not be told leave nothing either.
 func orphans(t *testing.T, s *site) {
 	ctx := t.Context()
-	forced, forgotten := s.create(identified(podOf(namespace, "forced", "first", socket))), s.create(identified(podOf(namespace, "forgotten", "first", socket)))
-	stays := s.create(identified(podOf(namespace, "stays", "watch", socket)))
+	forced, forgotten := s.create(t, identified(podOf(namespace, "forced", "first", socket))), s.create(t, identified(podOf(namespace, "forgotten", "first", socket)))
+	stays := s.create(t, identified(podOf(namespace, "stays", "watch", socket)))
 	for _, pod := range []*corev1.Pod{forced, forgotten, stays} {
 		s.said(t, pod, "secret", 1)
 	}
@@ -162,9 +162,9 @@ func orphans(t *testing.T, s *site) {
 // lies in memory. The kubelet's folders and the API server's objects stay.
 func reboot(t *testing.T, s *site) {
 	ctx := t.Context()
-	web, gone := podOf(namespace, "web", "first", socket), s.create(identified(podOf(namespace, "gone", "first", socket)))
+	web, gone := podOf(namespace, "web", "first", socket), s.create(t, identified(podOf(namespace, "gone", "first", socket)))
 	web.Spec.RestartPolicy = corev1.RestartPolicyAlways
-	web = s.create(identified(web, "files", "tls"))
+	web = s.create(t, identified(web, "files", "tls"))
 	for _, pod := range []*corev1.Pod{web, gone} {
 		s.said(t, pod, "secret", 1)
 	}

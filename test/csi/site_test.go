@@ -56,8 +56,8 @@ func newSite(t *testing.T) *site {
 	}
 	must(s.CreateServiceAccount(ctx, "meshca", "meshca-agent"))(t)
 	check(t, s.Apply(ctx, documented(t, "csi.md", "kind: CSIDriver")))
-	s.addCA()
-	s.addAgent()
+	s.addCA(t)
+	s.addAgent(t)
 	s.startCA(t)
 	check(t, s.StartProgram(ctx, "meshca-agent"))
 	s.eventually(t, "the kubelet to register the driver", func(ctx context.Context) error {
@@ -85,15 +85,15 @@ func (s *site) startCA(t *testing.T) {
 }
 
 // addCA makes the CA's root and configuration.
-func (s *site) addCA() {
-	s.t.Helper()
+func (s *site) addCA(t *testing.T) {
+	t.Helper()
 	kubeconfig, err := os.ReadFile(s.Kubeconfig)
-	check(s.t, err)
+	check(t, err)
 	_, door, _ := strings.Cut(string(kubeconfig), "server: ")
 	door, _, _ = strings.Cut(door, "\n")
-	s.write("ca/kubeconfig", strings.Replace(string(kubeconfig), door, "https://10.99.0.1", 1))
-	s.write("ca/policy.yaml", policyOf(""))
-	s.write("ca/ca.yaml", strings.ReplaceAll(`
+	s.write(t, "ca/kubeconfig", strings.Replace(string(kubeconfig), door, "https://10.99.0.1", 1))
+	s.write(t, "ca/policy.yaml", policyOf(""))
+	s.write(t, "ca/ca.yaml", strings.ReplaceAll(`
 trustDomain: mesh.test
 listen: 127.0.0.1:8443
 stateDir: DIR/state
@@ -105,25 +105,25 @@ upstream: {disk: {}}
 clusters:
   - {name: one, mode: jwks, kubeconfig: DIR/kubeconfig}
 `, "DIR", node.Inner+"/ca"))
-	must(s.Inside(s.t.Context(), node.Inner+"/meshca", "root", "create", "--config", node.Inner+"/ca/ca.yaml"))(s.t)
-	check(s.t, s.AddProgram(s.t.Context(), "meshca", node.Inner+"/meshca", "serve", "--config", node.Inner+"/ca/ca.yaml"))
+	must(s.Inside(t.Context(), node.Inner+"/meshca", "root", "create", "--config", node.Inner+"/ca/ca.yaml"))(t)
+	check(t, s.AddProgram(t.Context(), "meshca", node.Inner+"/meshca", "serve", "--config", node.Inner+"/ca/ca.yaml"))
 }
 
-// policyOf denies the namespace closed, where the rest of a rule says so.
-func policyOf(denied string) string {
-	return "rules:\n" + denied + "  - {name: everyone-else}\n"
+// policyOf grants to all to whom the rules before do not apply.
+func policyOf(before string) string {
+	return "rules:\n" + before + "  - {name: everyone-else}\n"
 }
 
 // addAgent makes the agent's pod, whose token it has, and its configuration.
-func (s *site) addAgent() {
-	s.t.Helper()
-	ctx := s.t.Context()
+func (s *site) addAgent(t *testing.T) {
+	t.Helper()
+	ctx := t.Context()
 	pod := podOf("meshca", "meshca-agent", "idle")
 	pod.Spec.RestartPolicy = corev1.RestartPolicyAlways // a pod that has ended has no agent
-	pod = s.create(pod)
-	token := must(s.Token(ctx, "meshca", "meshca-agent", pod, "meshca-agent", 2*time.Hour))(s.t)
-	s.write("agent.token", token)
-	s.write("agent.yaml", strings.ReplaceAll(`
+	pod = s.create(t, pod)
+	token := must(s.Token(ctx, "meshca", "meshca-agent", pod, "meshca-agent", 2*time.Hour))(t)
+	s.write(t, "agent.token", token)
+	s.write(t, "agent.yaml", strings.ReplaceAll(`
 trustDomain: mesh.test
 cluster: one
 server: 127.0.0.1:8443
@@ -131,15 +131,15 @@ tokenFile: DIR/agent.token
 bundleFile: DIR/ca/bundle.json
 csi: {enabled: true}
 `, "DIR", node.Inner))
-	check(s.t, s.AddProgram(ctx, "meshca-agent", node.Inner+"/meshca-agent", "run", "--config", node.Inner+"/agent.yaml"))
+	check(t, s.AddProgram(ctx, "meshca-agent", node.Inner+"/meshca-agent", "run", "--config", node.Inner+"/agent.yaml"))
 }
 
-func (s *site) write(name, text string) {
-	s.t.Helper()
+func (s *site) write(t *testing.T, name, text string) {
+	t.Helper()
 	// By a rename, as editors and kubelets do: who reads it meanwhile finds the old one or the new.
 	path := filepath.Join(s.Dir(), name)
-	check(s.t, os.WriteFile(path+".new", []byte(text), 0o600))
-	check(s.t, os.Rename(path+".new", path))
+	check(t, os.WriteFile(path+".new", []byte(text), 0o600))
+	check(t, os.Rename(path+".new", path))
 }
 
 // documented is the one YAML block of a page in docs that holds a text.
@@ -184,13 +184,13 @@ func identified(pod *corev1.Pod, attributes ...string) *corev1.Pod {
 }
 
 // create creates the pod, and its service account where that is missing.
-func (s *site) create(pod *corev1.Pod) *corev1.Pod {
-	s.t.Helper()
+func (s *site) create(t *testing.T, pod *corev1.Pod) *corev1.Pod {
+	t.Helper()
 	accounts := s.Clientset.CoreV1().ServiceAccounts(pod.Namespace)
-	if _, err := accounts.Get(s.t.Context(), pod.Spec.ServiceAccountName, metav1.GetOptions{}); err != nil {
-		must(s.CreateServiceAccount(s.t.Context(), pod.Namespace, pod.Spec.ServiceAccountName))(s.t)
+	if _, err := accounts.Get(t.Context(), pod.Spec.ServiceAccountName, metav1.GetOptions{}); err != nil {
+		must(s.CreateServiceAccount(t.Context(), pod.Namespace, pod.Spec.ServiceAccountName))(t)
 	}
-	return must(s.Clientset.CoreV1().Pods(pod.Namespace).Create(s.t.Context(), pod, metav1.CreateOptions{}))(s.t)
+	return must(s.Clientset.CoreV1().Pods(pod.Namespace).Create(t.Context(), pod, metav1.CreateOptions{}))(t)
 }
 
 // line is what a tenant prints.
