@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/meshca/meshca/test/parts"
@@ -75,4 +76,23 @@ func PlainManifests(ctx context.Context) (string, error) {
 		}
 	}
 	return head + strings.Join(lines, "\n"), nil
+}
+
+var appVersion = regexp.MustCompile(`(?m)^appVersion: (\S+)$`)
+
+// AppVersion is the version of meshca that the chart installs, and its images' tag.
+func AppVersion() (string, error) {
+	root, err := parts.Root()
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(filepath.Join(root, Dir, "Chart.yaml"))
+	if err != nil {
+		return "", err
+	}
+	found := appVersion.FindSubmatch(text)
+	if found == nil {
+		return "", fmt.Errorf("%s/Chart.yaml has no appVersion", Dir)
+	}
+	return string(found[1]), nil
 }

@@ -43,6 +43,16 @@ func TestMadeOfTheChart(t *testing.T) {
 	}
 }
 
+// TestTheReadmePushesWhatTheChartPulls: the tag in the README's commands is the chart's.
+func TestTheReadmePushesWhatTheChartPulls(t *testing.T) {
+	readme, tag := read(t, "README.md"), must(chart.AppVersion())(t)
+	for _, image := range []string{"meshca", "meshca-agent"} {
+		if !strings.Contains(readme, "docker push registry.example/meshca/"+image+":"+tag+"\n") {
+			t.Errorf("README.md does not push %s:%s", image, tag)
+		}
+	}
+}
+
 // TestEveryValueIsKnown: values.yaml documents each key, and the schema knows them and no others.
 func TestEveryValueIsKnown(t *testing.T) {
 	values := must(chart.ReadValues(read(t, chart.Dir+"/values.yaml")))(t)

@@ -15,8 +15,12 @@ import (
 	"github.com/meshca/meshca/test/parts"
 )
 
-// Namespace is where the release is, and its name.
-const Namespace = "meshca"
+const (
+	// Namespace is where the release is, and its name.
+	Namespace = "meshca"
+	// Registry is where the README has the images.
+	Registry = "registry.example/meshca"
+)
 
 // patience is for what a person would wait for, on a machine that has other things to do.
 const patience = 3 * time.Minute
@@ -24,13 +28,18 @@ const patience = 3 * time.Minute
 // Site is a node with what an installation needs: images, a volume, and the files of this repository.
 type Site struct {
 	*node.Node
-	root string
+	// Root is the folder of this repository.
+	Root string
 }
 
 // Prepare gives the node the images of this checkout, as a registry would, Envoy's by its public name, and a volume. It
 // tells say what it does.
 func Prepare(ctx context.Context, n *node.Node, say func(string)) (*Site, error) {
 	root, err := parts.Root()
+	if err != nil {
+		return nil, err
+	}
+	version, err := chart.AppVersion()
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +56,8 @@ func Prepare(ctx context.Context, n *node.Node, say func(string)) (*Site, error)
 	if err != nil {
 		return nil, err
 	}
-	envoy.Name = "docker.io/envoyproxy/envoy:v1.40.0" // that of the example
+	// As the chart and the example name them.
+	ca.Name, agent.Name, envoy.Name = Registry+"/meshca:"+version, Registry+"/meshca-agent:"+version, "docker.io/envoyproxy/envoy:v1.40.0"
 	say("giving them, and Envoy's, to the node")
 	for _, image := range []node.Image{ca, agent, envoy} {
 		if err := n.Import(ctx, image); err != nil {
@@ -57,12 +67,10 @@ func Prepare(ctx context.Context, n *node.Node, say func(string)) (*Site, error)
 	return &Site{n, root}, n.Volume(ctx, "ca")
 }
 
-// images are the values that name them: on a real cluster they come from a registry.
-var images = []string{"image.registry=localhost", "image.tag=test", "image.pullPolicy=Never"}
-
-// Install installs the chart, and waits until the CA and the agent are ready. Values are as for --set.
-func (s *Site) Install(ctx context.Context, values ...string) error {
-	if _, err := s.Helm(ctx, s.release("install", append([]string{"--create-namespace"}, sets(values)...)...)...); err != nil {
+// Install installs the chart, and waits until the CA and the agent are ready. The README's test does the same by the
+// README's own words.
+func (s *Site) Install(ctx context.Context) error {
+	if _, err := s.Helm(ctx, s.release("install", "--create-namespace", "--set", "image.registry="+Registry)...); err != nil {
 		return err
 	}
 	return s.RolledOut(ctx)
@@ -77,14 +85,27 @@ func (s *Site) Upgrade(ctx context.Context, args ...string) error {
 }
 
 func (s *Site) release(verb string, args ...string) []string {
-	return append([]string{verb, Namespace, filepath.Join(s.root, chart.Dir), "--namespace", Namespace}, args...)
+	return append([]string{verb, Namespace, filepath.Join(s.Root, chart.Dir), "--namespace", Namespace}, args...)
 }
 
-func sets(values []string) (args []string) {
-	for _, v := range append(images, values...) {
-		args = append(args, "--set", v)
+// Live has SVIDs live for ttl from now on, by policy: waits until the CA has heard of it, and has agents renew what they hold at
+// once. By themselves they would within ten minutes.
+func (s *Site) Live(ctx context.Context, ttl time.Duration) error {
+	if err := s.Upgrade(ctx, "--set", "ca.policy.rules[0].name=all", "--set", "ca.policy.rules[0].ttl="+ttl.String()); err != nil {
+		return err
 	}
-	return args
+	err := s.Await(ctx, "the policy to be in force", func(ctx context.Context) error {
+		answer, err := s.Certctl(ctx, "policy", "test", "demo/visitor")
+		if err == nil && !strings.Contains(answer, ttl.String()) {
+			err = fmt.Errorf("the CA says\n%s", answer)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = s.Certctl(ctx, "svid", "renew", "--all", "--spread", "0s")
+	return err
 }
 
 // Uninstall takes the release away, and the namespace, which Helm leaves.
@@ -119,7 +140,7 @@ func (s *Site) rolledOut(ctx context.Context, namespace, what string) error {
 
 // Example is what `kubectl apply -f deploy/examples` applies.
 func (s *Site) Example() (string, error) {
-	files, err := filepath.Glob(filepath.Join(s.root, "deploy", "examples", "*.yaml"))
+	files, err := filepath.Glob(filepath.Join(s.Root, "deploy", "examples", "*.yaml"))
 	if err != nil {
 		return "", err
 	}

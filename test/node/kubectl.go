@@ -80,10 +80,20 @@ func (n *Node) client(ctx context.Context, program, input string, args ...string
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.WaitDelay = 2 * time.Second
 	cmd.Stdin = strings.NewReader(input)
-	home := filepath.Join(n.place.dir, "home")
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+n.Kubeconfig, "HOME="+home, "KUBECACHEDIR="+filepath.Join(home, "kube"),
-		"HELM_CACHE_HOME="+filepath.Join(home, "helm"), "HELM_CONFIG_HOME="+filepath.Join(home, "helm"), "HELM_DATA_HOME="+filepath.Join(home, "helm"))
+	cmd.Env = n.Environ()
 	return output(cmd)
+}
+
+// Environ is the environment of a shell of the administrator's: kubectl and helm are on its PATH, and reach this node.
+func (n *Node) Environ() []string {
+	home := filepath.Join(n.place.dir, "home")
+	helm := filepath.Join(home, "helm")
+	env := append(os.Environ(), "KUBECONFIG="+n.Kubeconfig, "HOME="+home, "KUBECACHEDIR="+filepath.Join(home, "kube"),
+		"HELM_CACHE_HOME="+helm, "HELM_CONFIG_HOME="+helm, "HELM_DATA_HOME="+helm)
+	if bin, err := binaries(); err == nil { // it was there when the node was started
+		env = append(env, "PATH="+bin+":"+os.Getenv("PATH"))
+	}
+	return env
 }
 
 // Inside runs a command in the node's namespaces, as a root shell on the node would.

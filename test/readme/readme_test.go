@@ -1,5 +1,3 @@
-// Package readme runs what the README tells people to type, in a copy of the repository, and holds the README to what
-// it says they will see.
 package readme
 
 import (
@@ -11,8 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"slices"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,20 +22,6 @@ import (
 	"github.com/meshca/meshca/test/parts"
 )
 
-// snippet is a block of commands of the README, and what it says they show.
-type snippet struct {
-	line     int
-	commands string
-	shows    []string // lines, in order; … stands for anything, and other lines may stand between
-}
-
-// The README marks the blocks, in comments that a reader does not see: <!-- runs --> stands before a block of commands
-// that the test runs, <!-- shows --> before what the block above it prints.
-const (
-	runs  = "<!-- runs -->"
-	shows = "<!-- shows -->"
-)
-
 func TestREADME(t *testing.T) {
 	root, err := parts.Root()
 	if err != nil {
@@ -48,7 +31,7 @@ func TestREADME(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snippets, err := parse(string(readme))
+	snippets, err := Parse(string(readme), Here)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,56 +40,8 @@ func TestREADME(t *testing.T) {
 	}
 	s := session{dir: copyOf(t, root), whole: t}
 	for _, sn := range snippets {
-		t.Run(fmt.Sprintf("line %d", sn.line), func(t *testing.T) { s.expect(t, sn) })
+		t.Run(fmt.Sprintf("line %d", sn.Line), func(t *testing.T) { s.expect(t, sn) })
 	}
-}
-
-// parse finds the marked blocks.
-func parse(text string) ([]snippet, error) {
-	var out []snippet
-	lines := strings.Split(text, "\n")
-	for i := 0; i < len(lines); i++ {
-		mark := strings.TrimSpace(lines[i])
-		if mark != runs && mark != shows {
-			continue
-		}
-		if i+1 >= len(lines) || !strings.HasPrefix(lines[i+1], "```") {
-			return nil, fmt.Errorf("line %d: no block follows %s", i+1, mark)
-		}
-		length := slices.Index(lines[i+2:], "```")
-		if length < 0 {
-			return nil, fmt.Errorf("line %d: the block has no end", i+2)
-		}
-		block := lines[i+2 : i+2+length]
-		switch {
-		case mark == runs:
-			out = append(out, snippet{line: i + 3, commands: strings.Join(block, "\n")})
-		case len(out) == 0 || out[len(out)-1].shows != nil:
-			return nil, fmt.Errorf("line %d: no block of commands stands above", i+1)
-		default:
-			out[len(out)-1].shows = block
-		}
-		i += 2 + length
-	}
-	return out, nil
-}
-
-// missing returns the first line that the output does not show, or "".
-func missing(output string, want []string) string {
-	rest := strings.Split(output, "\n")
-	for _, line := range want {
-		words := strings.Fields(line)
-		for i, w := range words {
-			words[i] = strings.ReplaceAll(regexp.QuoteMeta(w), "…", ".*")
-		}
-		pattern := regexp.MustCompile(`^\s*` + strings.Join(words, `\s+`) + `\s*$`)
-		i := slices.IndexFunc(rest, pattern.MatchString)
-		if i < 0 {
-			return line
-		}
-		rest = rest[i+1:]
-	}
-	return ""
 }
 
 // session runs blocks one after the other in one directory, as a person would.
@@ -119,17 +54,17 @@ type session struct {
 // background comes up meanwhile, as it does while a person types.
 const patience = 20 * time.Second
 
-func (s session) expect(t *testing.T, sn snippet) {
+func (s session) expect(t *testing.T, sn Snippet) {
 	t.Helper()
 	var output, lacks string
 	for end := time.Now().Add(patience); ; time.Sleep(200 * time.Millisecond) {
 		var err error
-		output, err = s.run(t, sn.commands)
-		if lacks = missing(output, sn.shows); err == nil && lacks == "" {
+		output, err = s.run(t, sn.Commands)
+		if lacks = Missing(output, sn.Shows); err == nil && lacks == "" {
 			return
 		}
-		if sn.shows == nil || time.Now().After(end) {
-			t.Fatalf("%s\n\nerror: %v\nmissing: %q\nprinted:\n%s", sn.commands, err, lacks, output)
+		if sn.Shows == nil || time.Now().After(end) {
+			t.Fatalf("%s\n\nerror: %v\nmissing: %q\nprinted:\n%s", sn.Commands, err, lacks, output)
 		}
 	}
 }
@@ -220,7 +155,8 @@ func TestVolumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, found := strings.Cut(string(readme), "```yaml\n")
+	_, rest, found := strings.Cut(string(readme), "```yaml\nvolumes:\n")
+	rest = "volumes:\n" + rest
 	block, _, ends := strings.Cut(rest, "```\n")
 	var pod corev1.PodSpec
 	if err := yaml.UnmarshalStrict([]byte(block), &pod); err != nil || !found || !ends {
@@ -236,18 +172,45 @@ func TestVolumes(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	const text = "# x\n\n<!-- runs -->\n```sh\nmake build\nls\n```\n\n<!-- shows -->\n```text\na …\n```\n\n```sh\nnot run\n```\n<!-- runs -->\n```sh\ntrue\n```\n"
-	got, err := parse(text)
+	const text = "# x\n\n<!-- runs -->\n```sh\nmake build\nls\n```\n\n<!-- shows -->\n```text\na …\n```\n\n```sh\nnot run\n```\n" +
+		"<!-- runs on a cluster -->\n```sh\nkubectl\n```\n<!-- shows -->\n```\nb\n```\n<!-- runs -->\n```sh\ntrue\n```\n"
+	for where, want := range map[string][]Snippet{
+		Here:       {{Line: 5, Commands: "make build\nls", Shows: []string{"a …"}}, {Line: 27, Commands: "true"}},
+		OnACluster: {{Line: 19, Commands: "kubectl", Shows: []string{"b"}}},
+	} {
+		if got, err := Parse(text, where); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %+v, %v", where, got, err)
+		}
+	}
+	for _, bad := range []string{"<!-- runs -->\n\n```sh\n```\n", "<!-- runs -->\n```sh\nls\n", "<!-- shows -->\n```\nx\n```\n"} {
+		if got, err := Parse(bad, Here); err == nil {
+			t.Errorf("%q: got %+v, want an error", bad, got)
+		}
+	}
+}
+
+// The volume that the README shows is the one of its example.
+func TestExampleIsShown(t *testing.T) {
+	root, err := parts.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 2 || got[0].commands != "make build\nls" || !slices.Equal(got[0].shows, []string{"a …"}) ||
-		got[1].commands != "true" || got[1].shows != nil {
-		t.Errorf("got %+v", got)
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, bad := range []string{"<!-- runs -->\n\n```sh\n```\n", "<!-- runs -->\n```sh\nls\n", "<!-- shows -->\n```\nx\n```\n"} {
-		if got, err := parse(bad); err == nil {
-			t.Errorf("%q: got %+v, want an error", bad, got)
+	_, rest, found := strings.Cut(string(readme), "```yaml\n      volumes:\n")
+	block, _, ends := strings.Cut(rest, "```\n")
+	if !found || !ends || !strings.Contains(block, "csi.meshca.io") {
+		t.Fatalf("the README shows no volume:\n%s", block)
+	}
+	for _, name := range []string{"greeter", "visitor"} {
+		example, err := os.ReadFile(filepath.Join(root, "deploy", "examples", name+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(example), "      volumes:\n"+block) {
+			t.Errorf("%s.yaml has another volume than the README", name)
 		}
 	}
 }
@@ -258,7 +221,7 @@ func TestMissing(t *testing.T) {
 		"one\nthree … more": "", "two words": "", "three (3) …": "", "…": "",
 		"three … more\none": "one", "on": "on", "four": "four",
 	} {
-		if got := missing(output, strings.Split(want, "\n")); got != lacks {
+		if got := Missing(output, strings.Split(want, "\n")); got != lacks {
 			t.Errorf("%q: missing %q, want %q", want, got, lacks)
 		}
 	}

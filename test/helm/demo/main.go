@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	ttl       = "20s"
+	ttl       = 20 * time.Second
 	rotations = 2
 	perSecond = 20
 	// patience is for one step, on a machine that has other things to do.
@@ -91,7 +91,7 @@ func (d *demo) within(ctx context.Context, step func(context.Context) error) err
 }
 
 func (d *demo) install(ctx context.Context) error {
-	d.say("helm install meshca deploy/chart/meshca --namespace meshca --create-namespace")
+	d.say("helm install meshca deploy/chart/meshca --namespace meshca --create-namespace --set image.registry=" + helm.Registry)
 	if err := d.Install(ctx); err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (d *demo) rotate(ctx context.Context) error {
 	if err := d.PodReady(ctx, "demo", "traffic"); err != nil {
 		return err
 	}
-	if err := d.Upgrade(ctx, "--set", "ca.policy.rules[0].name=short", "--set", "ca.policy.rules[0].ttl="+ttl); err != nil {
+	if err := d.Live(ctx, ttl); err != nil {
 		return err
 	}
 	total := 0
@@ -163,7 +163,7 @@ func (d *demo) rotate(ctx context.Context) error {
 }
 
 // follow tells of each certificate that a service account gets, until it has rotated often enough. The first one ends a
-// long life: agents ask for it within a minute or two after the policy has changed, each at another moment.
+// long life.
 func (d *demo) follow(ctx context.Context, account string) (int, error) {
 	before, err := d.Issued(ctx, account)
 	if err != nil {
