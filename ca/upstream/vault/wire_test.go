@@ -34,7 +34,7 @@ func TestNothingShowsACredential(t *testing.T) {
 			var log strings.Builder
 			c := f.upstream(nil).c
 			logger := slog.New(slog.NewJSONHandler(&log, nil)) // calls are observed while it writes: it orders what is written
-			u, err := New(c, Options{Log: logger, Observe: func(c Call) { logger.Info(fmt.Sprintf("%+v", c)) }})
+			u, err := New(c, Options{Log: logger, Observe: func(c Call) { logger.Info("a call", "was", fmt.Sprintf("%+v", c)) }})
 			if err != nil {
 				t.Fatal(err)
 			}
