@@ -150,11 +150,6 @@ func (x *Roots) Unconfirmed(_ context.Context, set uint64, since time.Time) ([]s
 			names = append(names, "reader "+r.Name)
 		}
 	}
-	for _, p := range x.c.Published(set) {
-		if p.Since.IsZero() || time.Since(p.Since) < p.Refresh {
-			names = append(names, "reader "+p.Name)
-		}
-	}
 	return names, nil
 }
 
