@@ -40,6 +40,23 @@ func TestParseConfig(t *testing.T) {
 	}
 }
 
+// Both are off unless they are asked for: the one makes calls to a cluster, the other takes away what a restart would use.
+func TestWhatIsForClustersAlone(t *testing.T) {
+	for lines, want := range map[string]struct {
+		cleanUp bool
+		taint   string
+	}{"": {}, "cleanUp: true\nstartupTaint: meshca.io/agent-not-ready\n": {true, "meshca.io/agent-not-ready"}} {
+		c, err := parseConfig([]byte(minimal + lines))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := c.agent(nil)
+		if err != nil || a.CleanUp != want.cleanUp || c.StartupTaint != want.taint {
+			t.Errorf("%q: %v, clean up %v, taint %q", lines, err, a.CleanUp, c.StartupTaint)
+		}
+	}
+}
+
 func TestEveryLimitOfSDSIsASetting(t *testing.T) {
 	c, err := parseConfig([]byte(minimal + `sds:
   connectionsPerSocket: 1

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
@@ -191,6 +192,28 @@ ca:
 				}
 			}
 		})
+	}
+}
+
+// TestVaultInPlaceOfTheDisk: the CA logs in with a token that its pod has, and nothing makes a root for it.
+func TestVaultInPlaceOfTheDisk(t *testing.T) {
+	rendered := must(chart.Render(t.Context(), "--set", "ca.upstream.vault.address=https://v,ca.upstream.vault.auth.kubernetes.role=meshca,ca.vaultAudience=v"))(t)
+	pod := objects[appsv1.StatefulSet](t, rendered, "StatefulSet")["meshca"].Spec.Template.Spec
+	if len(pod.InitContainers) > 0 {
+		t.Errorf("%s runs before the CA", pod.InitContainers[0].Name)
+	}
+	at := slices.IndexFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == "vault" })
+	if at < 0 || pod.Volumes[at].Projected.Sources[0].ServiceAccountToken.Audience != "v" {
+		t.Fatalf("there is no token for Vault: %+v", pod.Volumes)
+	}
+	token := ""
+	for _, mount := range pod.Containers[0].VolumeMounts {
+		if mount.Name == "vault" {
+			token = mount.MountPath + "/" + pod.Volumes[at].Projected.Sources[0].ServiceAccountToken.Path
+		}
+	}
+	if config := configMaps(t, rendered)["meshca"]["meshca.yaml"]; token == "" || !strings.Contains(config, "tokenFile: "+token) || strings.Contains(config, "disk") {
+		t.Errorf("the token is at %q, and the CA is told\n%s", token, config)
 	}
 }
 

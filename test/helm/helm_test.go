@@ -40,6 +40,7 @@ func TestInstalled(t *testing.T) {
 		{"a service account is deleted", accountDeleted},
 		{"parts are taken down under traffic", takenDown},
 		{"rotations go on", rotationsGoOn},
+		{"the start-up taint", startupTaint},
 		{"uninstall leaves nothing", func(t *testing.T, s *helm.Site) { uninstall(t, s, before) }},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.do(t, s) }) {
@@ -288,6 +289,21 @@ func rotationsGoOn(t *testing.T, s *helm.Site) {
 			}
 		}
 	}
+}
+
+// startupTaint: a node that comes with the taint loses it when its agent is ready.
+func startupTaint(t *testing.T, s *helm.Site) {
+	ctx := t.Context()
+	_, err := s.Kubectl(ctx, "taint", "node", node.Name, "meshca.io/agent-not-ready=:NoSchedule")
+	check(t, err)
+	check(t, s.Upgrade(ctx, "--set", "agent.startupTaint.enabled=true"))
+	await(t, s, time.Minute, "the node without the taint", func(ctx context.Context) error {
+		if taints := must(s.Clientset.CoreV1().Nodes().Get(ctx, node.Name, metav1.GetOptions{}))(t).Spec.Taints; len(taints) > 0 {
+			return fmt.Errorf("it has %+v", taints)
+		}
+		return nil
+	})
+	unbroken(t, s, "traffic")
 }
 
 // uninstall takes the example away, then the chart. The cluster then has the objects that it had, and the node no trace.
