@@ -119,6 +119,8 @@ const (
 	SocketPath      Reason = "SOCKET_PATH"
 	SocketInUse     Reason = "SOCKET_IN_USE"
 	SocketUnsafeDir Reason = "SOCKET_UNSAFE_DIRECTORY"
+	PeerUnknown     Reason = "PEER_UNKNOWN"
+	PeerNotInPod    Reason = "PEER_NOT_IN_POD"
 )
 
 // What the agent finds as CSI driver.
@@ -381,6 +383,12 @@ var table = map[Reason]entry{
 	SocketUnsafeDir: {codes.InvalidArgument,
 		"Others than the daemon's own user and root can write to the socket's directory, and so put another socket in its place.",
 		"Let that user or root own it and take the write permission of group and others away (chmod go-w), or choose another directory."},
+	PeerUnknown: {codes.PermissionDenied,
+		"Which process connected to the shared socket, and in which pod it is, cannot be told.",
+		"The detail says why. The agent's pod must have hostPID: true and see the host's cgroups (as a privileged container does); a process that ended is none."},
+	PeerNotInPod: {codes.PermissionDenied,
+		"The process that connected to the shared socket is in no container of a pod.",
+		"The shared socket is for pods. If it is one: `sharedSocket.cgroupRoot` must be the kubelet's --cgroup-root, and static pods have no identity."},
 	VolumeInvalid: {codes.InvalidArgument,
 		"The pod's volume asks for something that the CSI driver does not do, or the CSIDriver object does not let kubelet pass what it needs.",
 		"The detail names it: mend the volume in the pod's spec, or the CSIDriver object; docs/csi.md lists what each must hold."},
