@@ -20,5 +20,6 @@ type Facts struct {
 	TooLarge Wants
 }
 
-// PodRef names a pod that an agent vouches for.
-type PodRef struct{ Namespace, Name, UID string }
+// PodRef names a pod that an agent vouches for: by all three, or by its UID alone, which is what the agent of a node can find
+// out about a process. Node is the name of the agent's node: pods of others are not looked for.
+type PodRef struct{ Namespace, Name, UID, Node string }

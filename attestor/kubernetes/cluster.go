@@ -43,6 +43,7 @@ type Cluster struct {
 	watched []*mirror // liveness api, by kind: by them it is known at once what ends
 	mirrors []*mirror // those of them that attestation goes by: all in mode jwks, none in mode tokenReview
 	wells   wells     // what Ended found well although a watch says otherwise
+	lists   lists     // of pods that agents name by their UIDs
 	alive   *memo     // mode tokenReview
 	wants   *rotation.Current[attestor.Wants]
 	rights  lastError // of the last look at what the CA's account may do

@@ -90,7 +90,9 @@ func TestWhatEnds(t *testing.T) {
 				c.do(b)
 				ended, reads := b.ends(t, web)
 				// A look can come between the end of a pod and the next one of its name.
-				wanted := func(got refusal.Reason) bool { return got == c.want || c.want == refusal.PodRecreated && got == refusal.PodGone }
+				wanted := func(got refusal.Reason) bool {
+					return got == c.want || c.want == refusal.PodRecreated && got == refusal.PodGone
+				}
 				if !wanted(ended[0].Reason) || reads > c.reads {
 					t.Errorf("%s: %v after %d reads, want %s after %d", mode, ended[0], reads, c.want, c.reads)
 				}

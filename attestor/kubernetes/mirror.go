@@ -32,6 +32,7 @@ type mirror struct {
 
 	mu      sync.RWMutex
 	objects map[name]object // nil before the first list
+	byUID   map[string]name // of pods alone
 	buried  burials
 
 	round     atomic.Pointer[attestor.Wants] // what is kept of objects that come now
@@ -188,9 +189,29 @@ func (m *mirror) Add(obj any) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.objects != nil {
+		m.index(n, o)
 		m.objects[n] = o
 	}
 	return nil
+}
+
+// index notes a pod's UID, in place of that of the pod which had the name before; m.mu is held.
+func (m *mirror) index(n name, o object) {
+	if m.kind != pods {
+		return
+	}
+	if before, ok := m.objects[n]; ok && before.uid != o.uid {
+		delete(m.byUID, before.uid)
+	}
+	m.byUID[o.uid] = n
+}
+
+// named is the pod of a UID, as the mirror has it.
+func (m *mirror) named(uid string) (name, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	n, ok := m.byUID[uid]
+	return n, ok
 }
 
 // Update is the reflector's.
@@ -205,6 +226,7 @@ func (m *mirror) Delete(obj any) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.objects, n)
+	delete(m.byUID, o.uid)
 	m.buried.add(o.uid, m.now())
 	return nil
 }
@@ -220,7 +242,10 @@ func (m *mirror) Replace(list []any, _ string) error {
 		objects[n] = o
 	}
 	m.mu.Lock()
-	m.objects = objects
+	m.objects, m.byUID = objects, map[string]name{}
+	for n, o := range objects {
+		m.index(n, o)
+	}
 	m.mu.Unlock()
 	m.relisting.Store(false)
 	m.hear()

@@ -11,30 +11,43 @@ import (
 // methodVouched is what evidence says that no token stands behind.
 const methodVouched = "kubernetes/nodeVouched"
 
-// Vouch finds out whose a pod is that an agent names without showing its token: the cluster itself must know that pod, by
-// UID. On which node it runs is in the evidence, for whoever knows from which node the agent asks; without that the
+// Vouch finds out whose a pod is that an agent names without showing its token, whole or by its UID alone: the cluster itself
+// must know that pod, by UID. On which node it runs is in the evidence, for whoever knows from which node the agent asks; without that the
 // evidence proves nothing. The pod must live, as a token's must.
 func (c *Cluster) Vouch(ctx context.Context, p attestor.PodRef) (attestor.Evidence, error) {
 	ev := attestor.Evidence{Vouched: true, Method: methodVouched, PodName: kept(p.Name), PodUID: kept(p.UID)}
 	// 1. Names that can be.
+	byUID := p.Namespace == "" && p.Name == ""
 	id, err := attestor.NewIdentity(c.name, p.Namespace, "unknown")
 	switch {
+	case byUID: // its name is looked up below
 	case err != nil:
 		return ev, refusal.New(refusal.RequestMalformed, "no namespace can be called %s", quoted(p.Namespace)).On("pod.namespace")
 	case !validName(p.Name):
 		return ev, refusal.New(refusal.RequestMalformed, "no pod can be called %s", quoted(p.Name)).On("pod.name")
+	}
+	switch {
 	case ev.PodUID == "":
 		return ev, refusal.New(refusal.RequestMalformed, "the pod is named without its UID").On("pod.uid")
 	case !c.live:
 		return ev, refusal.New(refusal.NodeVouchedNotAllowed, "cluster %s has liveness: none, so that no pod of it is known", c.name)
 	}
-	ev.Identity = id
 	for _, m := range c.mirrors {
 		if err := m.fresh(); err != nil {
-			ev.Identity = attestor.Identity{}
 			return ev, err
 		}
 	}
+	if byUID {
+		n, err := c.nameByUID(ctx, p)
+		if err != nil {
+			return ev, err
+		}
+		ev.PodName = n.name
+		if id, err = attestor.NewIdentity(c.name, n.namespace, "unknown"); err != nil {
+			return ev, refusal.New(refusal.PodGone, "the API server names no namespace of the pod: %w", err).On("pod.uid")
+		}
+	}
+	ev.Identity = id
 	// 2. The pod, as the cluster knows it: its account is its own word for nothing, the API server set it.
 	w := c.wants.Value()
 	account, err := c.accountOf(ctx, &ev, w)

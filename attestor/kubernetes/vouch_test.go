@@ -143,3 +143,69 @@ func TestDirectTokensAreStrangers(t *testing.T) {
 		t.Errorf("an agent's workload: %v", err)
 	}
 }
+
+// An agent that looks at a process finds a UID and no name. The watch knows it; what the watch does not know yet is listed, once a
+// second for each node at most, whatever is asked for.
+func TestVouchByUID(t *testing.T) {
+	for _, mode := range []Mode{TokenReview, JWKS} {
+		b := newBench(t, Config{Mode: mode})
+		b.server.put(serviceAccounts, accountMade(made, "sa-uid"))
+		b.server.put(pods, vouchable(nil))
+		b.watching(t)
+		ref := attestor.PodRef{UID: "pod-uid", Node: "node-1"}
+		by := func(ref attestor.PodRef) (attestor.Evidence, refusal.Reason) {
+			t.Helper()
+			ev, err := b.Vouch(t.Context(), ref)
+			if err != nil && ev.Proven {
+				t.Errorf("%s: refused, and proven", mode)
+			}
+			return ev, refusal.Of(err)
+		}
+		listed := b.server.count("list pods")
+		await(t, func() error {
+			if ev, no := by(ref); no != "" || !ev.Proven || ev.PodName != "web-1" || ev.Identity.Namespace() != "shop" || ev.Identity.ServiceAccount() != "web" || ev.NodeUID != "node-uid" {
+				return fmt.Errorf("%s: %+v, %s", mode, ev, no)
+			}
+			return nil
+		})
+		if more := b.server.count("list pods") - listed; more > 1 {
+			t.Errorf("%s: what the watch knows took %d lists", mode, more)
+		}
+		b.server.do(func() { b.server.mute[pods] = true })
+		b.server.put(pods, vouchable(func(p *corev1.Pod) { p.Name, p.UID = "web-2", "pod-2" }))
+		b.server.put(pods, vouchable(func(p *corev1.Pod) { p.Name, p.UID, p.Spec.NodeName = "web-3", "pod-3", "node-9" }))
+		listed = b.server.count("list pods")
+		b.clock.forward(listedFor)
+		if ev, no := by(attestor.PodRef{UID: "pod-2", Node: "node-1"}); no != "" || ev.PodName != "web-2" {
+			t.Errorf("%s: a new pod: %+v, %s", mode, ev, no)
+		}
+		for name, c := range map[string]struct {
+			ref  attestor.PodRef
+			want refusal.Reason
+		}{
+			"no such pod":             {attestor.PodRef{UID: "pod-9", Node: "node-1"}, refusal.PodGone},
+			"a pod elsewhere":         {attestor.PodRef{UID: "pod-3", Node: "node-1"}, refusal.PodGone},
+			"no UID":                  {attestor.PodRef{Node: "node-1"}, refusal.RequestMalformed},
+			"a UID of control bytes":  {attestor.PodRef{UID: "\x00", Node: "node-1"}, refusal.RequestMalformed},
+			"a name without the rest": {attestor.PodRef{Name: "web-1", UID: "pod-uid", Node: "node-1"}, refusal.RequestMalformed},
+			"a node of a selector":    {attestor.PodRef{UID: "pod-9", Node: "node-1,metadata.name=x"}, refusal.NodeUnknown},
+			"no node":                 {attestor.PodRef{UID: "pod-9"}, refusal.NodeUnknown},
+		} {
+			if _, no := by(c.ref); no != c.want {
+				t.Errorf("%s: %s: got %q, want %q", mode, name, no, c.want)
+			}
+		}
+		if more := b.server.count("list pods") - listed; more != 1 {
+			t.Errorf("%s: within a second %d lists", mode, more)
+		}
+		b.server.do(func() { clear(b.server.mute) })
+		b.server.remove(pods, name{"shop", "web-1"})
+		await(t, func() error {
+			b.clock.forward(listedFor)
+			if _, no := by(ref); no != refusal.PodGone {
+				return fmt.Errorf("%s: a deleted pod: %q", mode, no)
+			}
+			return nil
+		})
+	}
+}

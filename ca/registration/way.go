@@ -55,7 +55,9 @@ func (a *Authority) attest(ctx context.Context, by *Admitted, r Request) (attest
 	case !open: // before it costs a look at the cluster
 		return vouched, refusal.New(refusal.NodeVouchedNotAllowed, "no policy rule of cluster %s has nodeVouched", by.cluster).On("pod")
 	}
-	return cluster.Vouch(ctx, *r.Pod)
+	pod := *r.Pod
+	pod.Node = by.NodeName
+	return cluster.Vouch(ctx, pod)
 }
 
 // opens reports whether the rule that grants lets the request come by its way.

@@ -293,7 +293,8 @@ func (x *X509SVIDRequest) GetPod() *PodReference {
 	return nil
 }
 
-// PodReference names one pod for good: names are used again, UIDs are not.
+// PodReference names one pod for good: names are used again, UIDs are not. Namespace and name may both be left out, by an
+// agent that knows the UID alone; the pod must then run on the agent's node.
 type PodReference struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
