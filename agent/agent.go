@@ -38,6 +38,7 @@ type Agent struct {
 	denials *denials
 	endings endings
 	stage   stage
+	handed  *handed // connections that sources accepted
 	readers readers
 	// policyReviewed is the moment that the CA's last state told; apply alone uses it.
 	policyReviewed time.Time
@@ -54,7 +55,7 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	c = c.withDefaults()
-	a := &Agent{config: c, log: c.Log, started: time.Now()}
+	a := &Agent{config: c, log: c.Log, started: time.Now(), handed: newHanded()}
 	a.denials = newDenials(filepath.Join(c.StateDir, "denied.json"), c.Log)
 	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys"), c.now}
@@ -122,6 +123,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	transport := a.newSDSTransport()
 	a.stage = stage{ctx, transport}
+	g.Go(func() error { _ = transport.Serve(a.handed); return nil }) // until the transport stops
 	g.Go(func() error { return a.serveAdmin(ctx, admin) })
 	g.Go(func() error { return a.serveOps(ctx, ops) })
 	g.Go(func() error { a.batcher.run(ctx); return nil })

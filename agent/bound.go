@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"math"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/meshca/meshca/api/refusal"
 )
 
 // bound is a workload's listener. Its connections belong to that workload for as long as they are open, whatever becomes
@@ -39,15 +42,33 @@ func (b *bound) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	conn, err := b.take(c, math.MaxInt)
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// take binds a connection to the workload, if fewer than so many are.
+func (b *bound) take(c net.Conn, most int) (net.Conn, error) {
 	conn := &boundConn{c, b}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed {
-		_ = c.Close()
+	switch {
+	case b.closed:
 		return nil, net.ErrClosed
+	case len(b.open) >= most:
+		return nil, refusal.New(refusal.PeerLimit, "the pod has %d connections open, as many as it may (sds.connectionsPerSocket)", most)
 	}
 	b.open[conn] = struct{}{}
 	return conn, nil
+}
+
+func (b *bound) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.open)
 }
 
 // cut closes the connections that are still open after grace, in which streams are told that they end.
@@ -70,6 +91,42 @@ func (b *bound) cut(grace time.Duration) {
 
 // LocalAddr names the workload.
 func (c *boundConn) LocalAddr() net.Addr { return boundAddr{c.Conn.LocalAddr(), c.of.w} }
+
+// handed is a listener whose connections somebody else accepted.
+type handed struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newHanded() *handed { return &handed{conns: make(chan net.Conn), done: make(chan struct{})} }
+
+// put hands a connection over.
+func (h *handed) put(c net.Conn) error {
+	select {
+	case h.conns <- c:
+		return nil
+	case <-h.done:
+		_ = c.Close() // it is bound already
+		return net.ErrClosed
+	}
+}
+
+// Accept waits for the next one.
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept.
+func (h *handed) Close() error { h.once.Do(func() { close(h.done) }); return nil }
+
+// Addr names no place: there are several.
+func (h *handed) Addr() net.Addr { return &net.UnixAddr{Name: "handed over", Net: "unix"} }
 
 // Close ends the connection.
 func (c *boundConn) Close() error {

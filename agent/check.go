@@ -300,6 +300,9 @@ func (w *workload) check(f *findings) {
 	default:
 		f.refused(subject, orNothing(why))
 	}
+	if w.PodUID != "" {
+		return // it has neither a socket nor a token
+	}
 	w.checkSocket(f, subject)
 	tokens := &findings{}
 	checkTokenFile(tokens, subject, w.TokenFile)

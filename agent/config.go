@@ -76,6 +76,10 @@ type Workload struct {
 	TTL time.Duration
 	// Pod is whom it is for, where that is a pod: for status and logs. Who it is, the token alone proves.
 	Pod Pod
+	// PodUID, in the place of TokenFile, is the UID of a pod on this node that the agent vouches for: the CA must know it, and
+	// policy open that way. Socket is then a name alone: there is no socket of its own, and whoever found out that a connection
+	// is the pod's hands it over by Kept.Serve.
+	PodUID string
 }
 
 // Pod names a pod.
@@ -179,8 +183,11 @@ func (w Workload) check(what string) error {
 	} else if err := checkSocketPath(w.Socket); err != nil {
 		wrong("%w", err)
 	}
-	if w.TokenFile == "" {
+	switch {
+	case w.TokenFile == "" && w.PodUID == "":
 		wrong("tokenFile is missing")
+	case w.TokenFile != "" && w.PodUID != "":
+		wrong("it has both a token file and the UID of a pod to vouch for")
 	}
 	if w.Mode&^fs.ModePerm != 0 {
 		wrong("mode %v holds more than permissions", w.Mode)

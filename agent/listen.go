@@ -80,6 +80,27 @@ func Listen(path string) (net.Listener, error) {
 	return s, nil
 }
 
+// Socket is a unix socket that a Source listens at, for others than the agent.
+type Socket struct{ s *socket }
+
+// ListenAt opens a unix socket of this mode, as those of workloads are opened. A stale one is replaced.
+func ListenAt(path string, mode fs.FileMode) (*Socket, error) {
+	s, err := listen(path, mode, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &Socket{s}, nil
+}
+
+// Listener is the socket's. Close it by Socket.Close, which removes the file, too.
+func (s *Socket) Listener() *net.UnixListener { return s.s.UnixListener }
+
+// Intact reports whether the path still leads to this socket.
+func (s *Socket) Intact() bool { return s.s.intact() }
+
+// Close ends it.
+func (s *Socket) Close() error { return s.s.Close() }
+
 // open hands the socket, which was born private, to its owner.
 func open(path string, mode fs.FileMode, uid, gid *int) error {
 	if uid != nil || gid != nil {

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"net"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -113,7 +114,9 @@ type stage struct {
 func (a *Agent) start(w *workload) {
 	ctx, cancel := context.WithCancel(a.stage.ctx)
 	w.cancel = cancel
-	w.running.Go(func() { w.serve(ctx, a.stage.transport, a.config.ConnectionsPerSocket) })
+	if w.shared == nil {
+		w.running.Go(func() { w.serve(ctx, a.stage.transport, a.config.ConnectionsPerSocket) })
+	}
 	w.running.Go(func() { a.keepWorkload(ctx, w) })
 }
 
@@ -123,9 +126,28 @@ func (k *Kept) Remove() error {
 	k.w.finish(refusal.New(refusal.PodGone, "the workload was removed from this node"))
 	k.w.cancel()
 	k.w.running.Wait()
+	if k.w.shared != nil {
+		k.w.shared.cut(parting)
+	}
 	k.agent.roster.remove(k.w)
 	return k.agent.store.remove(k.w.name) // also what a renewal kept that was in hand
 }
+
+// Serve serves a connection of the workload's, one that has no socket of its own. It belongs to the agent then, also where an
+// error says that it was closed: the workload is gone, or has too many.
+func (k *Kept) Serve(conn net.Conn) error {
+	bound, err := k.w.shared.take(conn, k.agent.config.ConnectionsPerSocket)
+	if err == nil {
+		err = k.agent.handed.put(bound)
+	}
+	if err != nil {
+		_ = conn.Close()
+	}
+	return err
+}
+
+// Open is how many connections are open that were handed over by Serve.
+func (k *Kept) Open() int { return k.w.shared.count() }
 
 // Ready waits for the first SVID, with the socket open. It returns nil then; the CA's refusal, when asking again would
 // not help (refusal.Reason.Passing); and when ctx ends before, why there is none yet.

@@ -35,6 +35,7 @@ type workload struct {
 	secrets rotation.Current[*sds.Secrets]
 	changed rotation.Current[struct{}] // stale when Materials may be; set under mu
 
+	shared  *bound // of connections that are handed over; nil where it has a socket of its own
 	note    note
 	news    rotation.Current[struct{}] // stale when an attempt was made, or the socket opened
 	cancel  context.CancelFunc         // ends serving and renewing; set by Agent.start
@@ -96,17 +97,20 @@ func newWorkload(c Workload, h home, roots *trust, now func() instant, log *slog
 		note: note{pace: rate.NewLimiter(rate.Every(notesEvery), notesBurst)},
 	}
 	w.orders.wake = w.renewNow
+	if c.PodUID != "" {
+		w.shared, w.state.tried = newBound(nil, w), true
+		return w
+	}
 	w.state.listening = refusal.New(refusal.SocketPath, "the socket is not open yet")
 	return w
 }
 
 // Renew asks for a new SVID: a new key, the token as it is now.
 func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
-	token, err := readToken(w.TokenFile)
+	request, whose, err := w.proof()
 	if err != nil {
 		return rotation.Term{}, err
 	}
-	whose := token.bearer()
 	w.mu.Lock()
 	w.state.bearer = whose
 	w.mu.Unlock()
@@ -114,7 +118,7 @@ func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
 	if err != nil {
 		return rotation.Term{}, err
 	}
-	request := &meshcav1.X509SVIDRequest{Csr: csr, Token: token.secret}
+	request.Csr = csr
 	if w.TTL > 0 {
 		request.Ttl = durationpb.New(w.TTL)
 	}
@@ -132,6 +136,18 @@ func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
 	}
 	h.bearer = whose
 	return h.term, w.install(h)
+}
+
+// proof is a request with what proves whose it is: the token as it is now, or the pod that the agent vouches for.
+func (w *workload) proof() (*meshcav1.X509SVIDRequest, bearer, error) {
+	if w.PodUID != "" {
+		return &meshcav1.X509SVIDRequest{Pod: &meshcav1.PodReference{Uid: w.PodUID}}, bearer{PodUID: w.PodUID}, nil
+	}
+	token, err := readToken(w.TokenFile)
+	if err != nil {
+		return nil, bearer{}, err
+	}
+	return &meshcav1.X509SVIDRequest{Token: token.secret}, token.bearer(), nil
 }
 
 // install keeps an SVID and serves it.

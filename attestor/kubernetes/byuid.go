@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -15,9 +14,12 @@ import (
 	"github.com/meshca/meshca/attestor"
 )
 
-// listedFor is for how long a list of a node's pods answers for UIDs that it does not hold: whatever an agent asks for, it
-// costs the API server one list of its own node in that time.
-const listedFor = time.Second
+const (
+	// listEvery lies between two lists of a node's pods at least: whatever its agent asks for, it costs the API server no more.
+	listEvery = 100 * time.Millisecond
+	// maxLists bounds the lists that are kept.
+	maxLists = 10_000
+)
 
 // nameByUID finds the name of a pod that an agent names by its UID alone: by the watch, and what that does not know by one live
 // list of the pods on the agent's node.
@@ -28,12 +30,11 @@ func (c *Cluster) nameByUID(ctx context.Context, p attestor.PodRef) (name, error
 	if !validName(p.Node) {
 		return name{}, refusal.New(refusal.NodeUnknown, "the node of the agent that names the pod is not known").On("pod.uid")
 	}
-	found, err := c.lists.of(ctx, p.Node, c.now, func(ctx context.Context) (map[string]name, error) { return c.api.podsOn(ctx, p.Node) })
-	if err != nil {
+	n, found, err := c.lists.find(ctx, p.Node, p.UID, c.now, func(ctx context.Context) (map[string]name, error) { return c.api.podsOn(ctx, p.Node) })
+	switch {
+	case err != nil:
 		return name{}, err
-	}
-	n, ok := found[p.UID]
-	if !ok {
+	case !found:
 		return name{}, refusal.New(refusal.PodGone, "no pod on node %s has the UID %s (a static pod has another one at the API server)", p.Node, quoted(p.UID)).On("pod.uid")
 	}
 	return n, nil
@@ -62,59 +63,63 @@ func (a *api) podsOn(ctx context.Context, node string) (map[string]name, error) 
 	return found, err
 }
 
-// lists are the last lists of nodes' pods, for a moment. The zero value is ready.
+// lists are the last lists of nodes' pods. The zero value is ready.
 type lists struct {
-	flight singleflight.Group
-
-	mu   sync.Mutex
-	last map[string]listed
+	mu     sync.Mutex
+	byNode map[string]*nodeList
 }
 
-type listed struct {
+// nodeList is one node's. Who has its turn may use the rest.
+type nodeList struct {
+	turn chan struct{}
 	at   time.Time // when it was asked for
 	pods map[string]name
 }
 
-// of returns the list of a node: the last one, if it is young, or else a new one, asked for once for all who want it.
-func (l *lists) of(ctx context.Context, node string, now func() time.Time, ask func(context.Context) (map[string]name, error)) (map[string]name, error) {
-	l.mu.Lock()
-	last, ok := l.last[node]
-	l.mu.Unlock()
-	if ok && now().Sub(last.at) < listedFor {
-		return last.pods, nil
-	}
-	// The asking is shared, so it does not end with the patience of whoever came first; the call has a bound of its own.
-	done := l.flight.DoChan(node, func() (any, error) {
-		at := now()
-		found, err := ask(context.WithoutCancel(ctx))
-		if err == nil {
-			l.keep(node, listed{at, found})
-		}
-		return found, err
-	})
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case r := <-done:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		found, _ := r.Val.(map[string]name)
-		return found, nil
-	}
-}
-
-// keep notes a list, and forgets those that answer for nothing any more.
-func (l *lists) keep(node string, fresh listed) {
+func (l *lists) node(node string) *nodeList {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for n, old := range l.last {
-		if fresh.at.Sub(old.at) >= listedFor {
-			delete(l.last, n)
+	n := l.byNode[node]
+	if n != nil {
+		return n
+	}
+	if l.byNode == nil || len(l.byNode) >= maxLists {
+		l.byNode = map[string]*nodeList{} // they cost no more than a list each
+	}
+	n = &nodeList{turn: make(chan struct{}, 1)}
+	l.byNode[node] = n
+	return n
+}
+
+// find looks a UID up in the last list, and where that does not hold it in one that is asked for after this question, for all
+// who ask meanwhile.
+func (l *lists) find(ctx context.Context, node, uid string, now func() time.Time, ask func(context.Context) (map[string]name, error)) (n name, found bool, err error) {
+	asked := now()
+	list := l.node(node)
+	select {
+	case list.turn <- struct{}{}:
+		defer func() { <-list.turn }()
+	case <-ctx.Done():
+		return name{}, false, ctx.Err()
+	}
+	if n, found = list.pods[uid]; found || list.pods != nil && !list.at.Before(asked) {
+		return n, found, nil
+	}
+	if pause := list.at.Add(listEvery).Sub(now()); pause > 0 {
+		timer := time.NewTimer(pause)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return name{}, false, ctx.Err()
 		}
 	}
-	if l.last == nil {
-		l.last = map[string]listed{}
+	list.at = now()
+	pods, err := ask(ctx)
+	if err != nil {
+		return name{}, false, err
 	}
-	l.last[node] = fresh
+	list.pods = pods
+	n, found = pods[uid]
+	return n, found, nil
 }

@@ -37,7 +37,7 @@ func (p *process) alive() error {
 	for {
 		n, err := unix.Poll(fds, 0)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // a bare errno
+		case err == unix.EINTR:
 			continue
 		case err != nil:
 			return refusal.New(refusal.PeerUnknown, "poll: %w", err)

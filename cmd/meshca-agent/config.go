@@ -58,6 +58,8 @@ type Config struct {
 	// so no pod is put on a node that cannot give it its identity yet. The agent must run in a pod then, and its service
 	// account may get and patch nodes; the node is csi.nodeName, or that in the agent's token. Default: none.
 	StartupTaint string `json:"startupTaint"`
+	// SharedSocket gives identities to pods without such a volume: see docs/shared-socket.md.
+	SharedSocket SharedSocketConfig `json:"sharedSocket"`
 	// SDS is how secrets are served.
 	SDS SDSConfig `json:"sds"`
 	// LogLevel is debug, info, warn or error. Default "info". The log goes to stderr, a JSON object a line.
@@ -156,7 +158,7 @@ func parseConfig(data []byte) (*Config, error) {
 	if _, err := c.agent(nil); err != nil {
 		return nil, err
 	}
-	if err := c.CSI.check(c.RuntimeDir); err != nil {
+	if err := errors.Join(c.CSI.check(c.RuntimeDir), c.SharedSocket.check(c.RuntimeDir)); err != nil {
 		return nil, err
 	}
 	if _, err := c.logLevel(); err != nil {

@@ -57,6 +57,23 @@ func TestWhatIsForClustersAlone(t *testing.T) {
 	}
 }
 
+func TestTheSharedSocketHasADirectoryOfItsOwn(t *testing.T) {
+	for text, want := range map[string]string{
+		"sharedSocket: {enabled: true}\n":                                             "/run/meshca-agent/shared/agent.sock",
+		"runtimeDir: /r\nsharedSocket: {enabled: true, cgroupRoot: /kubelet.slice}\n": "/r/shared/agent.sock",
+		"sharedSocket: {enabled: true, path: /run/sockets/a.sock}\n":                  "/run/sockets/a.sock",
+		"sharedSocket: {enabled: true, path: /run/meshca-agent/own/a.sock}\n":         "/run/meshca-agent/own/a.sock",
+	} {
+		c, err := parseConfig([]byte(minimal + text))
+		if err != nil || c.SharedSocket.path(c.RuntimeDir) != want {
+			t.Errorf("%q: %v, %v", text, c, err)
+		}
+	}
+	if c, err := parseConfig([]byte(minimal)); err != nil || c.SharedSocket.Enabled {
+		t.Errorf("it is on by default: %v", err)
+	}
+}
+
 func TestEveryLimitOfSDSIsASetting(t *testing.T) {
 	c, err := parseConfig([]byte(minimal + `sds:
   connectionsPerSocket: 1
@@ -197,6 +214,13 @@ func TestParseConfigRefuses(t *testing.T) {
 		"csi not enabled":         {minimal + "csi: {kubeletDir: /k}\n", "csi.enabled"},
 		"csi unknown key":         {minimal + "csi: {enabled: true, nodename: x}\n", `unknown field "csi.nodename"`},
 		"csi timeout":             {minimal + "csi: {enabled: true, timeout: 2m}\n", "csi: timeout"},
+		"shared not enabled":      {minimal + "sharedSocket: {cgroupRoot: /k}\n", "sharedSocket.enabled"},
+		"shared unknown key":      {minimal + "sharedSocket: {enabled: true, socket: /x}\n", `unknown field "sharedSocket.socket"`},
+		"shared relative":         {minimal + "sharedSocket: {enabled: true, path: agent.sock}\n", "sharedSocket.path"},
+		"shared beside keys":      {minimal + "sharedSocket: {enabled: true, path: /run/meshca-agent/agent.sock}\n", "holds keys"},
+		"shared above keys":       {minimal + "sharedSocket: {enabled: true, path: /run/agent.sock}\n", "holds keys"},
+		"shared among keys":       {minimal + "sharedSocket: {enabled: true, path: /run/meshca-agent/keys/a.sock}\n", "holds keys"},
+		"shared root":             {minimal + "sharedSocket: {enabled: true, cgroupRoot: kubelet}\n", "sharedSocket.cgroupRoot"},
 		"csi without room":        {minimal + "runtimeDir: /" + strings.Repeat("r", 80) + "\ncsi: {enabled: true}\n", "shorter directory"},
 		"not YAML":                {"\t{", "yaml"},
 	} {

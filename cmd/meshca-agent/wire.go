@@ -30,6 +30,9 @@ func run(ctx context.Context, c *Config, stderr io.Writer) error {
 		}
 		config.Sources = append(config.Sources, driver)
 	}
+	if c.SharedSocket.Enabled {
+		config.Sources = append(config.Sources, c.SharedSocket.source(c.RuntimeDir, log))
+	}
 	delivered, err := c.files(log)
 	if err != nil {
 		return err

@@ -52,6 +52,7 @@ type CA struct {
 	skew      time.Duration // our clock minus the true one
 	agents    map[string]spiffeid.ID
 	workloads map[string]spiffeid.ID
+	pods      map[string]spiffeid.ID // by UID
 	refuse    func(id spiffeid.ID) error
 	callers   func(svid *x509.Certificate) error
 	keys      map[string]bool
@@ -96,7 +97,7 @@ func New(domain string) (*CA, error) {
 	return &CA{
 		domain: td, cluster: "test", root: root, bundle: rotation.NewCurrent(b), ttl: time.Hour, agentTTL: time.Hour,
 		serverID: spiffeid.RequireFromPath(td, "/meshca/server"),
-		agents:   map[string]spiffeid.ID{}, workloads: map[string]spiffeid.ID{}, keys: map[string]bool{},
+		agents:   map[string]spiffeid.ID{}, workloads: map[string]spiffeid.ID{}, pods: map[string]spiffeid.ID{}, keys: map[string]bool{},
 		seen: Seen{Issued: map[spiffeid.ID]int{}},
 	}, nil
 }
@@ -117,6 +118,13 @@ func (c *CA) Workload(token, path string) spiffeid.ID {
 	defer c.mu.Unlock()
 	id := spiffeid.RequireFromPath(c.domain, path)
 	c.workloads[token] = id
+	return id
+}
+
+// Pod makes an agent's word prove a workload, by the UID of its pod.
+func (c *CA) Pod(uid, path string) spiffeid.ID {
+	id := spiffeid.RequireFromPath(c.domain, path)
+	c.with(func() { c.pods[uid] = id })
 	return id
 }
 

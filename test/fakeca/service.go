@@ -102,9 +102,16 @@ func (s *service) one(item *meshcav1.X509SVIDRequest) (*meshcav1.X509SVID, error
 	c.mu.Lock()
 	id, known := c.workloads[item.GetToken()]
 	_, agents := c.agents[item.GetToken()]
+	if item.GetToken() == "" {
+		id, known = c.pods[item.GetPod().GetUid()]
+	}
 	ttl := c.ttl
 	c.mu.Unlock()
 	switch {
+	case item.GetToken() != "" && item.GetPod() != nil:
+		return nil, c.violation("a request has a token and names a pod")
+	case item.GetPod() != nil && !known:
+		return nil, refusal.New(refusal.PodGone, "no pod has the UID %s", item.GetPod().GetUid())
 	case agents:
 		return nil, c.violation("an agent's token was shown as a workload's")
 	case !known:

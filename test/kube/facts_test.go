@@ -50,6 +50,17 @@ func TestVouch(t *testing.T) {
 		if _, err := w.attestor.Vouch(t.Context(), attestor.PodRef{Namespace: w.namespace, Name: pod.Name, UID: "another"}); refusal.Of(err) != refusal.PodRecreated {
 			t.Errorf("another UID: %v", err)
 		}
+		// By its UID alone, also before any watch has heard of it, and on its own node alone.
+		for i := range 10 {
+			young := w.newPod(fmt.Sprintf("young-%d", i), w.node)
+			ev := must(w.attestor.Vouch(t.Context(), attestor.PodRef{UID: string(young.UID), Node: w.node.Name}))(t)
+			if ev.PodName != young.Name || ev.Identity.Namespace() != w.namespace || ev.NodeUID != string(w.node.UID) {
+				t.Errorf("by UID: got %+v", ev)
+			}
+		}
+		if _, err := w.attestor.Vouch(t.Context(), attestor.PodRef{UID: "0f0e0d0c-1111-4222-8333-444455556666", Node: w.node.Name}); refusal.Of(err) != refusal.PodGone {
+			t.Errorf("a UID that no pod has: %v", err)
+		}
 		// The account that the pod was made for is deleted and made again: its successor is somebody else.
 		time.Sleep(1100 * time.Millisecond) // an object's creation has whole seconds
 		if err := w.Clientset.CoreV1().ServiceAccounts(w.namespace).Delete(t.Context(), "web", metav1.DeleteOptions{}); err != nil {

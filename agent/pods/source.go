@@ -1,0 +1,263 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/meshca/meshca/agent"
+	"github.com/meshca/meshca/api/refusal"
+)
+
+const (
+	// lookEvery is how often it is looked which pods are gone or have been away for long, and whether the socket is still there.
+	lookEvery = 2 * time.Second
+	// reopen is how long a socket that cannot be opened is left alone.
+	reopen = 5 * time.Second
+	// recently is for how long a peer that was sent away is something that wants looking at.
+	recently = 10 * time.Minute
+	// maxPods bounds the pods of one node: kubelets run 110 by default, and a few hundred where they are told to.
+	maxPods = 1000
+)
+
+// Peers accepts the connections of one socket.
+type Peers interface {
+	// Accept waits for the next connection of a process in a pod, and returns it with the pod's UID. Others it sends away by
+	// itself. It returns an error once the listener is closed, or cannot go on. It is called by one goroutine, again and
+	// again.
+	Accept() (conn net.Conn, podUID string, err error)
+}
+
+// Config is what a Source is made of.
+type Config struct {
+	// Socket is the path of the shared socket. What lies beside it, pods see too: its directory should hold nothing else.
+	Socket string
+	// Attest makes the Peers of a listener; refused is to be told of each peer that is sent away. It must not block.
+	Attest func(l *net.UnixListener, refused func(error)) (Peers, error)
+	// StateFile remembers the UIDs of the pods that are served, over a restart of the agent.
+	StateFile string
+	// Idle is how long a pod may be without a connection before it is forgotten; 10 minutes where it is 0.
+	Idle time.Duration
+	// Log gets what happens; slog.Default where it is nil.
+	Log *slog.Logger
+}
+
+// Source is the shared socket. It is used by one agent.
+type Source struct {
+	config Config
+	notes  *rate.Limiter // of lines that peers cause
+
+	mu      sync.Mutex
+	served  map[string]*podOf // by UID
+	broken  error             // why the socket is not open; nil when it is
+	refused error             // the last peer that was sent away, and when
+	at      time.Time
+	saved   error // of the state file
+}
+
+// podOf is one pod that is served.
+type podOf struct {
+	kept *agent.Kept
+	seen time.Time // when a connection was last open
+}
+
+var (
+	_ agent.Source   = (*Source)(nil)
+	_ agent.Reporter = (*Source)(nil)
+)
+
+// New makes a Source; it opens nothing.
+func New(c Config) *Source {
+	if c.Idle == 0 {
+		c.Idle = 10 * time.Minute
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	c.Socket = filepath.Clean(c.Socket)
+	return &Source{
+		config: c, notes: rate.NewLimiter(rate.Every(12*time.Second), 5), served: map[string]*podOf{},
+		broken: refusal.New(refusal.SocketPath, "the socket is not open yet"),
+	}
+}
+
+// workload is a pod as the agent knows it. Its name is that of the shared socket with the pod's UID.
+func (s *Source) workload(uid string) agent.Workload {
+	return agent.Workload{Socket: s.config.Socket + "#" + uid, PodUID: uid}
+}
+
+// Run serves pods until ctx ends.
+func (s *Source) Run(ctx context.Context, a *agent.Agent) error {
+	for _, uid := range s.kept() {
+		if k := a.Find(s.workload(uid).Socket); k != nil {
+			s.served[uid] = &podOf{k, time.Now()}
+		}
+	}
+	for ctx.Err() == nil {
+		s.failed(ctx, s.serve(ctx, a))
+		wait(ctx, reopen)
+	}
+	return nil
+}
+
+// failed notes why the socket is not open any more, unless that is the agent's end.
+func (s *Source) failed(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken == nil || s.broken.Error() != err.Error() {
+		s.config.Log.Error("the shared socket is not open; it is tried again", "socket", s.config.Socket, "error", err)
+	}
+	s.broken = err
+}
+
+// serve keeps the socket open until ctx ends or the socket is gone.
+func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
+	socket, err := agent.ListenAt(s.config.Socket, 0o666)
+	if err != nil {
+		return err
+	}
+	closed := sync.OnceValue(socket.Close)
+	defer closed() //nolint:errcheck // it is closed for good
+	peers, err := s.config.Attest(socket.Listener(), s.sentAway)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.broken = nil
+	s.mu.Unlock()
+	s.config.Log.Info("serving pods at the shared socket", "socket", s.config.Socket)
+	accepting := make(chan error, 1)
+	go func() { accepting <- s.accept(a, peers) }()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+			s.look()
+			if !socket.Intact() {
+				_ = closed()
+				<-accepting //nolint:errcheck // it ends because the socket was closed
+				return refusal.New(refusal.SocketPath, "the socket was removed or replaced")
+			}
+		case err := <-accepting:
+			return err
+		case <-ctx.Done():
+			_ = closed()
+			<-accepting //nolint:errcheck // as above
+			return ctx.Err()
+		}
+	}
+}
+
+// accept hands connections over to the agent.
+func (s *Source) accept(a *agent.Agent, peers Peers) error {
+	for {
+		conn, uid, err := peers.Accept()
+		if err != nil {
+			return err
+		}
+		k, err := s.find(a, uid)
+		if err == nil {
+			err = k.Serve(conn)
+		} else {
+			_ = conn.Close()
+		}
+		if err != nil && !errors.Is(err, net.ErrClosed) {
+			s.sentAway(err)
+		}
+	}
+}
+
+// find returns the workload of a pod, which is made for its first connection.
+func (s *Source) find(a *agent.Agent, uid string) (*agent.Kept, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.served[uid]; p != nil {
+		p.seen = time.Now()
+		return p.kept, nil
+	}
+	if len(s.served) >= maxPods {
+		return nil, refusal.New(refusal.Overloaded, "the shared socket serves %d pods, as many as it may", len(s.served))
+	}
+	k, err := a.Add(s.workload(uid))
+	if err != nil {
+		return nil, err
+	}
+	s.served[uid] = &podOf{k, time.Now()}
+	s.save()
+	return k, nil
+}
+
+// look ends the workloads of pods that are gone, and of those that nobody has been connected to for long.
+func (s *Source) look() {
+	for uid, p := range s.over(time.Now()) {
+		if err := p.kept.Remove(); err != nil {
+			s.config.Log.Error("what is kept of a pod cannot be removed", "pod_uid", uid, "error", err)
+		}
+	}
+}
+
+// over takes those out of the served that are over.
+func (s *Source) over(now time.Time) map[string]*podOf {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	over := map[string]*podOf{}
+	for uid, p := range s.served {
+		m, _ := p.kept.Materials()
+		switch {
+		case p.kept.Open() > 0: // of one that is gone, too: a new stream on it hears why, and costs the CA nothing
+			p.seen = now
+			continue
+		case m.End == nil && now.Sub(p.seen) < s.config.Idle: // and a pod that is gone does not come back under its UID
+			continue
+		}
+		over[uid] = p
+		delete(s.served, uid)
+	}
+	if len(over) > 0 {
+		s.save()
+	}
+	return over
+}
+
+// sentAway notes a peer that was sent away.
+func (s *Source) sentAway(err error) {
+	s.mu.Lock()
+	s.refused, s.at = err, time.Now()
+	s.mu.Unlock()
+	if s.notes.Allow() {
+		s.config.Log.Warn("a peer of the shared socket was sent away", "socket", s.config.Socket, "error", err)
+	}
+}
+
+// Standing is how the socket is.
+func (s *Source) Standing() agent.Standing {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := agent.Standing{Subject: "the shared socket", Well: "pods are served at " + s.config.Socket, NotReady: s.broken}
+	if s.refused != nil && time.Since(s.at) < recently {
+		st.Faults = append(st.Faults, s.refused)
+	}
+	if s.saved != nil {
+		st.Faults = append(st.Faults, s.saved)
+	}
+	return st
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
