@@ -72,20 +72,19 @@ func (f *bundleFile) written(sequence uint64, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	was := f.failing
-	switch {
-	case err == nil:
-		f.failing = outage{}
-		f.held = append(f.held, heldBundle{sequence, f.now()})
-		f.held = f.held[max(0, len(f.held)-heldKept):]
-		if was.err != nil {
-			f.log.Info("the bundle file can be written again", "file", f.path, "sequence", sequence)
-		}
-	default:
+	if err != nil {
 		f.lacking = sequence
 		if f.failing.err = err; was.err == nil {
 			f.failing.since = f.now()
 			f.log.Error("the bundle file cannot be written; it is tried until it can", "file", f.path, "sequence", sequence, "err", err)
 		}
+		return
+	}
+	f.failing = outage{}
+	f.held = append(f.held, heldBundle{sequence, f.now()})
+	f.held = f.held[max(0, len(f.held)-heldKept):]
+	if was.err != nil {
+		f.log.Info("the bundle file can be written again", "file", f.path, "sequence", sequence)
 	}
 }
 
