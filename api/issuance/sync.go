@@ -75,13 +75,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 			case <-look.C:
 				err = s.stillAgent(ctx, caller, hello.GetCluster())
 			case err := <-broken:
-				if errors.Is(err, io.EOF) {
-					return nil
-				}
-				if _, refused := refusal.From(err); refused {
-					return s.accounts.tell(caller, hello.GetCluster(), err)
-				}
-				return err
+				return s.brokenOff(caller, hello.GetCluster(), err)
 			case <-ended.C:
 				err = refusal.New(refusal.AgentExpired, "the SVID %s of %s ended at %s", caller.Serial, caller.ID, caller.NotAfter.UTC().Format(time.RFC3339))
 			case <-s.stopping:
@@ -92,6 +86,17 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 			}
 		}
 	}
+}
+
+// brokenOff sorts the reasons for which a stream cannot be read any more.
+func (s *Server) brokenOff(caller registration.Caller, cluster string, err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if _, refused := refusal.From(err); refused {
+		return s.accounts.tell(caller, cluster, err)
+	}
+	return err
 }
 
 // take handles what an agent sends behind its hello.

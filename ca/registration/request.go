@@ -78,9 +78,10 @@ func (c *Claim) bounded() *Claim {
 	return &b
 }
 
-// Cluster attests the workloads of one Kubernetes cluster. All methods are called concurrently, answer with a
-// *refusal.Error, and end before ctx does.
+// Cluster attests the workloads of one Kubernetes cluster, and knows what has become of them. All methods are called
+// concurrently, answer with a *refusal.Error, and end before ctx does.
 type Cluster interface {
+	Living
 	// Attest proves a token of exactly this audience and that what it stands for is alive. With an error it returns what
 	// it knew by then; see Evidence.Proven.
 	Attest(ctx context.Context, token attestor.Token, audience string) (attestor.Evidence, error)
@@ -93,6 +94,10 @@ type Cluster interface {
 	// Confirm holds what somebody claims of a pod against what the cluster knows: pod, service account and node, each by
 	// its UID. What comes back is proven, or an error says why not.
 	Confirm(ctx context.Context, claimed attestor.Evidence) (attestor.Evidence, error)
+}
+
+// Living knows what has become of what was attested.
+type Living interface {
 	// Alive checks again that the pod, node, service account and namespace of an earlier attestation live. It is called
 	// for the agent with every request, so it must be cheap.
 	Alive(ctx context.Context, e attestor.Evidence) error
