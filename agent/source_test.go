@@ -396,3 +396,62 @@ func TestReadersShowThemselves(t *testing.T) {
 		t.Errorf("a check says %s", s)
 	}
 }
+
+// A pod that the agent vouches for has no token and no socket; its connections are handed over, and end with it.
+func TestVouchedWorkloads(t *testing.T) {
+	n := newNode(t)
+	n.config.ConnectionsPerSocket = 2
+	id := n.ca.Pod("pod-uid", "/ns/test/sa/web")
+	p := newPods(n)
+	a := n.start()
+	w := Workload{Socket: n.path("shared.sock#pod-uid"), PodUID: "pod-uid"}
+	p.in(func(a *Agent) {
+		for _, wrong := range []Workload{{Socket: w.Socket}, {Socket: w.Socket, PodUID: "u", TokenFile: n.path("token")}} {
+			if _, err := a.Add(wrong); err == nil {
+				t.Errorf("%+v was taken", wrong)
+			}
+		}
+		k, err := a.Add(w)
+		must(t, err)
+		must(t, k.Ready(t.Context()))
+		m, _ := k.Materials()
+		if m.SVID == nil || m.SVID.ID != id {
+			t.Errorf("materials %+v", m)
+		}
+		var ours []net.Conn
+		for range 2 {
+			one, other := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, one) }()
+			must(t, k.Serve(other))
+			ours = append(ours, one)
+		}
+		_, third := net.Pipe()
+		if err := k.Serve(third); refusal.Of(err) != refusal.PeerLimit || k.Open() != 2 {
+			t.Errorf("a third connection: %v, %d are open", err, k.Open())
+		}
+		if _, err := third.Write([]byte{1}); !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("it stays open: %v", err)
+		}
+		must(t, k.Remove())
+		for _, c := range ours {
+			for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				if _, err := c.Write([]byte{0}); errors.Is(err, io.ErrClosedPipe) {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatal("a connection outlives its pod")
+				}
+			}
+		}
+		_, late := net.Pipe()
+		if err := k.Serve(late); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("a connection of a pod that was removed: %v", err)
+		}
+	})
+	if kept := n.kept(); len(kept) != 0 {
+		t.Errorf("on disk: %v", kept)
+	}
+	if f := a.findings(); len(f) == 0 {
+		t.Error("no findings")
+	}
+}
