@@ -111,8 +111,12 @@ func TestATerminatingPodLives(t *testing.T) {
 	b := newBench(t, Config{Mode: TokenReview})
 	b.watching(t)
 	b.server.put(pods, aPod(func(p *corev1.Pod) { p.DeletionTimestamp = deletedAt(time.Now().Add(time.Minute)) }))
-	b.server.put(pods, aPod(func(p *corev1.Pod) { p.Name, p.UID, p.Status.Phase = "told", "told", corev1.PodFailed }))
-	b.ends(t, holder("told", "told")) // the watch has said both
+	await(t, func() error {
+		if o, _ := b.watched[pods].find(name{"shop", "web-1"}); o.deletion.IsZero() {
+			return fmt.Errorf("the watch has not said it")
+		}
+		return nil
+	})
 	if ended := b.Ended(t.Context(), []*attestor.Evidence{holder("web-1", "pod-uid")}); len(ended) > 0 {
 		t.Fatalf("it has ended: %v", ended)
 	}
