@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,7 +17,7 @@ const key = "meshca.io/agent-not-ready"
 // server is an API server with one node.
 type server struct {
 	taints  string
-	fail    error
+	fail    atomic.Pointer[error]
 	patches []string
 	calls   int
 }
@@ -26,8 +27,8 @@ func (s *server) Do(_ context.Context, method, path, contentType string, body []
 	switch {
 	case path != "/api/v1/nodes/node-1":
 		return nil, errors.New("no such path: " + path)
-	case s.fail != nil:
-		return nil, s.fail
+	case s.fail.Load() != nil:
+		return nil, *s.fail.Load()
 	case method == http.MethodGet:
 		return []byte(`{"metadata": {"name": "node-1", "resourceVersion": "7"}, "spec": {"podCIDR": "10.0.0.0/24", "taints": ` + s.taints + `}}`), nil
 	}
@@ -41,22 +42,24 @@ func TestTheTaintGoesWhenTheAgentIsReady(t *testing.T) {
 		api := &server{taints: `[{"key": "a", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"},
 			{"key": "` + key + `", "effect": "NoSchedule"}, {"key": "` + key + `", "value": "x", "effect": "NoExecute"}]`}
 		r := remover(t, api)
-		ready := false
+		var ready atomic.Bool
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
-		go func() { defer close(done); r.run(ctx, "node-1", func() bool { return ready }) }()
+		go func() { defer close(done); r.run(ctx, "node-1", func() bool { return ready.Load() }) }()
 		time.Sleep(10 * look)
 		synctest.Wait()
 		if api.calls > 0 {
 			t.Errorf("%d calls before the agent was ready", api.calls)
 		}
-		ready, api.fail = true, errors.New("forbidden")
+		forbidden := errors.New("forbidden")
+		api.fail.Store(&forbidden)
+		ready.Store(true)
 		time.Sleep(2 * look)
 		synctest.Wait()
 		if s := r.Standing(); len(s.Faults) != 1 || !strings.Contains(s.Faults[0].Error(), "forbidden") || s.NotReady != nil {
 			t.Errorf("the standing does not tell the failure: %+v", s)
 		}
-		api.fail = nil
+		api.fail.Store(nil)
 		time.Sleep(2 * retry)
 		synctest.Wait()
 		want := `PATCH application/merge-patch+json {"metadata":{"resourceVersion":"7"},"spec":{"taints":[{"effect":"NoExecute","key":"a","timeAdded":"2026-01-01T00:00:00Z"}]}}`
