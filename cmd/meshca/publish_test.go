@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,9 +19,13 @@ func TestPublish(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "bundle.json")
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
+		var mu sync.Mutex
 		var put []string
 		var fail error
+		answer := func(err error) { mu.Lock(); defer mu.Unlock(); fail = err }
 		p := &publisher{file: file, log: slog.New(slog.NewTextHandler(&log, nil)), put: func(_ context.Context, b []byte) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if fail == nil {
 				put = append(put, string(b))
 			}
@@ -33,6 +38,8 @@ func TestPublish(t *testing.T) {
 			t.Helper()
 			time.Sleep(after)
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if !slices.Equal(put, want) {
 				t.Errorf("published %q, want %q", put, want)
 			}
@@ -50,11 +57,13 @@ func TestPublish(t *testing.T) {
 		is(publishLook, "one")
 		is(publishAgain-2*publishLook, "one")
 		is(3*publishLook, "one", "one")
-		fail = errors.New("no API server")
+		answer(errors.New("no API server"))
 		write("two")
 		is(10*publishLook, "one", "one")
-		fail = nil
+		answer(nil)
 		is(publishLook, "one", "one", "two")
+		cancel()
+		synctest.Wait()
 		if n := strings.Count(log.String(), "no API server"); n != 1 {
 			t.Errorf("the same fault was told %d times:\n%s", n, log.String())
 		}
