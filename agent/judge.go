@@ -81,8 +81,11 @@ func (w *workload) expire() {
 func (w *workload) drop(why error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.state.held != nil {
+	switch {
+	case w.state.held != nil:
 		w.log.Warn("an SVID is dropped", "spiffe_id", w.state.held.svid.ID.String(), "why", why.Error())
+	case refusal.Of(w.state.refused) != refusal.Of(why):
+		w.log.Warn("no SVID is granted", "why", why.Error())
 	}
 	w.state.denied = true
 	w.state.refused, w.state.refusedAt = why, time.Now()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -49,5 +50,21 @@ func TestWhatPolicyGrantsNoLongerIsDropped(t *testing.T) {
 				t.Error("it is not served again")
 			}
 		})
+	}
+}
+
+// A workload that never had anything to drop is told of as well, once for each reason.
+func TestWhatIsNeverGrantedIsLogged(t *testing.T) {
+	n := newNode(t)
+	n.workload("web")
+	n.refuseWorkloads(refusal.NodeVouchedNotAllowed)
+	a := n.start()
+	eventually(t, "it is refused", func() bool { return a.state(0) == "refused" })
+	for range 3 {
+		a.roster.list()[0].renewNow()
+		time.Sleep(50 * time.Millisecond)
+	}
+	if got := strings.Count(n.log.String(), "NODE_VOUCHED_NOT_ALLOWED"); got != 1 {
+		t.Errorf("it is logged %d times", got)
 	}
 }
