@@ -99,8 +99,8 @@ func (e *Endings) hold(id, serial string, notAfter time.Time, newest bool, v *Le
 	l := e.held[h]
 	if l == nil {
 		identity, err := attestor.NewIdentity(v.Cluster, strings.Clone(v.Namespace), strings.Clone(v.ServiceAccount))
-		if err != nil || v.Pod == "" || v.PodUID == "" || v.Node == "" || v.NodeUID == "" {
-			return // of nothing that a cluster could be asked about
+		if err != nil || v.Agent == "" || v.Pod == "" || v.PodUID == "" || v.Node == "" || v.NodeUID == "" {
+			return // of nothing that a cluster could be asked about, or of nobody who could be told
 		}
 		// Clones: what comes out of a token would keep all of it in memory.
 		h.podUID, h.serviceAccountUID, h.nodeUID = strings.Clone(h.podUID), strings.Clone(h.serviceAccountUID), strings.Clone(h.nodeUID)
@@ -134,9 +134,7 @@ func (e *Endings) Recall(ctx context.Context, scan func(ctx context.Context, fn 
 		if err := json.Unmarshal(x.Evidence, &v); err != nil {
 			return false, fmt.Errorf("the ledger's entry %d: %w", x.Index, err)
 		}
-		if v.Agent != "" { // else a workload got it itself: nobody could tell it
-			e.hold(x.ID, ca.SerialString(new(big.Int).SetBytes(x.Serial)), x.NotAfter, false, &v)
-		}
+		e.hold(x.ID, ca.SerialString(new(big.Int).SetBytes(x.Serial)), x.NotAfter, false, &v)
 		return true, nil
 	})
 }
