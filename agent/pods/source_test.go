@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -148,8 +149,11 @@ func (n *node) connect(uid string) *proxy {
 	n.t.Cleanup(cancel)
 	stream, err := secretv3.NewSecretDiscoveryServiceClient(conn).StreamSecrets(ctx, grpc.WaitForReady(true))
 	must(n.t, err)
-	must(n.t, stream.Send(&discoveryv3.DiscoveryRequest{Node: &corev3.Node{Id: "test"}, ResourceNames: []string{"default"},
-		TypeUrl: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"}))
+	err = stream.Send(&discoveryv3.DiscoveryRequest{Node: &corev3.Node{Id: "test"}, ResourceNames: []string{"default"},
+		TypeUrl: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"})
+	if !errors.Is(err, io.EOF) { // the stream has ended already: what comes next says why
+		must(n.t, err)
+	}
 	return &proxy{n.t, conn, stream}
 }
 
@@ -297,7 +301,10 @@ func TestTheIdleAreForgotten(t *testing.T) {
 	goes.served()
 	must(t, goes.conn.Close())
 	n.eventually("one key is gone", func() bool { return len(n.keys()) == 1 })
-	n.connect(uidB).served()
+	n.eventually("who comes again is served", func() bool { // and not sent away by what goes at that moment
+		leaf, err := n.connect(uidB).leaf()
+		return err == nil && leaf != ""
+	})
 	if got := n.ca.Seen().Issued[b]; got != 2 {
 		t.Errorf("%d SVIDs were issued to who came again", got)
 	}
