@@ -40,12 +40,13 @@ func attacker(t *testing.T, s *site) {
 	mighty.Spec.Containers[0].VolumeMounts = append(mighty.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "node", MountPath: "/host" + folder})
 	mighty = s.create(t, mighty)
 	opened := map[string]bool{}
+	s.said(t, mighty, "raided", 1) // it is through
 	for _, l := range s.said(t, mighty, "success", 5) {
 		opened[l.Text] = true
 	}
 	for _, path := range []string{dir + "/token", dir + "/mount/socket", dir + "/mount/tls.key", runtimeDir + "/admin.sock"} {
 		if !opened["opening /host"+path] {
-			t.Errorf("the attempts would not be noticed: %s is open to this pod, and it opened %v", path, opened)
+			t.Errorf("the attempts would not be noticed: %s is to be open to this pod, and it opened %v", path, opened)
 		}
 	}
 	s.delete(t, mighty)

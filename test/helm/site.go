@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/meshca/meshca/test/chart"
 	"github.com/meshca/meshca/test/node"
 	"github.com/meshca/meshca/test/parts"
@@ -155,17 +157,33 @@ func (s *Site) Example() (string, error) {
 	return strings.Join(docs, "---\n"), nil
 }
 
-// ApplyExample applies the example, or what was made of it, and waits until the visitor has got an answer.
+// ApplyExample applies the example, or what was made of it, and waits until its pods are those, and the only ones: to one
+// that is going requests may still be sent.
 func (s *Site) ApplyExample(ctx context.Context, manifest string) error {
 	if err := s.Apply(ctx, manifest); err != nil {
 		return err
 	}
-	for _, what := range []string{"deployment/greeter", "deployment/visitor"} {
-		if err := s.rolledOut(ctx, "demo", what); err != nil {
+	deployments, err := s.Clientset.AppsV1().Deployments("demo").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, d := range deployments.Items {
+		if err := s.rolledOut(ctx, "demo", "deployment/"+d.Name); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.Await(ctx, "the pods of before to be gone", func(ctx context.Context) error {
+		pods, err := s.Clientset.CoreV1().Pods("demo").List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, pod := range pods.Items {
+			if pod.DeletionTimestamp != nil {
+				return fmt.Errorf("%s is going", pod.Name)
+			}
+		}
+		return nil
+	})
 }
 
 // Visit asks the visitor's Service, through the API server, as the README tells.
