@@ -147,9 +147,11 @@ trustDomain: mesh.example
 cluster: east
 ca:
   attestation: jwks
-  policy: {rules: [{name: all, ttl: 1h}]}
-  clusters: [{name: west, sameNamespaces: true, kubeconfig: /etc/west/kubeconfig}]
-  config: {svid: {ttl: 2h}, clusters: [{name: east, sameNamespaces: true}, {name: west, sameNamespaces: true, kubeconfig: /w}]}
+  signers: {podCertificateRequests: true, certificateSigningRequests: true}
+  publish: {clusterTrustBundle: {}, linkerd: {}, istio: {}}
+  policy: {rules: [{name: all, ttl: 1h, id: "/{cluster}/{namespace}/{serviceAccount}"}]}
+  clusters: [{name: west, kubeconfig: /etc/west/kubeconfig}]
+  config: {svid: {ttl: 2h}}
 agent:
   config: {logLevel: debug, csi: {timeout: 30s}}
   startupTaint: {enabled: true}

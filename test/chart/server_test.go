@@ -35,7 +35,8 @@ func TestOnAnAPIServer(t *testing.T) {
 	apply(t, c, read(t, chart.Manifests))
 	apply(t, c, must(chart.Render(t.Context(), "--set", "agent.startupTaint.enabled=true,ca.policy.rules[0].name=all",
 		"--api-versions", "security.openshift.io/v1", "--set-json", `agent.networkPolicy.metricsFrom=[{"namespaceSelector": {}}]`,
-		"--set-json", `ca.networkPolicy.metricsFrom=[{"namespaceSelector": {}}]`, "--set", "ca.upstream.vault.address=https://v"))(t))
+		"--set-json", `ca.networkPolicy.metricsFrom=[{"namespaceSelector": {}}]`, "--set", "ca.upstream.vault.address=https://v",
+		"--set", "ca.signers.podCertificateRequests=true,ca.signers.certificateSigningRequests=true,ca.publish.clusterTrustBundle.name=b,ca.publish.istio.name=i"))(t))
 	for name, test := range map[string]func(*testing.T, *kube.Cluster){
 		"rights":             rights,
 		"Pod Security":       podSecurity,
@@ -199,7 +200,7 @@ func as(t *testing.T, c *kube.Cluster, account, pod, node string) *kubernetes.Cl
 	return must(kubernetes.NewForConfig(conf))(t)
 }
 
-// trustBundle writes the ConfigMap as `meshca trust publish` does, with the CA's own rights; nobody else of the chart's may.
+// trustBundle writes the ConfigMap with the CA's own rights; nobody else of the chart's may.
 func trustBundle(t *testing.T, c *kube.Cluster) {
 	body := []byte(`{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "meshca-trust"}, "data": {"bundle.json": "{}"}}`)
 	force := true

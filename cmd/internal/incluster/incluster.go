@@ -42,12 +42,6 @@ func New() (*Client, error) {
 // At is a client for the API server at base, with token and ca.crt in dir.
 func At(base, dir string) *Client { return &Client{base, dir} }
 
-// Namespace is the pod's own.
-func (c *Client) Namespace() (string, error) {
-	text, err := os.ReadFile(filepath.Join(c.dir, "namespace"))
-	return strings.TrimSpace(string(text)), err
-}
-
 // StatusError is an answer other than success.
 type StatusError struct {
 	// Code is HTTP's.

@@ -64,10 +64,6 @@ func TestDo(t *testing.T) {
 	if strings.Join(seen, "\n") != strings.Join(want, "\n") {
 		t.Errorf("the server saw %q", seen)
 	}
-	write("namespace", "meshca\n")
-	if ns, err := c.Namespace(); ns != "meshca" || err != nil {
-		t.Errorf("namespace %q, %v", ns, err)
-	}
 }
 
 func TestNew(t *testing.T) {

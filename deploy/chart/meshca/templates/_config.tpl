@@ -1,13 +1,23 @@
 {{/* The CA's configuration file. */}}
 {{- define "meshca.caConfig" -}}
 {{- $ca := .Values.ca }}
-{{- $own := dict "name" .Values.cluster "mode" $ca.attestation "agents" (list (printf "%s/%s" .Release.Namespace (include "meshca.agentName" .))) }}
+{{- $publish := merge (dict
+  "agents" (dict "namespace" .Release.Namespace "name" .Values.trust.configMap)
+  "refresh" .Values.trust.refresh
+) (deepCopy $ca.publish) }}
+{{- $own := dict
+  "name" .Values.cluster
+  "mode" $ca.attestation
+  "agents" (list (printf "%s/%s" .Release.Namespace (include "meshca.agentName" .)))
+  "publish" $publish
+}}
+{{- if $ca.signers }}
+{{- $_ := set $own "signers" $ca.signers }}
+{{- end }}
 {{- $config := dict
   "trustDomain" .Values.trustDomain
   "opsAddress" ":9090"
-  "bundleFile" "/run/meshca/bundle.json"
   "clusters" (prepend $ca.clusters $own)
-  "readers" (list (dict "name" (printf "ConfigMap %s/%s" .Release.Namespace .Values.trust.configMap) "refresh" .Values.trust.refresh))
 }}
 {{- if $ca.upstream.vault }}
 {{- $vault := deepCopy $ca.upstream.vault }}
