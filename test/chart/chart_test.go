@@ -155,6 +155,7 @@ ca:
 agent:
   config: {logLevel: debug, csi: {timeout: 30s}}
   startupTaint: {enabled: true}
+  sharedSocket: {enabled: true}
 `, []string{"trust domain mesh.example, 2 clusters", "all"}, []string{"cluster east"}},
 		"with Vault": {`
 ca:
@@ -216,6 +217,19 @@ func TestVaultInPlaceOfTheDisk(t *testing.T) {
 	}
 	if config := configMaps(t, rendered)["meshca"]["meshca.yaml"]; token == "" || !strings.Contains(config, "tokenFile: "+token) || strings.Contains(config, "disk") {
 		t.Errorf("the token is at %q, and the CA is told\n%s", token, config)
+	}
+}
+
+// TestHostPIDForTheSharedSocket: agents see the node's processes where they need to, and nowhere else.
+func TestHostPIDForTheSharedSocket(t *testing.T) {
+	for set, want := range map[string]bool{"agent.sharedSocket.enabled=false": false, "agent.sharedSocket.enabled=true": true} {
+		rendered := must(chart.Render(t.Context(), "--set", set))(t)
+		if pod := objects[appsv1.DaemonSet](t, rendered, "DaemonSet")["meshca-agent"].Spec.Template.Spec; pod.HostPID != want {
+			t.Errorf("%s: hostPID is %v", set, pod.HostPID)
+		}
+		if config := configMaps(t, rendered)["meshca-agent"]["agent.yaml"]; strings.Contains(config, "sharedSocket:") != want {
+			t.Errorf("%s: agents are told\n%s", set, config)
+		}
 	}
 }
 

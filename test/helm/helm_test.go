@@ -41,7 +41,9 @@ func TestInstalled(t *testing.T) {
 		{"parts are taken down under traffic", takenDown},
 		{"rotations go on", rotationsGoOn},
 		{"the start-up taint", startupTaint},
+		{"the shared socket", sharedSocket},
 		{"uninstall leaves nothing", func(t *testing.T, s *helm.Site) { uninstall(t, s, before) }},
+		{"the root is in Vault, and is replaced under traffic", inVault},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.do(t, s) }) {
 			return
@@ -161,13 +163,20 @@ func unbroken(t *testing.T, s *helm.Site, pod string) helm.Tally {
 	return sent
 }
 
-// accountDeleted takes the leaver's service account away: its traffic ends, and nobody else's does. lives is how long the
-// identity may last: what was issued is good until it ends.
+// accountDeleted takes the leaver's service account away: the agent drops its identity, its traffic ends, and nobody else's
+// does. lives is how long a proxy may go on with what it was given before.
 func accountDeleted(t *testing.T, s *helm.Site) {
 	const lives = short
 	ctx := t.Context()
 	check(t, s.Clientset.CoreV1().ServiceAccounts("demo").Delete(ctx, "leaver", metav1.DeleteOptions{}))
 	began := time.Now()
+	await(t, s, 15*time.Second, "the agent without the identity", func(ctx context.Context) error {
+		if list := must(s.AgentCertctl(ctx, "--agent", "svid", "list"))(t); strings.Contains(list, "demo/leaver-") {
+			return fmt.Errorf("it holds\n%s", list)
+		}
+		return nil
+	})
+	t.Logf("the agent held it for no longer than %v", time.Since(began).Round(100*time.Millisecond))
 	var ended time.Duration
 	await(t, s, lives+2*time.Minute, "the end of the traffic of a service account that was deleted", func(ctx context.Context) error {
 		sent := must(s.Sent(ctx, "leaving"))(t)

@@ -69,10 +69,11 @@ func Prepare(ctx context.Context, n *node.Node, say func(string)) (*Site, error)
 	return &Site{n, root}, n.Volume(ctx, "ca")
 }
 
-// Install installs the chart, and waits until the CA and the agent are ready. The README's test does the same by the
-// README's own words.
-func (s *Site) Install(ctx context.Context) error {
-	if _, err := s.Helm(ctx, s.release("install", "--create-namespace", "--set", "image.registry="+Registry)...); err != nil {
+// Install installs the chart, with further arguments of Helm's if need be, and waits until the CA and the agent are ready. The
+// README's test does the same by the README's own words.
+func (s *Site) Install(ctx context.Context, args ...string) error {
+	args = append([]string{"--create-namespace", "--set", "image.registry=" + Registry}, args...)
+	if _, err := s.Helm(ctx, s.release("install", args...)...); err != nil {
 		return err
 	}
 	return s.RolledOut(ctx)

@@ -12,6 +12,23 @@ import (
 	"github.com/meshca/meshca/test/parts"
 )
 
+// Commands are those that deploy/vault/README.md has between this heading and the next one.
+func Commands(heading string) (string, error) {
+	root, err := parts.Root()
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(filepath.Join(root, "deploy", "vault", "README.md"))
+	if err != nil {
+		return "", err
+	}
+	commands := strings.Join(blocks(string(text), heading, "sh"), "\n")
+	if commands == "" {
+		return "", fmt.Errorf("deploy/vault/README.md has no commands under %q", heading)
+	}
+	return commands, nil
+}
+
 // Documented is a Vault that was set up as deploy/vault/README.md tells, by its own commands, with an AppRole for meshca.
 type Documented struct {
 	server *Server
@@ -45,11 +62,11 @@ func SetUp(ctx context.Context, s *Server, dir string) (*Documented, error) {
 	}
 	d := &Documented{server: s, text: string(text), dir: dir}
 	for _, heading := range []string{headRoot, headPolicy, headLogin} {
-		if err := d.run(ctx, d.blocks(heading, "sh")); err != nil {
+		if err := d.run(ctx, blocks(d.text, heading, "sh")); err != nil {
 			return nil, fmt.Errorf("%s: %w", heading, err)
 		}
 	}
-	config := strings.Join(d.blocks(headLogin, "yaml"), "")
+	config := strings.Join(blocks(d.text, headLogin, "yaml"), "")
 	d.Upstream = strings.NewReplacer("https://vault.example:8200", s.Address, "/etc/meshca/vault-ca.pem", s.CAFile, "/etc/meshca/", dir+"/").Replace(config)
 	if !strings.HasPrefix(config, "upstream:") || strings.Contains(d.Upstream, "vault.example") || strings.Contains(d.Upstream, "/etc/") {
 		return nil, fmt.Errorf("deploy/vault/README.md has no configuration under %q that could be used here:\n%s", headLogin, d.Upstream)
@@ -60,7 +77,7 @@ func SetUp(ctx context.Context, s *Server, dir string) (*Documented, error) {
 // NextRoot makes one more issuer in the mount, of this name, by the documented command.
 func (d *Documented) NextRoot(ctx context.Context, name string) error {
 	const example = "issuer_name=root-2"
-	blocks := d.blocks(headNext, "sh")
+	blocks := blocks(d.text, headNext, "sh")
 	if len(blocks) != 1 || !strings.Contains(blocks[0], example) {
 		return fmt.Errorf("deploy/vault/README.md has no single command with %s under %q", example, headNext)
 	}
@@ -87,11 +104,11 @@ func (d *Documented) run(ctx context.Context, commands []string) error {
 }
 
 // blocks are the fenced blocks of a language between this heading and the next one.
-func (d *Documented) blocks(heading, language string) []string {
+func blocks(text, heading, language string) []string {
 	var all []string
 	var block *strings.Builder
 	within, fenced := false, false
-	for line := range strings.Lines(d.text) {
+	for line := range strings.Lines(text) {
 		trimmed := strings.TrimRight(line, "\n")
 		switch {
 		case fenced && trimmed == "```":

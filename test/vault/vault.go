@@ -67,7 +67,7 @@ func ended(t testing.TB, launch func(context.Context, string) (*Server, error)) 
 // LaunchDev is Dev for TestMain: it keeps its files in dir, and is ended by Close and by the end of this program.
 func LaunchDev(ctx context.Context, dir string) (*Server, error) {
 	plugins := filepath.Join(dir, "plugins")
-	if err := installPlugin(plugins); err != nil {
+	if err := InstallPlugin(plugins); err != nil {
 		return nil, err
 	}
 	const token = "the-administrators-token"
@@ -237,8 +237,8 @@ func (s *Server) client() (*api.Client, error) {
 	return c, nil
 }
 
-// installPlugin puts the plugin for Kubernetes auth where Vault looks, under the name that it goes by.
-func installPlugin(dir string) error {
+// InstallPlugin puts the plugin for Kubernetes auth where Vault looks, under the name that it goes by.
+func InstallPlugin(dir string) error {
 	from, err := parts.Find("vault-plugin-auth-kubernetes")
 	if err != nil {
 		return err

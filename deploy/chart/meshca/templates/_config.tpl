@@ -49,6 +49,9 @@
   "opsAddress" ":9091"
   "csi" (dict "enabled" true "driver" $agent.csi.driver "kubeletDir" $agent.csi.kubeletDir)
 }}
+{{- if $agent.sharedSocket.enabled }}
+{{- $_ := set $config "sharedSocket" (dict "enabled" true) }}
+{{- end }}
 {{- if $agent.startupTaint.enabled }}
 {{- $_ := set $config "startupTaint" $agent.startupTaint.key }}
 {{- end }}
