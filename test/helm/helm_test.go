@@ -123,7 +123,7 @@ func strict(t *testing.T, s *helm.Site) string {
 func rotations(t *testing.T, s *helm.Site) {
 	ctx := t.Context()
 	check(t, s.Live(ctx, short))
-	check(t, s.ApplyExample(ctx, strict(t, s)))
+	check(t, s.Apply(ctx, strict(t, s)))
 	_, err := s.Kubectl(ctx, "--namespace", "demo", "rollout", "restart", "deployment/greeter", "deployment/visitor") // their configuration has changed
 	check(t, err)
 	check(t, s.ApplyExample(ctx, strict(t, s)))
