@@ -41,7 +41,7 @@ spec:
   volumes: [{name: meshca, hostPath: {path: /run/meshca-agent/shared}}]
 `, helm.Registry, must(chart.AppVersion())(t))))
 	await(t, s, time.Minute, "the CA's refusal", func(ctx context.Context) error {
-		told, err := s.Certctl(ctx, "explain", "legacy/old")
+		told, err := s.Certctl(ctx, "explain", "pod", "legacy/old")
 		if err == nil && !strings.Contains(told, "NODE_VOUCHED_NOT_ALLOWED") {
 			err = fmt.Errorf("it says\n%s", told)
 		}
