@@ -47,19 +47,25 @@ this node was last refused for. Without an argument: all reasons.`,
 			if len(args) != 2 {
 				return usage("name the pod: explain pod NAMESPACE/NAME")
 			}
-			ns, name, ok := strings.Cut(args[1], "/")
-			if !ok || ns == "" || name == "" || strings.Contains(name, "/") {
-				return usage("%q is not NAMESPACE/NAME", args[1])
-			}
-			return c.explainDecisions(ctx, "pod "+args[1], &meshcav1.ExplainRequest{Limit: limit, About: &meshcav1.ExplainRequest_Pod{Pod: &meshcav1.PodName{Namespace: ns, Name: name}}})
+			return c.explainPod(ctx, args[1], limit)
 		case len(args) == 2:
 			return usage("explain takes one reason or SPIFFE ID, or pod NAMESPACE/NAME")
 		case strings.HasPrefix(args[0], "spiffe://"):
 			return c.explainDecisions(ctx, args[0], &meshcav1.ExplainRequest{Limit: limit, About: &meshcav1.ExplainRequest_SpiffeId{SpiffeId: args[0]}})
+		case strings.Contains(args[0], "/"): // as kubectl writes a pod with its namespace
+			return c.explainPod(ctx, args[0], limit)
 		}
 		return c.explainReason(args[0])
 	}
 	return cmd
+}
+
+func (c *cli) explainPod(ctx context.Context, pod string, limit uint32) error {
+	ns, name, ok := strings.Cut(pod, "/")
+	if !ok || ns == "" || name == "" || strings.Contains(name, "/") {
+		return usage("%q is not NAMESPACE/NAME", pod)
+	}
+	return c.explainDecisions(ctx, "pod "+pod, &meshcav1.ExplainRequest{Limit: limit, About: &meshcav1.ExplainRequest_Pod{Pod: &meshcav1.PodName{Namespace: ns, Name: name}}})
 }
 
 func (c *cli) explainAll() error {
