@@ -91,15 +91,15 @@ func (p *Policy) Uses(cluster string) Facts {
 	return f
 }
 
-// Opens reports whether any rule lets a workload of the cluster call by itself, or an agent vouch for one. Where none
-// does, such a request needs no further look.
-func (p *Policy) Opens(cluster string) (direct, nodeVouched bool) {
+// OpensDirect reports whether any rule lets a workload of the cluster call by itself. Where none does, a stranger's call needs
+// no further look.
+func (p *Policy) OpensDirect(cluster string) bool {
 	for i := range p.rules {
-		if r := &p.rules[i]; (r.grant.direct || r.grant.nodeVouched) && r.clusters.match(cluster) {
-			direct, nodeVouched = direct || r.grant.direct, nodeVouched || r.grant.nodeVouched
+		if r := &p.rules[i]; r.grant.direct && r.clusters.match(cluster) {
+			return true
 		}
 	}
-	return direct, nodeVouched
+	return false
 }
 
 // Decide finds the grant for a workload, or a refusal: POLICY_NO_RULE, POLICY_DENIED, POLICY_ERROR (a condition erred: the

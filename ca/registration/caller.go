@@ -78,7 +78,7 @@ func (a *Authority) AdmitDirect(c Caller, cluster string) (*Admitted, error) {
 	case !c.ID.IsZero():
 		return nil, refusal.New(refusal.AgentUnknown, "%s shows a client certificate, and only agents do: a workload that calls by itself shows its token alone", c.ID)
 	}
-	if direct, _ := a.Policy.Value().Opens(cluster); !direct {
+	if !a.Policy.Value().OpensDirect(cluster) {
 		return nil, refusal.New(refusal.AgentRequired, "the call came without an agent's SVID as client certificate, and no policy rule of cluster %s has direct", cluster)
 	}
 	return &Admitted{caller: c, cluster: cluster, member: member, direct: true}, nil

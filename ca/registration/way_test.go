@@ -145,8 +145,8 @@ func TestNodeVouchedIsRefused(t *testing.T) {
 		want    refusal.Reason
 		asked   int64 // how often the cluster was
 	}{
-		"no rules":              {rules: "", pod: world.Web, want: refusal.NodeVouchedNotAllowed},
-		"no rule opens it":      {rules: "rules: [{direct: true}]", pod: world.Web, want: refusal.NodeVouchedNotAllowed},
+		"no rules":              {rules: "", pod: world.Web, want: refusal.NodeVouchedNotAllowed, asked: 1},
+		"no rule opens it":      {rules: "rules: [{direct: true}]", pod: world.Web, want: refusal.NodeVouchedNotAllowed, asked: 1},
 		"for another namespace": {rules: "rules: [{namespaces: [bank], nodeVouched: true}, {}]", pod: world.Web, want: refusal.NodeVouchedNotAllowed, asked: 1},
 		"denied":                {rules: "rules: [{namespaces: [bank], nodeVouched: true}, {deny: true}]", pod: world.Web, want: refusal.PolicyDenied, asked: 1},
 		"a pod on another node": {rules: "rules: [{nodeVouched: true}]", pod: elsewhere, want: refusal.PodNotOnNode, asked: 1},
@@ -173,8 +173,12 @@ func TestNodeVouchedIsRefused(t *testing.T) {
 			if refusal.Of(err) != c.want || ledgerSize(t, w) != before || w.Vouched.Load() != c.asked {
 				t.Errorf("got %v after %d questions, want %s after %d", err, w.Vouched.Load(), c.want, c.asked)
 			}
-			if line := w.Audit.Last(t); line["way"] != "nodeVouched" || line["outcome"] != string(c.want) {
+			line := w.Audit.Last(t)
+			if line["way"] != "nodeVouched" || line["outcome"] != string(c.want) {
 				t.Errorf("audit line: %v", line)
+			}
+			if c.request == nil && (line["namespace"] != "shop" || line["pod"] != "web-1" || line["serviceAccount"] != "web") {
+				t.Errorf("the audit line does not say whose the pod is: %v", line)
 			}
 		})
 	}
