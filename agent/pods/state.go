@@ -59,18 +59,31 @@ func readState(path string) ([]byte, error) {
 	return text, err
 }
 
-// save writes the state file; s.mu is held. It lies on a tmpfs, with the keys: what a crash of the machine takes is gone
-// together.
+// save writes the state file, and takes it away where there is no pod to remember: an agent that leaves its node for good
+// leaves nothing there. s.mu is held.
 func (s *Source) save() {
-	text, err := json.Marshal(state{slices.Sorted(maps.Keys(s.served))})
-	if err == nil {
-		next := s.config.StateFile + ".new"
-		if err = os.WriteFile(next, text, 0o600); err == nil {
-			err = os.Rename(next, s.config.StateFile)
-		}
-	}
+	err := s.write()
 	if err != nil && s.saved == nil {
 		s.config.Log.Error("the state of the shared socket cannot be kept; a restart with the CA gone will not know its pods", "file", s.config.StateFile, "error", err)
 	}
 	s.saved = err
+}
+
+// write writes the file. It lies on a tmpfs, with the keys: what a crash of the machine takes is gone together.
+func (s *Source) write() error {
+	if len(s.served) == 0 {
+		if err := os.Remove(s.config.StateFile); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	text, err := json.Marshal(state{slices.Sorted(maps.Keys(s.served))})
+	if err != nil {
+		return err
+	}
+	next := s.config.StateFile + ".new"
+	if err := os.WriteFile(next, text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, s.config.StateFile)
 }
