@@ -67,6 +67,7 @@ test-unit: need-go ## the tests that need no server: beside the code, and the ru
 .PHONY: test-real
 test-real: parts test-pkcs11 ## the tests against a real Kubernetes node, etcd, Envoy, Vault and SoftHSM; one package after the other
 	go test -p 1 -timeout 30m $$(go list ./test/... | grep -v -e /meshca/test$$ -e /meshca/test/softhsm$$)
+	@if ls .logs/figures/*.txt >/dev/null 2>&1; then echo "measured, the last time each of these tests ran:"; cat .logs/figures/*.txt; fi
 	@go run ./test/node/up -check || echo "SKIPPED: all tests on a real Kubernetes node, for the reason above"
 
 # With cgo, and so compiled once more. What the machine lacks is said last, where it is seen; CI installs it.

@@ -17,7 +17,7 @@ func attacker(t *testing.T, s *site) {
 	dir := runtimeDir + "/pods/" + v.key
 	paths := []string{
 		v.target, v.target + "/socket", v.target + "/tls.key", dir, dir + "/token", dir + "/state.json", dir + "/mount/socket", dir + "/mount/tls.key",
-		runtimeDir, runtimeDir + "/admin.sock", runtimeDir + "/keys", "/run/node/agent.token", "/run/node/ca/state",
+		runtimeDir, runtimeDir + "/admin.sock", runtimeDir + "/keys", "/var/lib/volumes/ca",
 		"/var/lib/kubelet/plugins/csi.meshca.io/csi.sock", "/var/lib/kubelet/pods/" + string(victim.UID),
 	}
 	raid := append([]string{"raid", socket, idOf(victim)}, paths...)

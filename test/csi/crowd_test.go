@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/meshca/meshca/test/figures"
 )
 
 // crowdSize is how many pods come at once; a kubelet has room for 110 by default.
@@ -21,10 +23,11 @@ func crowd(t *testing.T, s *site) {
 	must(s.CreateServiceAccount(t.Context(), namespace, "crowd"))(t)
 	plain := s.together(t, "started", func(name string) *corev1.Pod { return podOf(namespace, name, "idle") })
 	with := s.together(t, "secret", func(name string) *corev1.Pod { return identified(podOf(namespace, name, "first", socket)) })
-	t.Logf("from creation to the first container, without the volume: %s", plain.started)
-	t.Logf("from creation to the first container, with the volume:    %s", with.started)
-	t.Logf("from creation to the first secret:                        %s", with.reached)
-	t.Logf("from the first container to the first secret:             %s", with.after)
+	f := figures.For(t)
+	f.Add("from creation to the first container, without the volume: %s", plain.started)
+	f.Add("from creation to the first container, with the volume:    %s", with.started)
+	f.Add("from creation to the first secret:                        %s", with.reached)
+	f.Add("from the first container to the first secret:             %s", with.after)
 }
 
 // times are how long things took, one for each pod.

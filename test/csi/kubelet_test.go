@@ -36,8 +36,6 @@ func TestUnderARealKubelet(t *testing.T) {
 		{"the kubelet is restarted", kubeletRestarted},
 		{"containerd is restarted", containerdRestarted},
 		{"pods that go while the agent is away", orphans},
-		{"a pod that tries", attacker},
-		{"a hundred pods at once", crowd},
 		{"a reboot", reboot},
 		{"nothing is left", allGone},
 	} {

@@ -303,12 +303,19 @@ func rotationsGoOn(t *testing.T, s *helm.Site) {
 	}
 }
 
-// startupTaint: a node that comes with the taint loses it when its agent is ready.
+// startupTaint: a node that comes with the taint loses it when its agent is ready, also where the CA has no other node to
+// run on.
 func startupTaint(t *testing.T, s *helm.Site) {
 	ctx := t.Context()
+	check(t, s.Live(ctx, long))
+	check(t, s.Upgrade(ctx, "--set", "agent.startupTaint.enabled=true"))
 	_, err := s.Kubectl(ctx, "taint", "node", node.Name, "meshca.io/agent-not-ready=:NoSchedule")
 	check(t, err)
-	check(t, s.Upgrade(ctx, "--set", "agent.startupTaint.enabled=true"))
+	_, err = s.Kubectl(ctx, "--namespace", helm.Namespace, "delete", "pod", "meshca-0")
+	check(t, err)
+	_, err = s.Kubectl(ctx, "--namespace", helm.Namespace, "rollout", "restart", "daemonset/meshca-agent")
+	check(t, err)
+	check(t, s.RolledOut(ctx))
 	await(t, s, time.Minute, "the node without the taint", func(ctx context.Context) error {
 		if taints := must(s.Clientset.CoreV1().Nodes().Get(ctx, node.Name, metav1.GetOptions{}))(t).Spec.Taints; len(taints) > 0 {
 			return fmt.Errorf("it has %+v", taints)

@@ -16,12 +16,15 @@ import (
 
 	"github.com/meshca/meshca/test/helm"
 	"github.com/meshca/meshca/test/node"
-	"github.com/meshca/meshca/test/parts"
 	"github.com/meshca/meshca/test/vault"
 )
 
-// vaultAddress is the node's, which its pods reach.
-const vaultAddress = "10.99.0.1:8200"
+const (
+	// vaultAddress is the node's, which its pods reach.
+	vaultAddress = "10.99.0.1:8200"
+	// inParts is where the node finds the real parts.
+	inParts = "/run/parts"
+)
 
 // inVault installs the chart with its root in a Vault that was set up by the documented commands, with the login of the CA's
 // own service account, and replaces the root while proxies send requests.
@@ -84,7 +87,7 @@ func startVault(t *testing.T, s *helm.Site) {
 	check(t, os.MkdirAll(filepath.Join(dir, "tls"), 0o700))
 	check(t, vault.InstallPlugin(filepath.Join(dir, "plugins")))
 	check(t, os.CopyFS(filepath.Join(dir, "documented"), os.DirFS(filepath.Join(s.Root, "deploy", "vault"))))
-	check(t, s.AddProgram(ctx, "vault", parts.Path(t, "vault"), "server", "-dev", "-dev-no-store-token", "-dev-root-token-id=administrator",
+	check(t, s.AddProgram(ctx, "vault", inParts+"/vault", "server", "-dev", "-dev-no-store-token", "-dev-root-token-id=administrator",
 		"-dev-tls", "-dev-tls-cert-dir="+node.Inner+"/vault/tls", "-dev-tls-san=10.99.0.1", "-dev-plugin-dir="+node.Inner+"/vault/plugins", "-dev-listen-address="+vaultAddress))
 	check(t, s.StartProgram(ctx, "vault"))
 	await(t, s, time.Minute, "Vault", func(ctx context.Context) error {
@@ -110,7 +113,7 @@ func administer(t *testing.T, s *helm.Site, headings ...string) {
 
 func shell(ctx context.Context, t *testing.T, s *helm.Site, commands string) (string, error) {
 	t.Helper()
-	return s.Inside(ctx, "env", "PATH="+filepath.Dir(parts.Path(t, "vault"))+":"+os.Getenv("PATH"), "HOME="+node.Inner+"/vault", "VAULT_ADDR=https://"+vaultAddress,
+	return s.Inside(ctx, "env", "PATH="+inParts+":"+os.Getenv("PATH"), "HOME="+node.Inner+"/vault", "VAULT_ADDR=https://"+vaultAddress,
 		"VAULT_TOKEN=administrator", "VAULT_CACERT="+node.Inner+"/vault/tls/vault-ca.pem", "KUBERNETES_HOST=https://10.96.0.1", "KUBERNETES_CA="+node.Inner+"/vault/kubernetes-ca.pem",
 		"bash", "-euo", "pipefail", "-c", "cd "+node.Inner+"/vault/documented\n"+commands)
 }
