@@ -68,6 +68,7 @@ func (s *admin) GetAgentStatus(context.Context, *meshcav1.GetAgentStatusRequest)
 	for _, w := range a.roster.list() {
 		shown := w.shown()
 		traffic[w.Socket].show(shown)
+		shown.AwaitedStreams = uint32(a.proxies.missing(w.Socket))
 		status.Workloads = append(status.Workloads, shown)
 	}
 	for _, d := range a.readers.list() {

@@ -40,6 +40,7 @@ type Agent struct {
 	stage   stage
 	handed  *handed // connections that sources accepted
 	readers readers
+	proxies *proxies
 	// policyReviewed is the moment that the CA's last state told; apply alone uses it.
 	policyReviewed time.Time
 	// distributed is the bundle sequence that every socket serves and that is on disk.
@@ -59,6 +60,7 @@ func New(c Config) (*Agent, error) {
 	a.denials = newDenials(filepath.Join(c.StateDir, "denied.json"), c.Log)
 	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys"), c.now}
+	a.proxies = newProxies(filepath.Join(c.RuntimeDir, "streams"), c.Log)
 	a.self = &self{
 		domain: c.TrustDomain, cluster: c.Cluster, tokenFile: c.TokenFile, version: c.Version,
 		trust: a.trust, store: a.store, clock: &a.clock, now: c.now, log: c.Log, gained: a.gained, uprooted: a.uprooted,
@@ -130,6 +132,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.distribute(ctx); return nil })
 	g.Go(func() error { a.follower.run(ctx); return nil })
 	g.Go(func() error { a.watchTokens(ctx); return nil })
+	g.Go(func() error { a.proxies.run(ctx); return nil })
 	g.Go(func() error {
 		return stopped(rotation.Keep(ctx, a.self, rotation.KeepOptions{Have: own, Wake: a.self.wake, Observe: a.observeSelf}))
 	})
@@ -185,9 +188,11 @@ func (a *Agent) prepare() (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.store.prepare(); err != nil {
-		unlock()
-		return nil, err
+	for _, prepare := range []func() error{a.store.prepare, a.proxies.prepare} {
+		if err := prepare(); err != nil {
+			unlock()
+			return nil, err
+		}
 	}
 	return unlock, nil
 }
@@ -195,12 +200,20 @@ func (a *Agent) prepare() (unlock func(), err error) {
 func (a *Agent) keepWorkload(ctx context.Context, w *workload) {
 	options := rotation.KeepOptions{Wake: w.wake, Observe: func(attempt rotation.Attempt) {
 		w.observed(attempt)
+		a.attempted(w, attempt.Err)
 		a.metrics.renewed("workload", attempt)
 	}}
 	if h := w.holds(); h != nil {
 		options.Have = &h.term
 	}
 	_ = rotation.Keep(ctx, w, options) // it ends with ctx
+}
+
+// attempted is told how a renewal went. Nobody comes back to a workload that has ended.
+func (a *Agent) attempted(w *workload, err error) {
+	if isVerdict(err) && refusal.Of(err).EndsLife() {
+		a.proxies.forget(w.Socket)
+	}
 }
 
 func (a *Agent) observeSelf(attempt rotation.Attempt) {

@@ -244,3 +244,14 @@ func TestAgentServesWhatTokensProve(t *testing.T) {
 		t.Error("the socket is left behind")
 	}
 }
+
+// secretNames are those of an answer.
+func secretNames(t *testing.T, r *discoveryv3.DiscoveryResponse) (names []string) {
+	t.Helper()
+	for _, resource := range r.GetResources() {
+		s := &tlsv3.Secret{}
+		must(t, resource.UnmarshalTo(s))
+		names = append(names, s.GetName())
+	}
+	return names
+}

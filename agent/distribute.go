@@ -42,29 +42,39 @@ func fresher(stale <-chan struct{}) bool {
 }
 
 // taken waits until every open stream and every reader has a bundle newer than after, and returns its sequence. Where they
-// make it wait for longer than patience, it returns after, and who they are.
+// make it wait for longer than patience, it returns after, and who they are. While streams of before a restart have not come
+// back, their peers are known to have what was acknowledged then, and nothing newer.
 func (a *Agent) taken(ctx context.Context, after uint64, patience time.Duration) (sequence uint64, waitsFor []string, err error) {
 	late := time.NewTimer(patience)
 	defer late.Stop()
 	for {
-		sequence, stale := a.distributed.Get()
+		newest, stale := a.distributed.Get()
+		sequence := newest
+		away, back := a.proxies.awaits()
+		if away > 0 {
+			sequence = min(sequence, a.trust.confirmed())
+		}
 		var changed, took <-chan struct{}
 		var over <-chan time.Time
+		if newest > after {
+			over = late.C
+		}
 		if sequence > after {
 			streams, readers := 0, 0
 			streams, changed = a.sds.Acknowledged(sequence)
 			readers, took = a.readers.lacking(sequence)
 			if streams+readers == 0 {
+				a.trust.confirm(sequence)
 				return sequence, nil, nil
 			}
-			over = late.C
 		}
 		select {
 		case <-changed:
 		case <-took:
 		case <-stale:
+		case <-back:
 		case <-over:
-			return after, a.lacking(sequence), nil
+			return after, a.lacking(newest), nil
 		case <-ctx.Done():
 			return 0, nil, ctx.Err()
 		}

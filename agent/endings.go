@@ -73,6 +73,7 @@ func (a *Agent) die(w *workload, why error) {
 	}
 	phase := w.phase()
 	w.end(why)
+	a.proxies.forget(w.Socket)
 	a.metrics.ended.WithLabelValues(outcome(why)).Inc()
 	w.retries.after(placeIn(askAfterEnd, phase), w.renewNow)
 }

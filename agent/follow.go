@@ -158,6 +158,9 @@ func (a *Agent) lacking(sequence uint64) []string {
 		names = append(names, refusal.Clip(s.Peer+": "+why, maxLackingBytes))
 	}
 	names = append(names, a.readers.waitsFor(sequence)...)
+	for _, away := range a.proxies.lacking() {
+		names = append(names, refusal.Clip(away, maxLackingBytes))
+	}
 	slices.Sort(names)
 	return names[:min(len(names), maxLacking)]
 }

@@ -12,7 +12,7 @@ func (a *Agent) leave() {
 	if !a.config.CleanUp || len(a.roster.list()) > 0 {
 		return
 	}
-	err := os.RemoveAll(a.store.dir)
+	err := errors.Join(os.RemoveAll(a.store.dir), os.RemoveAll(a.proxies.dir))
 	for _, file := range []string{a.trust.kept, a.denials.path, a.lockPath()} {
 		if gone := os.Remove(file); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
 			err = errors.Join(err, gone)

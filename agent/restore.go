@@ -16,6 +16,7 @@ func (a *Agent) restore() (own *rotation.Term, err error) {
 	if err := a.store.prune(names); err != nil {
 		a.log.Warn("keys of workloads that are gone cannot be removed", "dir", a.store.dir, "error", err)
 	}
+	a.proxies.load(a.roster.list())
 	h := a.restored(selfName, Workload{}, a.config.TokenFile)
 	if h == nil {
 		return nil, nil

@@ -46,10 +46,11 @@ func (a *Agent) newSDS() (*sds.Server, error) {
 		SystemBundle:    a.config.SystemBundle,
 		Limits:          a.config.SDS,
 		Observe: sds.Observe{
-			Acked:   func(sds.Stream) { a.metrics.acks.Inc() },
-			Nacked:  func(s sds.Stream, n sds.Nack) { a.nacked(s, n) },
-			Unknown: func(s sds.Stream, names []string) { a.unknown(s, names) },
-			Closed:  a.streamClosed,
+			Entrusted: func(s sds.Stream) { a.proxies.entrusted(s.Peer) },
+			Acked:     func(sds.Stream) { a.metrics.acks.Inc() },
+			Nacked:    func(s sds.Stream, n sds.Nack) { a.nacked(s, n) },
+			Unknown:   func(s sds.Stream, names []string) { a.unknown(s, names) },
+			Closed:    a.streamClosed,
 		},
 	})
 }
@@ -93,6 +94,9 @@ func (a *Agent) unknown(s sds.Stream, names []string) {
 }
 
 func (a *Agent) streamClosed(s sds.Stream, err error) {
+	if s.Entrusted {
+		a.proxies.left(s.Peer)
+	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		a.log.Debug("an SDS stream ended", "socket", s.Peer, "node", s.Node, "error", err)
 	}

@@ -130,6 +130,7 @@ func (k *Kept) Remove() error {
 		k.w.shared.cut(parting)
 	}
 	k.agent.roster.remove(k.w)
+	k.agent.proxies.forget(k.w.Socket)
 	return k.agent.store.remove(k.w.name) // also what a renewal kept that was in hand
 }
 

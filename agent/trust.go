@@ -38,6 +38,7 @@ type trust struct {
 	taken   string // digest of the file without a sequence that was taken last, hex; empty where the last one had a sequence
 	fileErr error  // why the file could not be taken when it was read last
 	keptErr error  // why the bundle is not on disk
+	acked   uint64 // the sequence that all below were last known to have
 }
 
 // keptTrust is the file that trust keeps.
@@ -47,6 +48,8 @@ type keptTrust struct {
 	Taken string `json:"taken,omitempty"`
 	// Mark is the CA's name for the last state that was followed.
 	Mark []byte `json:"mark,omitempty"`
+	// Acked is the sequence that all below the agent were last known to have.
+	Acked uint64 `json:"acked,omitempty"`
 }
 
 var _ x509bundle.Source = (*trust)(nil)
@@ -95,7 +98,8 @@ func (t *trust) restore() error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.taken, t.mark = k.Taken, k.Mark
+	sequence, _ := b.SequenceNumber()
+	t.taken, t.mark, t.acked = k.Taken, k.Mark, min(k.Acked, sequence)
 	t.current.Set(b)
 	return nil
 }
@@ -178,11 +182,31 @@ func (t *trust) write(b *spiffebundle.Bundle) error {
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(keptTrust{Bundle: encoded, Taken: t.taken, Mark: t.mark})
+	data, err := json.Marshal(keptTrust{Bundle: encoded, Taken: t.taken, Mark: t.mark, Acked: t.acked})
 	if err != nil {
 		return err
 	}
 	return replaceFile(t.kept, data)
+}
+
+// confirm keeps that all below have the bundle of this sequence.
+func (t *trust) confirm(sequence uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if sequence <= t.acked {
+		return
+	}
+	t.acked = sequence
+	if err := t.write(t.current.Value()); err != nil { // a restart waits then, which costs time and nothing else
+		t.log.Warn("the acknowledgement of a trust bundle cannot be kept", "file", t.kept, "sequence", sequence, "error", err)
+	}
+}
+
+// confirmed is the sequence that all below are known to have, from before a restart too.
+func (t *trust) confirmed() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.acked
 }
 
 // ensureKept reports whether the bundle in use is on disk; it is written again where that failed before.

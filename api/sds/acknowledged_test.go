@@ -230,3 +230,70 @@ func TestWaitingStreamsLackNothing(t *testing.T) {
 		}
 	})
 }
+
+// Who relies on this hook writes down that the peer has a bundle: so the bundle must not be out before, and a peer that
+// came with it must not be left out.
+func TestEntrustedIsToldBeforeTheBundleIsSent(t *testing.T) {
+	type told struct {
+		peer    Stream
+		proceed chan struct{}
+	}
+	hooks := make(chan told, 8)
+	adjust := func(c *Config) {
+		c.Observe.Entrusted = func(s Stream) {
+			h := told{s, make(chan struct{})}
+			hooks <- h
+			<-h.proceed // nothing goes out before
+		}
+	}
+	withDoor(t, adjust, func(t *testing.T, d *door) {
+		next := func() told {
+			t.Helper()
+			synctest.Wait()
+			if len(hooks) != 1 {
+				t.Fatalf("told of %d streams, want one", len(hooks))
+			}
+			return <-hooks
+		}
+		d.source.Set(nil)
+		p, cert := d.sotw(), d.sotw()
+		p.say(ask(NameRootCA))
+		cert.say(ask(NameDefault))
+		synctest.Wait()
+		if len(hooks) != 0 {
+			t.Fatal("told of somebody who has nothing")
+		}
+		d.source.Set(fixture().first)
+		cert.say(ack(cert.next(), NameDefault)) // a certificate entrusts nobody
+		p.quiet()
+		h := next()
+		if !h.peer.Entrusted || h.peer.Waiting {
+			t.Errorf("told of %+v", h.peer)
+		}
+		d.lacking(1, 1) // as soon as it is told, it is waited for
+		close(h.proceed)
+		r := p.next()
+		p.say(ack(r, NameRootCA))
+		d.lacking(1, 0)
+		bundle2, err := newSecretsWith(fixture().root.Bundle(2, fixture().other), fixture().web)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.source.Set(bundle2)
+		r = p.next()
+		if len(hooks) != 0 {
+			t.Error("told twice")
+		}
+
+		// A peer that comes back with what it has is sent nothing, and holds it all the same.
+		again := d.sotw()
+		first := ask(NameRootCA)
+		first.VersionInfo = r.GetVersionInfo()
+		again.say(first)
+		again.quiet()
+		h = next()
+		close(h.proceed)
+		again.quiet()
+		d.lacking(2, 1) // p alone, which has not said yet that it took it
+	})
+}

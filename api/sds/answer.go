@@ -146,6 +146,7 @@ func (b *subscription) consider(d *due, s *Secrets, name string, h held) {
 		return
 	}
 	if r := s.lookup(name, b.validation); r != nil {
+		b.contexts = b.contexts || r.context
 		if r.version != h.version {
 			d.resources = append(d.resources, r)
 		}

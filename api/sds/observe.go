@@ -8,6 +8,9 @@ type Observe struct {
 	// Opened and Closed frame the life of a stream that was let in. err is nil where the peer ended it in order.
 	Opened func(Stream)
 	Closed func(s Stream, err error)
+	// Entrusted: for the first time on this stream the peer is to get a validation context, or has it by an earlier stream.
+	// The answer goes out when this has returned.
+	Entrusted func(Stream)
 	// Acked: the peer took an answer. Its bundle sequence is Stream.Sequence.
 	Acked func(Stream)
 	// Nacked: the peer refused an answer. It is not sent again; the next content is.
@@ -25,6 +28,12 @@ func (o *Observe) opened(s Stream) {
 func (o *Observe) closed(s Stream, err error) {
 	if o.Closed != nil {
 		o.Closed(s, err)
+	}
+}
+
+func (o *Observe) entrusted(s Stream) {
+	if o.Entrusted != nil {
+		o.Entrusted(s)
 	}
 }
 
@@ -82,6 +91,8 @@ type Stream struct {
 	Wildcard bool
 	// Waiting: there are no secrets for it yet.
 	Waiting bool
+	// Entrusted: it was sent a validation context of ours, or came with one.
+	Entrusted bool
 	// Sequence is the bundle sequence up to which the peer has taken everything that it asked for. A stream that asks
 	// for no validation context has nothing to take, so it stands at the newest.
 	Sequence uint64

@@ -162,6 +162,7 @@ func (st *stream) answer(s *Secrets) error {
 		}
 		st.owing = more
 		st.taken.offer(s, &a, more)
+		st.entrust()
 		if !a.empty() {
 			if err := st.send(&a); err != nil {
 				return err
@@ -173,6 +174,15 @@ func (st *stream) answer(s *Secrets) error {
 		}
 	}
 	return nil
+}
+
+// entrust notes that the peer is about to hold a validation context by this stream, or holds it already by an earlier one.
+func (st *stream) entrust() {
+	if !st.sub.contexts || st.shown.Entrusted {
+		return
+	}
+	st.server.streams.show(st, func(st *stream) { st.shown.Entrusted, st.shown.Waiting = true, false })
+	st.server.config.Observe.entrusted(st.shown)
 }
 
 // sendsAtOnce is how many unread bytes a peer may have for a send to be made in place. grpc-go takes 64 KiB for a

@@ -31,6 +31,8 @@ type subscription struct {
 	all     bool
 	changed []string
 	secrets *Secrets
+	// contexts: a validation context of ours was due, or known to be there, once.
+	contexts bool
 	// looked counts the names that were looked at: what the peer is charged for.
 	looked int
 }

@@ -351,7 +351,7 @@ func (f *facts) troubled(denied string) []*meshcav1.WorkloadStatus {
 		{Socket: "/run/w/late.sock", TokenFile: "/var/t/late", State: "denied", LastSpiffeId: "spiffe://mesh.example/ns/shop/sa/late",
 			LastRefusal: &meshcav1.Refusal{Code: 14, Reason: "CA_UNREACHABLE", Message: "no route"}},
 		{Socket: "/run/w/past.sock", TokenFile: "/var/t/past", State: "fresh", Svid: fresh("spiffe://mesh.example/ns/shop/sa/past"), Nacks: 2, OpenStreams: 1},
-		{Socket: "/run/w/vain.sock", TokenFile: "/var/t/vain", State: "fresh", Svid: fresh("spiffe://mesh.example/ns/shop/sa/vain"), OpenStreams: 1,
+		{Socket: "/run/w/vain.sock", TokenFile: "/var/t/vain", State: "fresh", Svid: fresh("spiffe://mesh.example/ns/shop/sa/vain"), OpenStreams: 1, AwaitedStreams: 2,
 			UnknownNames: []string{"edge-cert", "x"}, UnknownCount: 3},
 	}
 }

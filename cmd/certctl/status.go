@@ -287,7 +287,7 @@ func (p *page) renewal(h *meshcav1.HeldSVID) string {
 func drawWorkloads(p *page, all []*meshcav1.WorkloadStatus) {
 	var rows [][]cell
 	for _, w := range all {
-		row := []cell{text(w.GetState()).as(stateTone(w.GetState())), {}, {}, {}, {}, textf("%d", w.GetOpenStreams()), {}, text(place(w)), lastTrouble(p, w)}
+		row := []cell{text(w.GetState()).as(stateTone(w.GetState())), {}, {}, {}, {}, streamsSay(w), {}, text(place(w)), lastTrouble(p, w)}
 		row[1] = text(identity(w))
 		if h := w.GetSvid(); h != nil {
 			row[2], row[3], row[4] = p.heldEnds(h), text(p.renewal(h)), textf("%d", h.GetRotations())
@@ -304,6 +304,14 @@ func drawWorkloads(p *page, all []*meshcav1.WorkloadStatus) {
 		p.gap()
 		p.table([]string{"STATE", "SPIFFE ID", "ENDS", "RENEWS", "ROTATIONS", "STREAMS", "NACKS", placeTitle(all), "LAST TROUBLE"}, rows)
 	}
+}
+
+// streamsSay counts the open streams, and those that are waited for since the agent's start.
+func streamsSay(w *meshcav1.WorkloadStatus) cell {
+	if n := w.GetAwaitedStreams(); n > 0 {
+		return textf("%d, %d to come back", w.GetOpenStreams(), n).as(doubtful)
+	}
+	return textf("%d", w.GetOpenStreams())
 }
 
 // drawDeliveries shows where else than to sockets the agent delivers.

@@ -1,4 +1,5 @@
-// Package restore backs the real CA up, loses what it has, and brings it back, with a real agent beside it.
+// Package restore backs the real CA up, loses what it has, and brings it back, with a real agent beside it; and kills that
+// agent, too.
 package restore
 
 import (

@@ -3796,10 +3796,13 @@ type WorkloadStatus struct {
 	// The identity that is held, or that was held or denied last where nothing is; empty before the first one.
 	LastSpiffeId string `protobuf:"bytes,13,opt,name=last_spiffe_id,json=lastSpiffeId,proto3" json:"last_spiffe_id,omitempty"`
 	// The pod that it is for, as the kubelet named it; empty where it comes from the agent's configuration.
-	Namespace     string `protobuf:"bytes,14,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Pod           string `protobuf:"bytes,15,opt,name=pod,proto3" json:"pod,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Namespace string `protobuf:"bytes,14,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod       string `protobuf:"bytes,15,opt,name=pod,proto3" json:"pod,omitempty"`
+	// Streams that held a trust bundle before the agent's restart and have not come back. Until they do, for 35 seconds at
+	// most, no newer bundle is acknowledged to the CA.
+	AwaitedStreams uint32 `protobuf:"varint,16,opt,name=awaited_streams,json=awaitedStreams,proto3" json:"awaited_streams,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WorkloadStatus) Reset() {
@@ -3935,6 +3938,13 @@ func (x *WorkloadStatus) GetPod() string {
 		return x.Pod
 	}
 	return ""
+}
+
+func (x *WorkloadStatus) GetAwaitedStreams() uint32 {
+	if x != nil {
+		return x.AwaitedStreams
+	}
+	return 0
 }
 
 type CheckAgentRequest struct {
@@ -4420,7 +4430,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\brenew_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12\x1c\n" +
 	"\trotations\x18\a \x01(\x04R\trotations\x12\x1b\n" +
 	"\tdns_names\x18\b \x03(\tR\bdnsNames\x12\x14\n" +
-	"\x05chain\x18\t \x03(\fR\x05chain\"\xae\x04\n" +
+	"\x05chain\x18\t \x03(\fR\x05chain\"\xd7\x04\n" +
 	"\x0eWorkloadStatus\x12\x16\n" +
 	"\x06socket\x18\x01 \x01(\tR\x06socket\x12\x1d\n" +
 	"\n" +
@@ -4438,7 +4448,8 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\runknown_count\x18\f \x01(\rR\funknownCount\x12$\n" +
 	"\x0elast_spiffe_id\x18\r \x01(\tR\flastSpiffeId\x12\x1c\n" +
 	"\tnamespace\x18\x0e \x01(\tR\tnamespace\x12\x10\n" +
-	"\x03pod\x18\x0f \x01(\tR\x03pod\"\x13\n" +
+	"\x03pod\x18\x0f \x01(\tR\x03pod\x12'\n" +
+	"\x0fawaited_streams\x18\x10 \x01(\rR\x0eawaitedStreams\"\x13\n" +
 	"\x11CheckAgentRequest\"D\n" +
 	"\x12CheckAgentResponse\x12.\n" +
 	"\bfindings\x18\x01 \x03(\v2\x12.meshca.v1.FindingR\bfindings\"\x17\n" +
