@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"runtime/debug"
 
@@ -39,6 +38,6 @@ func (g guard) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServer
 }
 
 func (g guard) panicked(method string, p any) error {
-	g.log.Error("a call panicked; it was refused, the agent goes on", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	g.log.Error("a call panicked; it was refused, the agent goes on", "method", method, "panic", refusal.Panicked(p), "stack", string(debug.Stack()))
 	return refusal.Status(refusal.New(refusal.Internal, "an internal fault: the agent's log has it"))
 }

@@ -22,7 +22,7 @@ func TestPanicsAreRefused(t *testing.T) {
 	log := &logBook{}
 	a := &Agent{config: Config{}.withDefaults(), log: slog.New(slog.NewTextHandler(log, nil))} // it lacks all that calls need
 	var err error
-	a.sds, err = sds.New(sds.Config{Source: func(context.Context) (sds.Source, error) { panic("a fault") }})
+	a.sds, err = sds.New(sds.Config{Source: func(context.Context) (sds.Source, error) { panic("a-token-in-a-panic") }})
 	must(t, err)
 	dir := shortDir(t)
 	ctx, stop := context.WithCancel(context.Background())
@@ -62,6 +62,9 @@ func TestPanicsAreRefused(t *testing.T) {
 	}
 	if !contains(log.String(), "guard.go") {
 		t.Errorf("the log has no stack: %s", log)
+	}
+	if contains(log.String(), "a-token-in-a-panic") {
+		t.Errorf("the log has what a call panicked with: %s", log)
 	}
 	stop()
 	must(t, <-served)

@@ -3,7 +3,6 @@ package csi
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -155,7 +154,7 @@ type guard struct{ log *slog.Logger }
 func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			g.log.Error("a call panicked; it was refused, the agent goes on", "method", info.FullMethod, "panic", kind(p), "stack", string(debug.Stack()))
+			g.log.Error("a call panicked; it was refused, the agent goes on", "method", info.FullMethod, "panic", refusal.Panicked(p), "stack", string(debug.Stack()))
 			resp, err = nil, refusal.Status(refusal.New(refusal.Internal, "an internal fault: the agent's log has it"))
 		}
 	}()
@@ -170,12 +169,4 @@ func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 		g.log.Error("a call failed", "method", info.FullMethod, "error", err)
 	}
 	return nil, refusal.Status(err)
-}
-
-// kind is what a panic may tell: the runtime's own words, or the type of what it was called with.
-func kind(p any) string {
-	if err, ok := p.(interface{ RuntimeError() }); ok {
-		return fmt.Sprint(err)
-	}
-	return fmt.Sprintf("%T", p)
 }

@@ -80,6 +80,6 @@ func answer(err error) error {
 }
 
 func (s *Server) panicked(method string, p any) error {
-	s.c.Log.Error("a request at the admin socket panicked; the server goes on", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	s.c.Log.Error("a request at the admin socket panicked; the server goes on", "method", method, "panic", refusal.Panicked(p), "stack", string(debug.Stack()))
 	return refusal.New(refusal.Internal, "an internal fault: the CA's log has it").GRPCStatus().Err()
 }

@@ -283,7 +283,7 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 }
 
 func (s *Server) panicked(method string, p any) error {
-	s.Log.Error("a request panicked; it was refused, the server goes on", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	s.Log.Error("a request panicked; it was refused, the server goes on", "method", method, "panic", refusal.Panicked(p), "stack", string(debug.Stack()))
 	return refusal.New(refusal.Internal, "an internal fault: the CA's log has it").After(5 * time.Second)
 }
 

@@ -97,7 +97,7 @@ func (d *door) try(parent context.Context, key objectKey, it *item) (err error) 
 	defer cancel()
 	defer func() {
 		if p := recover(); p != nil {
-			d.o.Log.Error("answering a request panicked; the door goes on", "api", d.plural, "request", key.String(), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			d.o.Log.Error("answering a request panicked; the door goes on", "api", d.plural, "request", key.String(), "panic", refusal.Panicked(p), "stack", string(debug.Stack()))
 			err = refusal.New(refusal.Internal, "an internal fault").After(lastRetry)
 		}
 	}()

@@ -3,6 +3,8 @@ package sds
 import (
 	"fmt"
 	"runtime/debug"
+
+	"github.com/meshca/meshca/api/refusal"
 )
 
 // fault is a panic of a goroutine that works for a stream. The stream's own goroutine panics with it again: there the
@@ -22,8 +24,11 @@ func caught(value any) error {
 	return &fault{value: value, stack: debug.Stack()}
 }
 
-// Error holds the stack: it is for whoever recovers, and never sent.
-func (f *fault) Error() string { return fmt.Sprintf("%v\n\n%s", f.value, f.stack) }
+// Panicked is what whoever recovers may log: what happened, and where.
+func (f *fault) Panicked() string { return fmt.Sprintf("%s\n\n%s", refusal.Panicked(f.value), f.stack) }
+
+// Error is the same: it is for whoever recovers, and never sent.
+func (f *fault) Error() string { return f.Panicked() }
 
 // raise panics with a fault that another goroutine handed over; any other err it leaves alone.
 func raise(err error) {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/rotation"
 )
 
@@ -33,7 +34,7 @@ func (w *faulty) receive() (*request, error) {
 
 func (w *faulty) send(*answer) error { panicsHere(); return nil }
 
-func panicsHere() { panic("a fault") }
+func panicsHere() { panic("a-token-in-a-panic") }
 
 // A stream's helpers have goroutines of their own, where a panic would end the process. It must come up in the stream's
 // goroutine, where the server's interceptors are, and with the stack of where it happened.
@@ -65,7 +66,7 @@ func TestFaultsComeUpInTheStreamsGoroutine(t *testing.T) {
 				return server.serve(ctx, Delta, w)
 			}()
 			f, ok := raised.(*fault)
-			if !ok || !strings.Contains(f.Error(), "a fault") || !strings.Contains(f.Error(), "panicsHere") {
+			if !ok || strings.Contains(f.Error(), "a-token-in-a-panic") || !strings.HasPrefix(refusal.Panicked(f), "string\n") || !strings.Contains(f.Error(), "panicsHere") {
 				t.Errorf("the stream's goroutine had %v", raised)
 			}
 			if len(closed) != 1 || !errors.Is(closed[0], errPanicked) {
