@@ -63,8 +63,8 @@ type door struct {
 
 // item is what is remembered of an open request between two tries.
 type item struct {
-	// seen is the UID of the object that was seen last; again, that another one of that name was seen since the queue was told. Both are
-	// guarded by the door's mu.
+	// seen is the UID of the object that was seen last; again, that another one of that name was seen since a worker took the name
+	// up. Both are guarded by the door's mu.
 	seen  string
 	again bool
 
@@ -201,8 +201,9 @@ func (d *door) seen(obj any) {
 	defer d.mu.Unlock()
 	switch it := d.items[key]; {
 	case it != nil && it.seen == uid: // it has its turn, and is read anew then
-	case it != nil:
+	case it != nil: // another one of that name: what the one before waits for is none of its business
 		it.seen, it.again = uid, true
+		d.queue.Add(key)
 	case len(d.items) >= maxPending:
 		d.missed = true
 	default:

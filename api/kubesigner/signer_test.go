@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -175,6 +177,40 @@ func TestAnObjectMadeAnew(t *testing.T) {
 		return nil
 	})
 	b.until("one", "Issued")
+}
+
+// An object that is made anew does not wait for what the one before it of that name waits for: ten minutes, here.
+func TestAnObjectMadeAnewWhileTheOldOneWaits(t *testing.T) {
+	b := newBench(t, "v1beta1")
+	b.before = func(w http.ResponseWriter, r *http.Request) bool {
+		old := strings.HasSuffix(r.URL.Path, "/status") && b.objects["one"]["metadata"].(map[string]any)["uid"] == "uid-of-one"
+		if old {
+			failure(w, http.StatusUnprocessableEntity, "Invalid", "notBefore is not near enough")
+		}
+		return old
+	}
+	log := &logBook{}
+	b.signer.doors[0].o.Log = slog.New(slog.NewTextHandler(log, nil))
+	b.run()
+	b.ask("one")
+	b.await(func() error {
+		if !strings.Contains(log.String(), "in=10m0s") {
+			return fmt.Errorf("nothing waits: %s", log)
+		}
+		return nil
+	})
+	b.do(func() {
+		next := maps.Clone(b.objects["one"])
+		next["metadata"] = map[string]any{"namespace": "shop", "name": "one", "uid": "uid-of-another"}
+		b.put(next)
+	})
+	b.until("one", "Issued")
+	b.await(func() error {
+		if n := b.signer.Status()[0].Pending; n != 0 {
+			return fmt.Errorf("%d are open", n)
+		}
+		return nil
+	})
 }
 
 func request(name string) *certificatesv1beta1.PodCertificateRequest {
