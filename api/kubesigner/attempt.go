@@ -26,6 +26,10 @@ const (
 
 	// claimAnnotation is on a request which replica answers it.
 	claimAnnotation = "meshca.io/answered-by"
+	// deliverable is how long after its issue a certificate is handed out. NotBefore lies a minute before the issue, and the API
+	// wants that of a PodCertificateRequest within podCertificateNear of its own now, so the skew of clocks has room too.
+	deliverable = 90 * time.Second
+
 	// claimPatience is how long another replica's claim is respected from when it was first seen here.
 	claimPatience = 30 * time.Second
 )
@@ -125,9 +129,12 @@ func (d *door) try(parent context.Context, key objectKey, it *item) (err error) 
 	if obj, err = d.claim(ctx, *r, key, it, obj); err != nil {
 		return gone(err)
 	}
-	// 3. The decision: the procedure's that all doors end in, or what an earlier try got from it and could not deliver.
-	if it.made == nil || d.deliverable > 0 && time.Since(it.made.at) > d.deliverable || !time.Now().Before(it.made.svid.NotAfter) {
-		it.made = nil
+	// 3. The decision: the procedure's that all doors end in, or what an earlier try got from it and could not deliver, if
+	// that still stands.
+	if err := d.keep(ctx, obj, it); err != nil {
+		return err
+	}
+	if it.made == nil {
 		svid, err := d.decide(ctx, obj)
 		if no, final := finally(err); final {
 			return gone(d.deliver(ctx, *r, key, obj, d.deny(obj, no), "denied"))
@@ -142,6 +149,31 @@ func (d *door) try(parent context.Context, key objectKey, it *item) (err error) 
 		it.made = nil
 	}
 	return gone(err)
+}
+
+// keep drops what an earlier try could not deliver, if it is too old, or would not be granted any more: somebody may have
+// denied the identity since, and its pod or its policy may have changed. An error says that nobody knows now.
+func (d *door) keep(ctx context.Context, obj object, it *item) error {
+	if it.made == nil {
+		return nil
+	}
+	if time.Since(it.made.at) > deliverable || !time.Now().Before(it.made.svid.NotAfter) {
+		it.made = nil
+		return nil
+	}
+	ask, err := d.ask(obj)
+	if err == nil {
+		err = d.o.Registration.Stands(ctx, d.by, ask, it.made.svid)
+	}
+	switch no, final := finally(err); {
+	case final:
+		d.o.Log.Info("what was signed for a request and could not be delivered is not granted any more; it is decided anew", "api", d.plural,
+			"request", it.uid, "serial", ca.SerialString(it.made.svid.Chain[0].SerialNumber), "reason", string(no.Reason))
+		it.made = nil
+		return nil
+	default:
+		return err
+	}
 }
 
 // gone takes a request that is there no more for an answered one.

@@ -48,8 +48,7 @@ func podCertificates(cluster, signer string) protocol {
 				podCertificateCondition(certificatesv1beta1.PodCertificateRequestConditionTypeDenied, denialReason(no), explained(no)),
 			}}}}
 		},
-		// NotBefore lies a minute before the issue, so all three together stay within podCertificateNear.
-		deliverable: 90 * time.Second, maxSkew: 2 * time.Minute,
+		maxSkew: 2 * time.Minute, // see deliverable: together they stay within podCertificateNear
 	}
 }
 

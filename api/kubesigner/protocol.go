@@ -36,8 +36,6 @@ type protocol struct {
 	// grant and deny are the answers, each a change of the object, to be made one after the other.
 	grant func(obj object, svid ca.SVID) []answer
 	deny  func(obj object, no *refusal.Error) []answer
-	// deliverable is how long after its issue a certificate is taken by the API; zero: until it ends.
-	deliverable time.Duration
 	// maxSkew is how far the clocks may be apart; zero: they do not matter.
 	maxSkew time.Duration
 }

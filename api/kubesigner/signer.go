@@ -19,6 +19,8 @@ type Registration interface {
 	AdmitObjects(cluster string) (*registration.Admitted, error)
 	// Issue decides and signs.
 	Issue(ctx context.Context, by *registration.Admitted, r registration.Request) (ca.SVID, error)
+	// Stands reports whether what was issued for a request would be granted now too.
+	Stands(ctx context.Context, by *registration.Admitted, r registration.Request, svid ca.SVID) error
 	// Refuse records what this door refused itself, and returns err.
 	Refuse(by *registration.Admitted, r registration.Request, err error) error
 }

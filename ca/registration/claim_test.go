@@ -159,3 +159,53 @@ func TestADoorRefuses(t *testing.T) {
 		t.Errorf("the audit log has %d bytes", n)
 	}
 }
+
+// What was issued a moment ago stands until the cause, the policy or an operator says otherwise; asking leaves no line.
+func TestWhatWasIssuedStands(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(w *world.World)
+		want   refusal.Reason
+	}{
+		"nothing changed": {func(*world.World) {}, ""},
+		"it is denied": {func(w *world.World) {
+			denial := ca.Denial{ID: "spiffe://mesh.test/ns/shop/sa/web", Since: time.Now(), By: "uid 0"}
+			if _, err := w.RA.Orders.Deny(w.T.Context(), denial); err != nil {
+				w.T.Fatal(err)
+			}
+		}, refusal.IdentityDenied},
+		"the account was made anew": {func(w *world.World) {
+			w.Pods.Range(func(ref, of any) bool {
+				ev := of.(attestor.Evidence)
+				ev.ServiceAccountUID = "another"
+				w.Pods.Store(ref, ev)
+				return true
+			})
+		}, refusal.ClaimUntrue},
+		"policy denies":                {func(w *world.World) { w.SetPolicy("rules: [{deny: true}]") }, refusal.PolicyDenied},
+		"policy grants another ID":     {func(w *world.World) { w.SetPolicy("rules: [{id: '/{cluster}/{namespace}/{serviceAccount}'}]") }, refusal.PolicyDenied},
+		"policy grants less time":      {func(w *world.World) { w.SetPolicy("rules: [{ttl: 5h, dnsNames: [web.example]}]") }, refusal.PolicyDenied},
+		"policy grants no name":        {func(w *world.World) { w.SetPolicy("rules: [{}]") }, refusal.PolicyDenied},
+		"policy grants a further name": {func(w *world.World) { w.SetPolicy("rules: [{dnsNames: [web.example, more.example]}]") }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := known(t, "rules: [{dnsNames: [web.example]}]", world.Web)
+			by, err := w.RA.AdmitObjects(world.Cluster)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := claim(w, true)
+			svid, err := w.RA.Issue(t.Context(), by, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.change(w)
+			lines := len(w.Audit.Lines(t))
+			if err := w.RA.Stands(t.Context(), by, r, svid); refusal.Of(err) != c.want {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if n := len(w.Audit.Lines(t)); n != lines {
+				t.Errorf("asking left %d audit lines", n-lines)
+			}
+		})
+	}
+}

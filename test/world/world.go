@@ -76,6 +76,8 @@ type World struct {
 	// without liveness can ask nobody for either.
 	Facts atomic.Pointer[attestor.Facts]
 	Pods  sync.Map // of attestor.PodRef to attestor.Evidence
+	// Unknown, when set, is what both clusters answer when a pod that somebody claims is to be confirmed.
+	Unknown atomic.Pointer[refusal.Error]
 	// Vouched counts the questions for such pods.
 	Vouched atomic.Int64
 
@@ -114,6 +116,9 @@ func (m mortal) Vouch(ctx context.Context, p attestor.PodRef) (attestor.Evidence
 
 // Confirm knows the world's pods.
 func (m mortal) Confirm(ctx context.Context, claimed attestor.Evidence) (attestor.Evidence, error) {
+	if unknown := m.w.Unknown.Load(); unknown != nil {
+		return claimed, unknown
+	}
 	known, ok := m.w.Pods.Load(attestor.PodRef{Namespace: claimed.Identity.Namespace(), Name: claimed.PodName, UID: claimed.PodUID})
 	if !ok {
 		return m.Cluster.Confirm(ctx, claimed)
