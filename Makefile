@@ -84,6 +84,7 @@ test-race: need-go ## the unit tests under the race detector (needs a C compiler
 
 .PHONY: bench
 bench: need-go ## the figures, as ratios to a floor of the same run; a table, and bench.json
+	@test/parts/build $(PARTS) etcd kubernetes
 	go run ./test/bench -json bench.json
 
 .PHONY: parts

@@ -40,6 +40,10 @@ type Cluster struct {
 	etcd, api *parts.Process
 }
 
+// TokenKey is the file with the RSA key that the API server signs service accounts' tokens with, PKCS #1 in PEM. Who
+// needs more of them than it can be asked for makes them with that.
+func (c *Cluster) TokenKey() string { return c.pki.TokenKey }
+
 // Start starts a cluster that ends with the test.
 func Start(t testing.TB) *Cluster {
 	t.Helper()

@@ -9,6 +9,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -24,11 +25,14 @@ import (
 	"testing"
 	"time"
 
+	"go.step.sm/crypto/pemutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	corev1 "k8s.io/api/core/v1"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
+	"github.com/meshca/meshca/test/kube"
 )
 
 const connections = 32
@@ -40,15 +44,6 @@ type turns struct {
 	time   time.Duration
 	tokens int // in a round; a round ends early when a server has used them up
 }
-
-var (
-	agentSubject = localissuer.Subject{
-		Namespace: "meshca", ServiceAccount: "meshca-agent", ServiceAccountUID: "sa-agent", Pod: "agent-1", PodUID: "pod-agent-1", Node: "node1", NodeUID: "uid-node1",
-	}
-	workload = localissuer.Subject{
-		Namespace: "shop", ServiceAccount: "web", ServiceAccountUID: "sa-web", Pod: "web-1", PodUID: "pod-web-1", Node: "node1", NodeUID: "uid-node1",
-	}
-)
 
 func BenchmarkIssueOneCSRACall(b *testing.B) {
 	compare(b, 1, turns{rounds: 8, time: 1200 * time.Millisecond, tokens: 5_000})
@@ -91,23 +86,30 @@ func compare(b *testing.B, batch int, turns turns) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// setup is a directory with a CA's configuration, and the issuer of tokens that it trusts.
+// setup is a directory with a CA's configuration, and the real API server whose pods it serves.
 type setup struct {
-	dir    string
-	tokens *localissuer.Issuer
-	meshca string
-	held   [][]byte // digests of the CA's intermediates, which an agent names in its calls
+	dir     string
+	cluster *kube.Cluster
+	tokens  *localissuer.Issuer // by the API server's key: nobody could ask it for as many
+	meshca  string
+	held    [][]byte // digests of the CA's intermediates, which an agent names in its calls
+
+	agent, workload localissuer.Subject
 }
 
 func prepare(b *testing.B) *setup {
 	b.Helper()
-	dir := b.TempDir()
-	tokens, err := localissuer.Open(dir, "https://tokens.test")
+	dir, cluster := b.TempDir(), kube.Start(b)
+	file, err := os.ReadFile(cluster.TokenKey())
 	check(b, err)
-	jwks, err := tokens.JWKS()
+	key, err := pemutil.ParseKey(file)
 	check(b, err)
-	check(b, os.WriteFile(filepath.Join(dir, "jwks.json"), jwks, 0o600))
-	w := &setup{dir: dir, tokens: tokens, meshca: build(b, dir, "github.com/meshca/meshca/cmd/meshca")}
+	tokens, err := localissuer.New(key.(*rsa.PrivateKey), kube.Issuer)
+	check(b, err)
+	w := &setup{dir: dir, cluster: cluster, tokens: tokens, meshca: build(b, dir, "github.com/meshca/meshca/cmd/meshca")}
+	node, err := cluster.CreateNode(b.Context(), "node1")
+	check(b, err)
+	w.agent, w.workload = w.subject(b, node, "meshca", "meshca-agent"), w.subject(b, node, "shop", "web")
 	config := fmt.Sprintf(`
 trustDomain: mesh.test
 listen: 127.0.0.1:%d
@@ -119,14 +121,28 @@ upstream: {disk: {}}
 limits: {callsPerSecond: 1000000, requestsPerSecond: 1000000, bytesPerSecond: 1000000000, openCalls: 128, openRequests: 10000}
 logLevel: warn
 clusters:
-  - {name: one, mode: jwks, issuer: "https://tokens.test", jwks: {file: %[2]s/jwks.json}, liveness: none}
-`, freePort(b), dir)
+  - {name: one, mode: jwks, kubeconfig: %[3]s}
+`, freePort(b), dir, cluster.Kubeconfig)
 	check(b, os.WriteFile(w.config(), []byte(config), 0o600))
 	out, err := exec.CommandContext(b.Context(), w.meshca, "root", "create", "--config", w.config()).CombinedOutput()
 	if err != nil {
 		b.Fatalf("root create: %v: %s", err, out)
 	}
 	return w
+}
+
+// subject makes a pod with its namespace and service account.
+func (w *setup) subject(b *testing.B, node *corev1.Node, namespace, account string) localissuer.Subject {
+	b.Helper()
+	_, err := w.cluster.CreateNamespace(b.Context(), namespace)
+	check(b, err)
+	sa, err := w.cluster.CreateServiceAccount(b.Context(), namespace, account)
+	check(b, err)
+	pod, err := w.cluster.CreatePod(b.Context(), namespace, account+"-1", account, node.Name)
+	check(b, err)
+	return localissuer.Subject{
+		Namespace: namespace, ServiceAccount: account, ServiceAccountUID: string(sa.UID), Pod: pod.Name, PodUID: string(pod.UID), Node: node.Name, NodeUID: string(node.UID),
+	}
 }
 
 func (w *setup) config() string { return filepath.Join(w.dir, "meshca.yaml") }
@@ -139,7 +155,7 @@ func (w *setup) mint(b *testing.B, n int) []string {
 	for range runtime.GOMAXPROCS(0) {
 		g.Go(func() {
 			for i := int(next.Add(1) - 1); i < n; i = int(next.Add(1) - 1) {
-				token, err := w.tokens.Token(workload, "meshca", time.Hour)
+				token, err := w.tokens.Token(w.workload, "meshca", time.Hour)
 				if err != nil {
 					b.Error(err)
 					return
@@ -188,7 +204,7 @@ func (w *setup) startCA(b *testing.B) *peer {
 	// The CA's certificate is not what is measured; its identity is verified in the agent's own tests.
 	config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}
 	key, csr := newCSR(b)
-	token, err := w.tokens.Token(agentSubject, "meshca-agent", time.Hour)
+	token, err := w.tokens.Token(w.agent, "meshca-agent", time.Hour)
 	check(b, err)
 	var attested *meshcav1.AttestAgentResponse
 	for range 100 { // until it serves
@@ -220,7 +236,7 @@ func (w *setup) startFloor(b *testing.B) *peer {
 	check(b, err)
 	check(b, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600))
 	check(b, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
-	out, pid := start(b, program, certFile, keyFile, certFile, filepath.Join(w.dir, "token-key.pem"))
+	out, pid := start(b, program, certFile, keyFile, certFile, w.cluster.TokenKey())
 	address, err := bufio.NewReader(out).ReadString('\n')
 	check(b, err)
 	return connect(b, address[:len(address)-1], &tls.Config{
