@@ -206,9 +206,9 @@ func (d *daemon) wakeServing() {
 	}
 }
 
-// keepLines keeps each line of the authority for as long as it is one, until ctx ends. signing is called when the first
-// of them can sign.
-func (d *daemon) keepLines(ctx context.Context, signing func()) {
+// keepLines keeps each line of the authority for as long as it is one, until ctx ends. came is called when one of them has
+// another intermediate.
+func (d *daemon) keepLines(ctx context.Context, came func()) {
 	kept, barred := map[*ca.Line]context.CancelFunc{}, map[*ca.Line]bool{}
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -230,9 +230,7 @@ func (d *daemon) keepLines(ctx context.Context, signing func()) {
 			running.Go(func() {
 				observe := d.observe("intermediate", func() {
 					d.roller.Wake()
-					if !d.authority.NotAfter().IsZero() { // whether its key answers now is the serving SVID's to try
-						signing()
-					}
+					came()
 				})
 				_ = rotation.Keep(lineCtx, l, rotation.KeepOptions{
 					Observe: func(a rotation.Attempt) { d.health.answered("sign below "+l.Root().ID, a.Err); observe(a) },

@@ -11,7 +11,6 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -285,20 +284,31 @@ func (d *daemon) runOn(ctx context.Context, api net.Listener) error {
 	return nil
 }
 
-// keepCredentials keeps the intermediates and the CA's own SVID. That needs an intermediate, so its loop begins when one
-// has come for the first time.
+// keepCredentials keeps the intermediates and the CA's own SVID. That needs an intermediate, so its loop begins when what
+// signs has one for the first time: when one came, or when a root signs whose intermediate was there before.
 func (d *daemon) keepCredentials(ctx context.Context, g *errgroup.Group) {
-	signing := make(chan struct{})
-	first := sync.OnceFunc(func() { close(signing) })
-	g.Go(func() error { d.keepLines(ctx, first); return nil })
+	came := make(chan struct{}, 1)
 	g.Go(func() error {
-		select {
-		case <-signing:
-			_ = rotation.Keep(ctx, d.serving, rotation.KeepOptions{
-				Wake: d.servingWake, Observe: d.observe("server", func() {}), Retry: rotation.Retry{Max: 30 * time.Second},
-			})
-		case <-ctx.Done():
+		d.keepLines(ctx, func() {
+			select {
+			case came <- struct{}{}:
+			default:
+			}
+		})
+		return nil
+	})
+	g.Go(func() error {
+		for d.authority.NotAfter().IsZero() { // whether its key answers now is the serving SVID's to try
+			select {
+			case <-came:
+			case <-d.servingWake:
+			case <-ctx.Done():
+				return nil
+			}
 		}
+		_ = rotation.Keep(ctx, d.serving, rotation.KeepOptions{
+			Wake: d.servingWake, Observe: d.observe("server", func() {}), Retry: rotation.Retry{Max: 30 * time.Second},
+		})
 		return nil
 	})
 }
