@@ -68,6 +68,7 @@ func TestFindings(t *testing.T) {
 		"published not yet":      {published(&meshcav1.PublicationStatus{Name: "prod/configmap/a/b", Sequence: 2}), "WARNING trust published: prod/configmap/a/b has bundle 2, and the CA 3"},
 		"published nowhere":      {published(&meshcav1.PublicationStatus{Name: "prod/configmap/a/b", Sequence: 3, Fault: "forbidden"}), "WARNING trust published: prod/configmap/a/b: forbidden"},
 		"published where nobody": {published(&meshcav1.PublicationStatus{Name: "prod/x", NotServed: true, Fault: "not served"}), "WARNING trust published: prod/x: not served"},
+		"published apart":        {published(&meshcav1.PublicationStatus{Name: "prod/configmap/team/x", Apart: true, Fault: "somebody else's"}), "WARNING trust published: prod/configmap/team/x: somebody else's"},
 		"no rules":               {&meshcav1.GetStatusResponse{}, "OK policy: no rules: every service account gets its plain ID"},
 		"rules":                  {&meshcav1.GetStatusResponse{Policy: &meshcav1.PolicyStatus{File: "/p", Rules: 2}}, "OK policy: 2 rules of /p are in force"},
 		"bad policy":             {&meshcav1.GetStatusResponse{Policy: &meshcav1.PolicyStatus{File: "/p", LastError: "line 3"}}, "ERROR policy: /p is not in force: line 3"},

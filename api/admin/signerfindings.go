@@ -23,6 +23,9 @@ func signerFindings(c *meshcav1.ClusterStatus, sequence uint64) []*meshcav1.Find
 		case p.GetNotServed():
 			f.Level, f.Detail = levelWarning, p.GetName()+": "+p.GetFault()
 			f.Hint = "Take it out of the configuration, or switch the API on in the cluster. Rollouts do not wait for it."
+		case p.GetApart():
+			f.Level, f.Detail = levelWarning, p.GetName()+": "+p.GetFault()
+			f.Hint = "It is for who administers that namespace: its proxies read the trust bundle there. Nothing else waits for it, no rollout either."
 		case p.GetFault() != "":
 			f.Level, f.Detail = levelWarning, p.GetName()+": "+p.GetFault()
 			f.Hint = "It is tried again by itself. A rollout waits for it; `certctl ca continue --despite` goes on without it."

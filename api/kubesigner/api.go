@@ -222,11 +222,16 @@ func (r right) String() string {
 
 // may asks whether the CA's account has a right in the certificates' group.
 func (a *api) may(ctx context.Context, r right) (bool, error) {
+	return a.mayIn(ctx, certificatesGroup, r)
+}
+
+// mayIn asks for one in any group, in all namespaces.
+func (a *api) mayIn(ctx context.Context, group string, r right) (bool, error) {
 	gv := authorizationv1.SchemeGroupVersion
 	ask := authorizationv1.SelfSubjectAccessReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: gv.String(), Kind: "SelfSubjectAccessReview"},
 		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
-			Group: certificatesGroup, Verb: r.verb, Resource: r.resource, Subresource: r.subresource, Name: r.name,
+			Group: group, Verb: r.verb, Resource: r.resource, Subresource: r.subresource, Name: r.name,
 		}},
 	}
 	var answer authorizationv1.SelfSubjectAccessReview

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,10 @@ const (
 	lookAgain = 5 * time.Minute
 	// settle gathers what watches tell at once, such as that of every namespace at the start.
 	settle = 100 * time.Millisecond
+	// restShare is how many times as long as the last look took the place is let be when others wake us again, up to
+	// longestRest: who edits something without end costs the API server a tenth of its time for it at most.
+	restShare   = 10
+	longestRest = 10 * time.Second
 )
 
 // errNotServed is wrapped by the fault of what the cluster has no API for: nobody there can read it either.
@@ -63,6 +68,9 @@ type Publication struct {
 	NotServed bool
 	// Fault is why it could not be written, or looked at, the last time.
 	Fault string
+	// Apart: it is one namespace's part of a place in every namespace, with a fault that is that namespace's own affair. No
+	// rollout waits for it.
+	Apart bool
 }
 
 // NewPublisher checks the options and returns a Publisher. Run has it work.
@@ -128,9 +136,9 @@ func materialOf(b *spiffebundle.Bundle) (material, error) {
 // target is one place where the bundle is published.
 type target struct {
 	name string
-	// put makes the place hold the bundle, and reports whether it held another one before. first says that nobody has
-	// looked at it since the start.
-	put func(ctx context.Context, m material, first bool) (changed bool, err error)
+	// put makes the place hold the bundle. had is the sequence that it held when it was last looked at; 0: nobody has looked
+	// since the start.
+	put func(ctx context.Context, m material, had uint64) (outcome, error)
 	// follow watches the place until ctx ends or that breaks for good, and calls wake when somebody may have changed it.
 	follow []func(ctx context.Context, wake func()) error
 
@@ -138,6 +146,19 @@ type target struct {
 	sequence uint64
 	since    time.Time
 	fault    error
+	// late: something was written of a bundle that has not come everywhere yet.
+	late  bool
+	apart []Publication
+}
+
+// outcome is what bringing a place up to date found and did.
+type outcome struct {
+	// changed: readers of the place may have read another bundle there until now. restored: because somebody else wrote it.
+	// written counts objects that were made where nobody has read anything yet.
+	changed, restored bool
+	written           int
+	// apart are parts of the place that have a fault of their own, which is nobody else's.
+	apart []Publication
 }
 
 // Run publishes until ctx ends.
@@ -177,7 +198,9 @@ func (p *Publisher) keep(ctx context.Context, t *target, wake <-chan struct{}) {
 	failures := 0
 	for ctx.Err() == nil {
 		bundle, stale := p.o.Bundle()
+		began := time.Now()
 		err := p.publish(ctx, t, bundle)
+		rest := time.Now().Add(min(restShare*time.Since(began), longestRest))
 		wait := lookAgain
 		switch {
 		case ctx.Err() != nil:
@@ -191,7 +214,7 @@ func (p *Publisher) keep(ctx context.Context, t *target, wake <-chan struct{}) {
 			failures = 0
 		}
 		if pause(ctx, wait, stale, wake) {
-			pause(ctx, settle, nil, nil)
+			pause(ctx, max(settle, time.Until(rest)), stale, nil)
 		}
 	}
 }
@@ -219,43 +242,54 @@ func (p *Publisher) publish(ctx context.Context, t *target, b *spiffebundle.Bund
 	t.mu.Lock()
 	had, fault := t.sequence, t.fault
 	t.mu.Unlock()
-	var changed bool
+	var did outcome
 	if err == nil {
-		changed, err = t.put(ctx, m, had == 0)
+		did, err = t.put(ctx, m, had)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	p.tell(t, m.sequence, did, fault, err)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.late = t.late || did.changed
+	if t.fault = err; err != nil {
+		return err
+	}
+	if t.late || had == 0 { // what was found, readers may have since now for all that is known
+		t.since = time.Now()
+	}
+	t.sequence, t.late, t.apart = m.sequence, false, did.apart
+	return nil
+}
+
+// tell logs and counts how bringing a place up to date went. fault is the one before.
+func (p *Publisher) tell(t *target, sequence uint64, did outcome, fault, err error) {
 	log := p.o.Log.With("place", t.name)
 	switch {
 	case err != nil && (fault == nil || errors.Is(err, errNotServed) != errors.Is(fault, errNotServed)):
-		log.Warn("the trust bundle cannot be published; it is tried again", "sequence", m.sequence, "err", err)
-	case err == nil && changed && had == m.sequence:
-		log.Warn("somebody else changed what was published; it was put back", "sequence", m.sequence)
-	case err == nil && (changed || fault != nil):
-		log.Info("the trust bundle is published", "sequence", m.sequence)
+		log.Warn("the trust bundle cannot be published; it is tried again", "sequence", sequence, "err", err)
+	case err == nil && did.restored && did.apart == nil: // else it is told below, not at each edit
+		log.Warn("somebody else changed what was published; it was put back", "sequence", sequence)
+	case err == nil && (did.changed || fault != nil):
+		log.Info("the trust bundle is published", "sequence", sequence)
+	}
+	for _, x := range did.apart { // few, and each is told once for as long as it lasts
+		if !slices.ContainsFunc(t.apart, func(before Publication) bool { return before.Name == x.Name }) {
+			log.Warn("a namespace has trouble of its own with what is published there; nobody else waits for it", "at", x.Name, "err", x.Fault)
+		}
 	}
 	switch {
 	case err != nil:
 		p.writes.WithLabelValues(t.name, "failed").Inc()
-	case changed && had == m.sequence:
+	case did.restored:
 		p.writes.WithLabelValues(t.name, "restored").Inc()
-	case changed:
+	case did.changed || did.written > 0:
 		p.writes.WithLabelValues(t.name, "written").Inc()
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.fault = err; err != nil {
-		return err
-	}
-	if changed || had == 0 { // what was found, readers may have since now for all that is known
-		t.since = time.Now()
-	}
-	t.sequence = m.sequence
-	return nil
 }
 
-// Status is how each place is.
+// Status is how each place is, and after it those parts of it that have trouble of their own.
 func (p *Publisher) Status() []Publication {
 	var all []Publication
 	for _, t := range p.targets {
@@ -264,8 +298,8 @@ func (p *Publisher) Status() []Publication {
 		if t.fault != nil {
 			s.Fault = t.fault.Error()
 		}
+		all = append(append(all, s), t.apart...)
 		t.mu.Unlock()
-		all = append(all, s)
 	}
 	return all
 }
@@ -275,7 +309,7 @@ func (p *Publisher) Status() []Publication {
 func (p *Publisher) Published(set uint64) []rollout.Publication {
 	var all []rollout.Publication
 	for _, s := range p.Status() {
-		if s.NotServed {
+		if s.NotServed || s.Apart {
 			continue
 		}
 		r := rollout.Publication{Reader: rollout.Reader{Name: s.Name, Refresh: p.o.Config.Refresh.Duration}, Fault: s.Fault}
@@ -301,6 +335,9 @@ func (p *Publisher) Collect(ch chan<- prometheus.Metric) {
 	bundle, _ := p.o.Bundle()
 	sequence, _ := bundle.SequenceNumber()
 	for _, s := range p.Status() {
+		if s.Apart {
+			continue // a label for each namespace would be without a bound
+		}
 		current := 0.0
 		if s.Sequence >= sequence && s.Fault == "" {
 			current = 1

@@ -2,6 +2,7 @@ package kubesigner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -9,7 +10,6 @@ import (
 	certificatesv1beta1 "k8s.io/api/certificates/v1beta1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 )
 
@@ -47,8 +47,9 @@ func (p *Publisher) configMap(c ConfigMapConfig, form func(material) string) *ta
 	in := inConfigMap(c.Key)
 	return &target{
 		name: fmt.Sprintf("%s/configmap/%s", p.o.Cluster, key),
-		put: func(ctx context.Context, m material, first bool) (bool, error) {
-			return p.ensure(ctx, in, key, form(m), m, first)
+		put: func(ctx context.Context, m material, had uint64) (outcome, error) {
+			did, err := p.ensure(ctx, in, key, form(m), m, had == 0)
+			return did.toAll(had == m.sequence), err
 		},
 		follow: []func(context.Context, func()) error{func(ctx context.Context, wake func()) error {
 			return p.changes(ctx, configMaps, key, &corev1.ConfigMap{}, wake)
@@ -79,12 +80,13 @@ func (p *Publisher) clusterTrustBundle(c ClusterTrustBundleConfig) *target {
 	}
 	return &target{
 		name: fmt.Sprintf("%s/clustertrustbundle/%s", p.o.Cluster, key),
-		put: func(ctx context.Context, m material, first bool) (bool, error) {
+		put: func(ctx context.Context, m material, had uint64) (outcome, error) {
 			r, err := find(ctx)
 			if err != nil {
-				return false, err
+				return outcome{}, err
 			}
-			return p.ensure(ctx, in(r), key, m.pem, m, first)
+			did, err := p.ensure(ctx, in(r), key, m.pem, m, had == 0)
+			return did.toAll(had == m.sequence), err
 		},
 		follow: []func(context.Context, func()) error{func(ctx context.Context, wake func()) error {
 			r, err := find(ctx)
@@ -93,25 +95,6 @@ func (p *Publisher) clusterTrustBundle(c ClusterTrustBundleConfig) *target {
 			}
 			return p.changes(ctx, r, key, &certificatesv1beta1.ClusterTrustBundle{}, wake)
 		}},
-	}
-}
-
-// everyNamespace is one place with as many objects as the cluster has namespaces.
-func (p *Publisher) everyNamespace(c EveryNamespaceConfig) *target {
-	in := inConfigMap(c.Key)
-	return &target{
-		name: fmt.Sprintf("%s/configmap/*/%s", p.o.Cluster, c.Name),
-		put: func(ctx context.Context, m material, first bool) (changed bool, err error) {
-			return p.ensureEverywhere(ctx, in, c.Name, m, first)
-		},
-		follow: []func(context.Context, func()) error{
-			func(ctx context.Context, wake func()) error {
-				return p.changes(ctx, namespaces, objectKey{}, &corev1.Namespace{}, wake)
-			},
-			func(ctx context.Context, wake func()) error {
-				return p.changes(ctx, configMaps, objectKey{name: c.Name}, &corev1.ConfigMap{}, wake)
-			},
-		},
 	}
 }
 
@@ -137,24 +120,41 @@ func (p *Publisher) changes(ctx context.Context, r resource, which objectKey, ex
 	return f.run(ctx)
 }
 
-// ensure has one object hold the bundle, and reports whether it held anything else before.
-func (p *Publisher) ensure(ctx context.Context, in content, key objectKey, want string, m material, first bool) (changed bool, err error) {
+// did is what was done to an object.
+type did int
+
+const (
+	nothing  did = iota
+	marked       // its bundle was the right one, its marks were not
+	created      // there was none
+	replaced     // it held another bundle
+)
+
+// toAll is the outcome for a place that is this one object. again: it had held this very bundle.
+func (d did) toAll(again bool) outcome {
+	changed := d >= created
+	return outcome{changed: changed, restored: changed && again}
+}
+
+// ensure has one object hold the bundle, and reports the most that it did for that.
+func (p *Publisher) ensure(ctx context.Context, in content, key objectKey, want string, m material, first bool) (most did, err error) {
 	for range 4 { // others may make, change or delete it meanwhile
-		has := in.empty()
+		has, now := in.empty(), nothing
 		err = p.api.get(ctx, in.resource, key, has)
 		switch {
 		case apierrors.IsNotFound(err):
-			changed, err = true, p.make(ctx, in, key, want, m)
+			now, err = created, p.make(ctx, in, key, want, m)
 		case err == nil:
-			var more bool
-			more, err = p.mend(ctx, in, key, has, want, m, first)
-			changed = changed || more
+			now, err = p.mend(ctx, in, key, has, want, m, first)
+		}
+		if err == nil {
+			most = max(most, now)
 		}
 		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
 			break
 		}
 	}
-	return changed, err
+	return most, err
 }
 
 func marks(m material) map[string]string {
@@ -169,19 +169,34 @@ func (p *Publisher) make(ctx context.Context, in content, key objectKey, want st
 }
 
 // mend changes an object that is there, if it is ours.
-func (p *Publisher) mend(ctx context.Context, in content, key objectKey, has object, want string, m material, first bool) (changed bool, err error) {
+func (p *Publisher) mend(ctx context.Context, in content, key objectKey, has object, want string, m material, first bool) (did, error) {
 	if err := p.ours(in, key, has, m, first); err != nil {
-		return false, err
+		return nothing, err
 	}
-	ann := has.GetAnnotations()
-	changed = in.read(has) != want
-	if !changed && ann[sequenceAnnotation] == marks(m)[sequenceAnnotation] {
-		return false, nil
+	now := replaced
+	switch same := in.read(has) == want; {
+	case same && isMarked(has, m):
+		return nothing, nil
+	case same:
+		now = marked
 	}
 	body := in.write(want)
 	body["metadata"] = map[string]any{"resourceVersion": has.GetResourceVersion(), "uid": has.GetUID(), "annotations": marks(m)}
-	return changed, p.api.patch(ctx, in.resource, key, "", body, in.empty())
+	return now, p.api.patch(ctx, in.resource, key, "", body, in.empty())
 }
+
+// isMarked reports whether an object says of itself what it should.
+func isMarked(has object, m material) bool {
+	for key, value := range marks(m) {
+		if has.GetAnnotations()[key] != value {
+			return false
+		}
+	}
+	return true
+}
+
+// errNotOurs is wrapped by the faults of objects that are there and are not ours to write.
+var errNotOurs = errors.New("it was left as it is")
 
 // ours refuses to touch what belongs to others: an object that is not marked, or is another trust domain's. And it refuses
 // to take back what this CA published once and does not know any more. That is asked at the start alone; later, what
@@ -194,55 +209,13 @@ func (p *Publisher) ours(in content, key objectKey, has object, m material, firs
 	ann := has.GetAnnotations()
 	switch domain := ann[domainAnnotation]; {
 	case domain == "":
-		return fmt.Errorf("%s %s is somebody else's and was left as it is. To hand it over: kubectl annotate %s %s=%s", in.kind, key, what, domainAnnotation, m.domain)
+		return fmt.Errorf("%s %s is somebody else's: %w. To hand it over: kubectl annotate %s %s=%s", in.kind, key, errNotOurs, what, domainAnnotation, m.domain)
 	case domain != m.domain:
-		return fmt.Errorf("%s %s belongs to trust domain %.100q and was left as it is: configure another name here or there", in.kind, key, domain)
+		return fmt.Errorf("%s %s belongs to trust domain %.100q: %w. Configure another name here or there", in.kind, key, domain, errNotOurs)
 	}
 	if theirs, err := strconv.ParseUint(ann[sequenceAnnotation], 10, 64); first && err == nil && theirs > m.sequence {
 		return fmt.Errorf("%s %s holds the trust bundle %d, and this CA has %d: its store is an old one (docs/operations.md, \"After an old backup\"). "+
 			"If somebody made that number up: kubectl delete %s", in.kind, key, theirs, m.sequence, what)
 	}
 	return nil
-}
-
-// ensureEverywhere has an object in each namespace hold the bundle. Namespaces that are going are left out.
-func (p *Publisher) ensureEverywhere(ctx context.Context, in content, name string, m material, first bool) (changed bool, err error) {
-	var spaces corev1.NamespaceList
-	var maps corev1.ConfigMapList
-	fromCache := metav1.ListOptions{ResourceVersion: "0"}
-	if err := p.api.list(ctx, namespaces, fromCache, &spaces); err != nil {
-		return false, err
-	}
-	fromCache.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
-	if err := p.api.list(ctx, configMaps, fromCache, &maps); err != nil {
-		return false, err
-	}
-	is := make(map[string]*corev1.ConfigMap, len(maps.Items))
-	for i := range maps.Items {
-		is[maps.Items[i].Namespace] = &maps.Items[i]
-	}
-	var failed []error
-	for i := range spaces.Items {
-		s := &spaces.Items[i]
-		if s.DeletionTimestamp != nil {
-			continue
-		}
-		if ctx.Err() != nil {
-			return changed, ctx.Err()
-		}
-		has := is[s.Name]
-		if has != nil && p.ours(in, objectKey{s.Name, name}, has, m, first) == nil && in.read(has) == m.pem &&
-			has.Annotations[sequenceAnnotation] == marks(m)[sequenceAnnotation] {
-			continue
-		}
-		more, err := p.ensure(ctx, in, objectKey{s.Name, name}, m.pem, m, first)
-		changed = changed || more
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			failed = append(failed, err)
-		}
-	}
-	if len(failed) > 0 {
-		return changed, fmt.Errorf("in %d of %d namespaces it could not be written, the first: %w", len(failed), len(spaces.Items), failed[0])
-	}
-	return changed, nil
 }

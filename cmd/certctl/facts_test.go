@@ -203,6 +203,7 @@ func (f *facts) status(context.Context) (*meshcav1.GetStatusResponse, error) {
 				Published: []*meshcav1.PublicationStatus{
 					{Name: "prod/clustertrustbundle/mesh.example:x:bundle", NotServed: true, Fault: "the cluster does not serve it"},
 					{Name: "prod/configmap/meshca/meshca-trust", Sequence: 3, Since: f.stamp(-time.Hour)},
+					{Name: "prod/configmap/team-a/istio-ca-root-cert", Apart: true, Fault: "it is somebody else's"},
 				}},
 			{Name: "lab", Mode: "tokenReview", Liveness: "api", LastError: "dial tcp 10.0.0.9:6443: connect: connection refused"},
 		},

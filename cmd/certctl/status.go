@@ -188,8 +188,11 @@ func drawPublished(p *page, s *meshcav1.GetStatusResponse) {
 			if x.GetSequence() < s.GetBundleSequence() {
 				has.tone = doubtful
 			}
-			if x.GetNotServed() {
+			if x.GetNotServed() || x.GetApart() {
 				fault.tone = doubtful
+			}
+			if x.GetApart() {
+				has = text("")
 			}
 			rows = append(rows, []cell{text(x.GetName()), has, p.when(x.GetSince()), fault})
 		}

@@ -144,7 +144,7 @@ func (d *daemon) clusterStatus(name string) *meshcav1.ClusterStatus {
 	if publisher := d.publishers[name]; publisher != nil {
 		for _, x := range publisher.Status() {
 			s.Published = append(s.Published, &meshcav1.PublicationStatus{
-				Name: x.Name, Sequence: x.Sequence, Since: timestamp(x.Since), NotServed: x.NotServed, Fault: x.Fault,
+				Name: x.Name, Sequence: x.Sequence, Since: timestamp(x.Since), NotServed: x.NotServed, Fault: x.Fault, Apart: x.Apart,
 			})
 		}
 	}

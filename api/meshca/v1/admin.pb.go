@@ -750,8 +750,11 @@ type PublicationStatus struct {
 	// When that was written or, after a start of the CA, found.
 	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
 	// The cluster has no API for it.
-	NotServed     bool   `protobuf:"varint,4,opt,name=not_served,json=notServed,proto3" json:"not_served,omitempty"`
-	Fault         string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
+	NotServed bool   `protobuf:"varint,4,opt,name=not_served,json=notServed,proto3" json:"not_served,omitempty"`
+	Fault     string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
+	// It is one namespace's part of a place in every namespace, with a fault that is that namespace's own affair. No rollout
+	// waits for it.
+	Apart         bool `protobuf:"varint,6,opt,name=apart,proto3" json:"apart,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -819,6 +822,13 @@ func (x *PublicationStatus) GetFault() string {
 		return x.Fault
 	}
 	return ""
+}
+
+func (x *PublicationStatus) GetApart() bool {
+	if x != nil {
+		return x.Apart
+	}
+	return false
 }
 
 type PolicyStatus struct {
@@ -4181,14 +4191,15 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x10\n" +
 	"\x03why\x18\x04 \x01(\tR\x03why\x12\x18\n" +
-	"\apending\x18\x05 \x01(\rR\apending\"\xaa\x01\n" +
+	"\apending\x18\x05 \x01(\rR\apending\"\xc0\x01\n" +
 	"\x11PublicationStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x120\n" +
 	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
 	"\n" +
 	"not_served\x18\x04 \x01(\bR\tnotServed\x12\x14\n" +
-	"\x05fault\x18\x05 \x01(\tR\x05fault\"\x90\x01\n" +
+	"\x05fault\x18\x05 \x01(\tR\x05fault\x12\x14\n" +
+	"\x05apart\x18\x06 \x01(\bR\x05apart\"\x90\x01\n" +
 	"\fPolicyStatus\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12\x14\n" +
 	"\x05rules\x18\x02 \x01(\rR\x05rules\x127\n" +
