@@ -113,6 +113,33 @@ func TestWrongValuesAreRefused(t *testing.T) {
 	}
 }
 
+// TestNullIsNothing: a value that is set to null, which is how Helm's users take a key away, is as one that is not there. A
+// group that cannot be missing is refused by the schema, and never by a template's own words.
+func TestNullIsNothing(t *testing.T) {
+	paths := []string{"ca.signers.name", "ca.publish.clusterTrustBundle", "ca.publish.clusterTrustBundle.name", "ca.publish.linkerd", "ca.publish.linkerd.namespace",
+		"ca.publish.istio", "ca.publish.istio.name", "ca.upstream.vault.auth", "ca.upstream.vault.auth.kubernetes"}
+	for _, v := range must(chart.ReadValues(read(t, chart.Dir+"/values.yaml")))(t) {
+		paths = append(paths, v.Path)
+	}
+	for _, path := range paths {
+		out, err := chart.Render(t.Context(), "--set", path+"=null")
+		switch {
+		case err != nil && !strings.Contains(err.Error(), "missing property"):
+			t.Errorf("%s: null is an error of the template: %.300v", path, err)
+		case strings.Contains(out, "<no value>"), strings.Contains(out, "<nil>"):
+			t.Errorf("%s: null is rendered", path)
+		}
+	}
+	for _, what := range []string{"clusterTrustBundle", "linkerd", "istio"} { // as in the CA's configuration: nothing is published, so no right is given
+		out := must(chart.Render(t.Context(), "--set", "ca.publish."+what+"=null"))(t)
+		for _, right := range []string{"clustertrustbundles", "linkerd-identity-trust-roots", "istio-ca-root-cert", "attest", "unpublish"} {
+			if strings.Contains(out, right) {
+				t.Errorf("ca.publish.%s is null, and %s is in what is rendered", what, right)
+			}
+		}
+	}
+}
+
 func TestReadValues(t *testing.T) {
 	got, err := chart.ReadValues("# One.\na: 1\nb:\n  # Two,\n  # and more.\n  c:\n    - x: y\n    - z\n  # Three.\n  d: {}\n\n# alone\n\n# Four.\ne: \"\"\n")
 	want := []chart.Value{

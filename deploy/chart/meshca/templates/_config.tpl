@@ -4,7 +4,7 @@
 {{- $publish := merge (dict
   "agents" (dict "namespace" .Release.Namespace "name" .Values.trust.configMap)
   "refresh" .Values.trust.refresh
-) (deepCopy $ca.publish) }}
+) (deepCopy ($ca.publish | default dict)) }}
 {{- $own := dict
   "name" .Values.cluster
   "mode" $ca.attestation
@@ -17,11 +17,11 @@
 {{- $config := dict
   "trustDomain" .Values.trustDomain
   "opsAddress" ":9090"
-  "clusters" (prepend $ca.clusters $own)
+  "clusters" (prepend ($ca.clusters | default list) $own)
 }}
 {{- if $ca.upstream.vault }}
 {{- $vault := deepCopy $ca.upstream.vault }}
-{{- if dig "auth" "kubernetes" "" $vault }}
+{{- if ($vault.auth | default dict).kubernetes }}
 {{- $vault = merge $vault (dict "auth" (dict "kubernetes" (dict "tokenFile" "/var/run/secrets/vault/token"))) }}
 {{- end }}
 {{- $_ := set $config "upstream" (dict "vault" $vault) }}
@@ -31,7 +31,7 @@
 {{- if $ca.policy }}
 {{- $_ := set $config "policyFile" "/etc/meshca-policy/policy.yaml" }}
 {{- end }}
-{{- toYaml (mergeOverwrite $config (deepCopy $ca.config)) }}
+{{- toYaml (mergeOverwrite $config (deepCopy ($ca.config | default dict))) }}
 {{- end }}
 
 {{/* The agents' configuration file. */}}
@@ -55,5 +55,5 @@
 {{- if $agent.startupTaint.enabled }}
 {{- $_ := set $config "startupTaint" $agent.startupTaint.key }}
 {{- end }}
-{{- toYaml (mergeOverwrite $config (deepCopy $agent.config)) }}
+{{- toYaml (mergeOverwrite $config (deepCopy ($agent.config | default dict))) }}
 {{- end }}

@@ -43,6 +43,23 @@ imagePullSecrets:
       - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
 {{- end }}
 
+{{/* What ca.publish has the CA publish beside the agents' ConfigMap, by name: those alone that are there, as YAML. A key that
+is null is not there, as in the CA's configuration. */}}
+{{- define "meshca.published" -}}
+{{- $publish := .Values.ca.publish | default dict }}
+{{- $signer := (.Values.ca.signers | default dict).name | default "meshca.io/workload" }}
+signer: {{ $signer }}
+{{- if kindIs "map" $publish.clusterTrustBundle }}
+clusterTrustBundle: "{{ replace "/" ":" $signer }}:{{ $publish.clusterTrustBundle.name | default "bundle" }}"
+{{- end }}
+{{- if kindIs "map" $publish.linkerd }}
+linkerd: {namespace: {{ $publish.linkerd.namespace | default "linkerd" }}, name: {{ $publish.linkerd.name | default "linkerd-identity-trust-roots" }}}
+{{- end }}
+{{- if kindIs "map" $publish.istio }}
+istio: {{ $publish.istio.name | default "istio-ca-root-cert" }}
+{{- end }}
+{{- end }}
+
 {{- define "meshca.openshift" -}}
 {{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}true{{ end -}}
 {{- end }}
