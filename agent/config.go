@@ -72,7 +72,7 @@ type Workload struct {
 	Mode fs.FileMode
 	// UID and GID own the socket; the agent's own where nil.
 	UID, GID *int
-	// TTL asks for a shorter life than policy grants; 0: what policy grants.
+	// TTL asks for a shorter life than policy grants, and for ten minutes at least; 0: what policy grants.
 	TTL time.Duration
 	// Pod is whom it is for, where that is a pod: for status and logs. Who it is, the token alone proves.
 	Pod Pod

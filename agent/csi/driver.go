@@ -18,6 +18,9 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 )
 
+// maxPerPod bounds the volumes of one pod.
+const maxPerPod = 16
+
 // Driver is the CSI node driver of one agent.
 type Driver struct {
 	csi.UnimplementedIdentityServer
@@ -26,6 +29,7 @@ type Driver struct {
 	config       Config
 	log          *slog.Logger
 	registration registration
+	label        func(path string) error // gives a directory the label that SELinux has for containers
 	// What Run sets before anybody calls:
 	agent   *agent.Agent
 	running context.Context //nolint:containedctx // that of Run: what the kubelet waits for ends with it
@@ -52,7 +56,7 @@ func New(c Config) (*Driver, error) {
 	if c.Version == "" {
 		return nil, errors.New("csi: the version is missing")
 	}
-	return &Driver{config: c, log: c.Log, volumes: make(map[string]*volume)}, nil
+	return &Driver{config: c, log: c.Log, label: label, volumes: make(map[string]*volume)}, nil
 }
 
 // Run serves the kubelet until ctx ends. A socket that cannot be opened is tried again, and until then the agent is not
@@ -99,6 +103,9 @@ func (d *Driver) all() (list []*volume) {
 
 // take waits for the turn to work on a volume. Calls for different volumes do not wait for each other.
 func (d *Driver) take(ctx context.Context, key string) (v *volume, release func(), err error) {
+	if v, release, ok := d.takeIdle(key); ok { // also where ctx has ended: a republish never fails
+		return v, release, nil
+	}
 	v = d.use(key)
 	select {
 	case v.turn <- struct{}{}:
@@ -153,6 +160,23 @@ func (d *Driver) keep(v *volume) (k *agent.Kept, anew bool, err error) {
 	return k, anew, nil
 }
 
+// claim counts a volume for its pod, if that has not as many as it may: each has its own SVID, socket and files.
+func (d *Driver) claim(v *volume, p pod) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	others := 0
+	for _, x := range d.volumes {
+		if x != v && x.podUID == p.UID {
+			others++
+		}
+	}
+	if others >= maxPerPod {
+		return invalid("pod %s has %d volumes of %s, as many as it may: one is enough for all of its containers", p, others, d.config.Name)
+	}
+	v.podUID = p.UID
+	return nil
+}
+
 // end takes away all that there is of a volume. What it cannot take away stays known, for the next try.
 func (d *Driver) end(v *volume) error {
 	v.files.stop()
@@ -171,6 +195,9 @@ func (d *Driver) end(v *volume) error {
 		return refusal.New(refusal.MountFailed, "%w", err)
 	}
 	v.state, v.mounted = nil, false
+	d.mu.Lock()
+	v.podUID = ""
+	d.mu.Unlock()
 	d.note(v, nil)
 	return nil
 }

@@ -36,6 +36,7 @@ type node struct {
 	log    *logBook
 	csi    Config
 	config agent.Config
+	label  func(path string) error // nil: the driver's own
 
 	agent  *agent.Agent
 	driver *Driver
@@ -106,6 +107,9 @@ func (n *node) start() {
 	var err error
 	n.driver, err = New(n.csi)
 	must(n.t, err)
+	if n.label != nil {
+		n.driver.label = n.label
+	}
 	config := n.config
 	config.Sources = []agent.Source{n.driver}
 	n.agent, err = agent.New(config)

@@ -38,7 +38,7 @@ func (d *Driver) Known() ([]agent.Workload, error) {
 		s, err := v.load()
 		switch {
 		case err == nil && v.at(s.Target):
-			v.state, v.mounted, v.asked = s, true, time.Now()
+			v.state, v.mounted, v.asked, v.podUID = s, true, time.Now(), s.Pod.UID
 			d.volumes[v.key()] = v
 			known = append(known, v.workload())
 		case err != nil && len(mounted[v.key()]) > 0:

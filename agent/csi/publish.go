@@ -48,6 +48,9 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 	if wrong != nil {
 		return nil, wrong
 	}
+	if err := a.wish.check(); err != nil {
+		return nil, err
+	}
 	if err := d.publish(ctx, v, a); err != nil {
 		d.log.Warn("a pod's volume is not mounted", "volume", v.key(), "pod", a.pod.String(), "error", err)
 		return nil, err
@@ -82,6 +85,9 @@ func (d *Driver) publish(ctx context.Context, v *volume, a *ask) error {
 			return err
 		}
 	}
+	if err := d.claim(v, a.pod); err != nil {
+		return err
+	}
 	// 2. What the workload is made of is on disk before anybody uses it.
 	k, err := d.begin(v, a)
 	if err != nil {
@@ -104,7 +110,7 @@ func (d *Driver) publish(ctx context.Context, v *volume, a *ask) error {
 }
 
 func (d *Driver) begin(v *volume, a *ask) (*agent.Kept, error) {
-	if err := v.prepare(a.state()); err != nil {
+	if err := v.prepare(a.state(), d.label); err != nil {
 		return nil, err
 	}
 	changed, err := v.saveToken(a.token)
@@ -195,7 +201,7 @@ func (d *Driver) republish(v *volume, a *ask, wrong error) {
 	errs := []error{wrong}
 	changed := false
 	if v.state == nil && a != nil { // what an earlier run wrote down was damaged
-		errs = append(errs, v.prepare(a.state()))
+		errs = append(errs, v.prepare(a.state(), d.label), d.claim(v, a.pod))
 	}
 	if v.state == nil {
 		d.note(v, errors.Join(errs...))
@@ -203,7 +209,7 @@ func (d *Driver) republish(v *volume, a *ask, wrong error) {
 	}
 	if !v.at(v.state.Target) {
 		d.log.Warn("a pod's volume was unmounted by somebody; it is mounted anew, for containers that start from now on", "volume", v.key(), "pod", v.state.Pod.String())
-		if err := v.prepare(v.state); err != nil {
+		if err := v.prepare(v.state, d.label); err != nil {
 			errs = append(errs, err)
 		} else {
 			errs = append(errs, d.mount(v))

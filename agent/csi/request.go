@@ -42,7 +42,9 @@ const (
 	maxVolumeID    = 256 // bytes; the CSI spec has 128
 	maxPath        = 4096
 	maxName        = 253 // bytes of a Kubernetes name
-	maxAttribute   = 4 << 10
+	// minTTL is the shortest life that a pod's author can ask for: the CA keeps a record of each SVID.
+	minTTL       = 10 * time.Minute
+	maxAttribute = 4 << 10
 )
 
 // secret is a token on its way to its file. It prints as a placeholder; within a struct, where fmt calls no methods of
@@ -77,6 +79,14 @@ type wish struct {
 	Optional bool              `json:"optional,omitempty"`
 	TTL      time.Duration     `json:"ttl,omitempty"`
 	Files    map[string]string `json:"files,omitempty"` // options of the Writer; empty: no files
+}
+
+// check refuses what a new volume may not ask for. One that stands is kept as it is.
+func (w wish) check() error {
+	if w.TTL > 0 && w.TTL < minTTL {
+		return invalid("volume attribute ttl: %v is less than the %v that a volume can ask for; for shorter lives write `ttl` in the rule of the CA's policy that grants this identity", w.TTL, minTTL)
+	}
+	return nil
 }
 
 // ask is a request for a volume.

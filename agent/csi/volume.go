@@ -27,6 +27,8 @@ type volume struct {
 	dir  string // of its own, for the driver alone
 	turn chan struct{}
 	uses int // Driver.mu guards it
+	// podUID is the pod that the volume counts for; empty: none. Driver.mu guards it.
+	podUID string
 
 	// state is what was asked for; nil: nothing stands.
 	state *state
@@ -92,7 +94,7 @@ func (v *volume) workload() agent.Workload {
 }
 
 // prepare makes the volume's directories and writes down what it is.
-func (v *volume) prepare(s *state) error {
+func (v *volume) prepare(s *state, label func(path string) error) error {
 	if err := os.MkdirAll(v.dir, 0o700); err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ import (
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/test/world"
 )
 
@@ -187,6 +188,11 @@ func TestBatchesAreBounded(t *testing.T) {
 // The largest batch of real tokens must fit both ends' limits, going and coming.
 func TestTheLargestBatchFits(t *testing.T) {
 	d := newDoor(t, issuance.Limits{})
+	pace, err := registration.NewPace(issuance.MaxBatch) // the batch is one pod's
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.RA.Pace = pace
 	agent := d.dial(d.attest())
 	r := &meshcav1.IssueX509SVIDsRequest{Cluster: world.Cluster}
 	item := d.item()

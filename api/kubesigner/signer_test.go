@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/test/world"
 )
 
@@ -146,6 +147,29 @@ func TestSkewedClocks(t *testing.T) {
 	}
 	b.do(func() { b.skew = 90 * time.Second })
 	b.until("one", "Issued")
+}
+
+// A pod that has had its share waits: kubelets take a Denied as final.
+func TestAPodThatAsksTooOften(t *testing.T) {
+	b := newBench(t, "v1beta1")
+	pace, err := registration.NewPace(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.RA.Pace = pace
+	b.run()
+	b.ask("one")
+	b.until("one", "Issued")
+	b.ask("two")
+	b.await(func() error {
+		if !strings.Contains(b.Audit.String(), "POD_LIMIT") {
+			return fmt.Errorf("no refusal: %s", b.Audit)
+		}
+		return nil
+	})
+	if kind, _ := b.condition("two"); kind != "" || b.signed() != 1 || b.signer.Status()[0].Pending != 1 {
+		t.Errorf("it is %q, was signed %d times, and the door is %+v", kind, b.signed(), b.signer.Status())
+	}
 }
 
 // An object that was made anew under the same name while the old one was in hand is answered too.

@@ -85,6 +85,7 @@ const (
 	BatchTooLarge    Reason = "BATCH_TOO_LARGE"
 	Overloaded       Reason = "OVERLOADED"
 	PeerLimit        Reason = "PEER_LIMIT"
+	PodLimit         Reason = "POD_LIMIT"
 )
 
 // What the CA needs and does not have.
@@ -305,6 +306,9 @@ var table = map[Reason]entry{
 	PeerLimit: {codes.ResourceExhausted,
 		"This peer is over one of its limits: calls, bytes, connections, streams or open requests.",
 		"Callers back off by themselves; if the load is real, raise the limit that the detail names."},
+	PodLimit: {codes.ResourceExhausted,
+		"More SVIDs were issued for this pod than renewals of all its volumes take; it keeps what it has.",
+		"Look in the audit log for what asks in this pod's name so often (a pod that calls by itself should keep its SVID for half its life). If the load is real, raise `limits.svidsPerPod` in the CA's configuration."},
 	KubernetesUnavailable: {codes.Unavailable,
 		"The cluster's API server does not answer.",
 		"Look at the API server and the network between; `certctl check` shows the last error."},

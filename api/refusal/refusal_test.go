@@ -66,7 +66,7 @@ func TestEveryReasonSaysWhatToDo(t *testing.T) {
 func TestWhatPassesIsNeverFinal(t *testing.T) {
 	for r, passing := range map[refusal.Reason]bool{
 		refusal.KubernetesUnavailable: true, refusal.KeysUnavailable: true, refusal.IssuerEnding: true, refusal.LedgerUnavailable: true,
-		refusal.StoreUnavailable: true, refusal.UpstreamUnavailable: true, refusal.Overloaded: true, refusal.PeerLimit: true,
+		refusal.StoreUnavailable: true, refusal.UpstreamUnavailable: true, refusal.Overloaded: true, refusal.PeerLimit: true, refusal.PodLimit: true,
 		refusal.TokenExpired: false, refusal.PolicyNoRule: false, refusal.PodNotOnNode: false, refusal.CSRAsksMore: false,
 	} {
 		if r.Passing() != passing {

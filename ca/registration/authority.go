@@ -29,6 +29,8 @@ type Config struct {
 	Endings *Endings
 	// Continuity says whether the store still knows who is denied.
 	Continuity *Continuity
+	// Pace bounds how many SVIDs one pod is issued.
+	Pace *Pace
 	// AgentTTL is the life of agents' own SVIDs.
 	AgentTTL time.Duration
 	Journal  *Journal
@@ -46,7 +48,7 @@ func New(c Config) (*Authority, error) {
 		return nil, fmt.Errorf("registration: no trust domain")
 	case len(c.Clusters) == 0:
 		return nil, fmt.Errorf("registration: no clusters: nobody could be attested")
-	case c.Policy == nil || c.Issuer == nil || c.Agents == nil || c.Orders == nil || c.Endings == nil || c.Continuity == nil || c.Journal == nil:
+	case c.Policy == nil || c.Issuer == nil || c.Agents == nil || c.Orders == nil || c.Endings == nil || c.Continuity == nil || c.Pace == nil || c.Journal == nil:
 		return nil, fmt.Errorf("registration: incomplete configuration")
 	case c.AgentTTL < MinTTL:
 		return nil, fmt.Errorf("registration: agents' SVIDs of %s are too short: at least %s", c.AgentTTL, MinTTL)
@@ -110,9 +112,14 @@ func (a *Authority) issue(ctx context.Context, by *Admitted, r Request, d *Decis
 		return ca.SVID{}, err
 	}
 
-	// 6. Issue: prepare, lint, record, sign, compare. What is signed comes from the grant.
+	// 6. Issue: prepare, lint, record, sign, compare. What is signed comes from the grant, and no pod fills the ledger.
+	giveBack, err := a.Pace.take(&d.Evidence, grant.TTL)
+	if err != nil {
+		return ca.SVID{}, err
+	}
 	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, PublicKey: key, Evidence: ledgerEvidence(d, basis)})
 	if err != nil {
+		giveBack()
 		return ca.SVID{}, err
 	}
 	if by.agent() {
@@ -165,8 +172,13 @@ func (a *Authority) attestAgent(ctx context.Context, cluster, version string, r 
 	if err != nil {
 		return ca.SVID{}, err
 	}
+	giveBack, err := a.Pace.take(&d.Evidence, grant.TTL)
+	if err != nil {
+		return ca.SVID{}, err
+	}
 	svid, err := a.Issuer.Issue(ctx, ca.Request{Grant: grant, Profile: ca.ProfileAgent, PublicKey: key, Evidence: ledgerEvidence(d, 0)})
 	if err != nil {
+		giveBack()
 		return ca.SVID{}, err
 	}
 
@@ -194,12 +206,12 @@ func (a *Authority) grant(ctx context.Context, r Request, d *Decision) (ca.Grant
 	switch {
 	case err != nil:
 		return ca.Grant{}, 0, err
-	case r.TTL < 0 || r.TTL > 0 && r.TTL < MinTTL:
-		return ca.Grant{}, 0, refusal.New(refusal.RequestMalformed, "a life of %s was asked for, the shortest is %s", r.TTL, MinTTL).On("ttl")
+	case r.TTL < 0:
+		return ca.Grant{}, 0, refusal.New(refusal.RequestMalformed, "a life of %s was asked for", r.TTL).On("ttl")
 	}
 	grant := ca.Grant{ID: verdict.ID, TTL: verdict.TTL, DNSNames: verdict.DNSNames}
 	if r.TTL > 0 {
-		grant.TTL = min(grant.TTL, r.TTL)
+		grant.TTL = min(grant.TTL, max(r.TTL, MinAsked))
 	}
 	if grant.TTL < r.AtLeast {
 		return ca.Grant{}, 0, refusal.New(refusal.LifeTooShort, "policy (%s) grants %s for %s, and a certificate of this API lives %s at least",

@@ -17,6 +17,7 @@ import (
 
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor"
+	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/test/world"
@@ -76,7 +77,7 @@ func TestRefusals(t *testing.T) {
 		"an agent that is no longer listed": {request: unlist, want: refusal.AgentNotListed},
 		"a cluster name of a megabyte":      {request: func(_ *world.World, r *call) { r.cluster = strings.Repeat("x", 1<<20) }, want: refusal.ClusterUnknown},
 		"an unknown cluster":                {request: func(_ *world.World, r *call) { r.cluster = "three" }, want: refusal.ClusterUnknown},
-		"a life too short":                  {request: func(_ *world.World, r *call) { r.TTL = time.Second }, want: refusal.RequestMalformed},
+		"a life below nothing":              {request: func(_ *world.World, r *call) { r.TTL = -time.Second }, want: refusal.RequestMalformed},
 		"no CSR":                            {request: func(_ *world.World, r *call) { r.CSR = nil }, want: refusal.CSRMalformed},
 		"a DNS name that is not granted":    {request: asks(x509.CertificateRequest{DNSNames: []string{"web.shop"}}), want: refusal.CSRAsksMore},
 		"another's URI":                     {request: asks(x509.CertificateRequest{URIs: []*url.URL{{Scheme: "spiffe", Host: "mesh.test", Path: "/ns/shop/sa/db"}}}), want: refusal.CSRAsksMore},
@@ -151,14 +152,28 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestTTLIsClampedToTheGrant(t *testing.T) {
-	w := world.New(t, "rules: [{namespaces: [shop], ttl: 1h}]")
+	w := world.New(t, "rules: [{namespaces: [shop], serviceAccounts: [web], ttl: 1h}, {namespaces: [shop], ttl: 5m}]")
 	agent, err := w.RA.Admit(t.Context(), w.AttestAgent(world.Agent), world.Cluster)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for asked, want := range map[time.Duration]time.Duration{0: time.Hour, 9 * time.Hour: time.Hour, time.Minute: time.Minute} {
+	brief := world.Web
+	brief.ServiceAccount = "db"
+	for _, c := range []struct {
+		who         localissuer.Subject
+		asked, want time.Duration
+	}{
+		{world.Web, 0, time.Hour},
+		{world.Web, 9 * time.Hour, time.Hour},
+		{world.Web, 20 * time.Minute, 20 * time.Minute},
+		{world.Web, time.Minute, registration.MinAsked}, // each is an entry of the ledger
+		{world.Web, time.Nanosecond, registration.MinAsked},
+		{brief, time.Minute, 5 * time.Minute}, // what policy grants is policy's to say
+		{brief, time.Hour, 5 * time.Minute},
+	} {
+		asked, want := c.asked, c.want
 		r := request(w)
-		r.TTL = asked
+		r.Token, r.TTL = w.Token(c.who, registration.WorkloadAudience), asked
 		svid, err := w.RA.Issue(t.Context(), agent, r)
 		if err != nil {
 			t.Fatal(err)

@@ -17,8 +17,13 @@ const (
 	AgentAudience    = attestor.AgentAudience
 )
 
-// MinTTL is the shortest life that may be asked for: below it, renewal would be a busy loop.
-const MinTTL = ca.MinTTL
+const (
+	// MinTTL is the shortest life that policy may grant: below it, renewal would be a busy loop.
+	MinTTL = ca.MinTTL
+	// MinAsked is the shortest that a caller may ask for: each renewal is an entry of the ledger, which is the operator's to
+	// spend. Who asks for less gets this, or what policy grants where that is less.
+	MinAsked = 10 * time.Minute
+)
 
 // Caller is who stands at a door, as the transport proved it.
 type Caller struct {
@@ -46,7 +51,7 @@ type Request struct {
 	CSR []byte
 	// Proof shows the key where the door's protocol has no CSR.
 	Proof *ca.KeyProof
-	// TTL asks for a shorter life than the grant's; zero or more than the grant is clamped to it.
+	// TTL asks for a shorter life than the grant's; zero or more than the grant is clamped to it, less than MinAsked to that.
 	TTL time.Duration
 	// AtLeast is the shortest life that the door's protocol allows, from now to NotAfter. Where less is granted the request
 	// is refused (LIFE_TOO_SHORT); where less is left of the intermediate it has to come again (ISSUER_ENDING).

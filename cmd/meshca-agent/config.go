@@ -78,7 +78,7 @@ type WorkloadConfig struct {
 	// UID and GID own the socket. Default: the agent's own.
 	UID *int `json:"uid"`
 	GID *int `json:"gid"`
-	// TTL asks for SVIDs that live shorter than policy grants. Default: what policy grants.
+	// TTL asks for SVIDs that live shorter than policy grants; what is less than 10m asks for 10m. Default: what policy grants.
 	TTL Duration `json:"ttl"`
 	// Files are directories in which the same stands as files, for what does not speak SDS: see docs/files.md.
 	Files []FilesConfig `json:"files"`

@@ -19,6 +19,7 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/pkcs11"
 	"github.com/meshca/meshca/ca/policy"
+	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/ca/upstream/vault"
 	"github.com/meshca/meshca/cmd/internal/strictyaml"
 )
@@ -61,8 +62,8 @@ type Config struct {
 	Audit AuditConfig `json:"audit"`
 	// Ledger is the record of every certificate.
 	Ledger LedgerConfig `json:"ledger"`
-	// Limits bound what peers of the gRPC API may cost.
-	Limits issuance.Limits `json:"limits"`
+	// Limits bound what peers of the gRPC API may cost, and pods.
+	Limits LimitsConfig `json:"limits"`
 	// RememberedDecisions is how many decisions of each of three kinds (issued, refused to someone proven, refused to
 	// strangers) `certctl explain` looks back on. Default 10000. Each takes half a kilobyte from the start, about one when
 	// it holds a decision, and 8 KiB with the longest names that can be: by default 15 MiB, about 30, and 240 at most.
@@ -176,6 +177,16 @@ type AuditConfig struct {
 	File string `json:"file"`
 }
 
+// LimitsConfig bounds what others may cost.
+type LimitsConfig struct {
+	issuance.Limits
+	// SVIDsPerPod is how many SVIDs one pod is issued while one of them lives, or within half an hour if that is less; as many
+	// again come back evenly in that time. It holds for each door, and for agents' own SVIDs. Beyond it a pod hears POD_LIMIT,
+	// keeps what it has and tries again. Each SVID is an entry of the ledger for 30 days, of about 850 bytes. Default 64: 16
+	// volumes, each renewed twice in a life, as often again.
+	SVIDsPerPod int `json:"svidsPerPod"`
+}
+
 // LedgerConfig is the record of every certificate.
 type LedgerConfig struct {
 	// KeepAfterExpiry is how long an entry stays after its certificate ended. Default 720h (30 days).
@@ -272,6 +283,9 @@ func (c *Config) check() error {
 		return err
 	}
 	if err := c.Limits.Check(); err != nil {
+		return fmt.Errorf("limits.%w", err)
+	}
+	if _, err := registration.NewPace(c.Limits.SVIDsPerPod); err != nil {
 		return fmt.Errorf("limits.%w", err)
 	}
 	if err := c.checkPaths(); err != nil {

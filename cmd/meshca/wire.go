@@ -225,15 +225,19 @@ func (d *daemon) openDoor(members map[string]registration.Member, stderr io.Writ
 	}
 	d.decisions = registration.NewMetrics(d.registry)
 	d.journal = registration.NewJournal(stderr, registration.NewRing(c.RememberedDecisions), d.decisions, d.log)
+	pace, err := registration.NewPace(c.Limits.SVIDsPerPod)
+	if err != nil {
+		return fmt.Errorf("limits.%w", err)
+	}
 	d.registration, err = registration.New(registration.Config{
 		TrustDomain: c.trustDomain, Clusters: members, Policy: d.policy.current, Issuer: d.issuer,
-		Agents: d.agents, Orders: d.orders, Endings: d.endings, Continuity: d.continuity, AgentTTL: c.SVID.TTL.Duration, Journal: d.journal,
+		Agents: d.agents, Orders: d.orders, Endings: d.endings, Continuity: d.continuity, AgentTTL: c.SVID.TTL.Duration, Pace: pace, Journal: d.journal,
 	})
 	if err != nil {
 		return err
 	}
 	d.door = issuance.New(issuance.Config{
-		Registration: d.registration, Bundle: d.trust.Bundle, Limits: c.Limits, Log: d.log,
+		Registration: d.registration, Bundle: d.trust.Bundle, Limits: c.Limits.Limits, Log: d.log,
 		Credentials: issuance.NewCredentials(func() (*tls.Certificate, error) { return d.serving.Certificate(nil) }, bundleSource{d.trust}),
 	})
 	return nil

@@ -258,9 +258,11 @@ func New(t testing.TB, rules string) *World {
 	continuity, err := registration.OpenContinuity(ctx, w.Store, w.Trust, agents, slog.New(slog.DiscardHandler))
 	must(err)
 	w.Journal = registration.NewJournal(w.Audit, registration.NewRing(100), registration.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	pace, err := registration.NewPace(0)
+	must(err)
 	w.RA, err = registration.New(registration.Config{
 		TrustDomain: TrustDomain, Policy: rotation.NewCurrent(p), Issuer: w.Issuer, Agents: agents, Orders: orders, Endings: registration.NewEndings(), Continuity: continuity,
-		AgentTTL: ca.MaxTTL, Journal: w.Journal,
+		AgentTTL: ca.MaxTTL, Pace: pace, Journal: w.Journal,
 		Clusters: members,
 	})
 	must(err)

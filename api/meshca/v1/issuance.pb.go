@@ -226,7 +226,7 @@ type X509SVIDRequest struct {
 	Csr []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
 	// The workload's service-account token, audience `meshca`, bound to its pod. At most 16 KiB.
 	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
-	// A shorter life than the policy grants; unset or longer is clamped to the grant, not refused.
+	// A shorter life than the policy grants; unset or longer is clamped to the grant, less than ten minutes to those, not refused.
 	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// Instead of a token: a pod that runs beside the agent, which vouches for it. Policy must say `nodeVouched` for it, and
 	// the cluster must know this very pod on the agent's node.
