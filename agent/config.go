@@ -50,7 +50,7 @@ type Config struct {
 	PlainValidation bool
 	SystemBundle    string
 	SDS             sds.Limits
-	// ConnectionsPerSocket bounds the open connections of one workload's socket; 1024 where it is 0.
+	// ConnectionsPerSocket bounds the open connections of one workload's socket; 32 where it is 0.
 	ConnectionsPerSocket int
 	// Version is told to the CA and in status.
 	Version string
@@ -102,7 +102,7 @@ func (c Config) withDefaults() Config {
 		c.AdminSocket = filepath.Join(c.RuntimeDir, "admin.sock")
 	}
 	if c.ConnectionsPerSocket == 0 {
-		c.ConnectionsPerSocket = 1024
+		c.ConnectionsPerSocket = 32
 	}
 	if c.now == nil {
 		c.now = machineClocks()

@@ -170,7 +170,7 @@ func (w *workload) listened(err error) {
 
 // newSDSTransport makes the gRPC server of the sockets.
 func (a *Agent) newSDSTransport() *grpc.Server {
-	server := grpc.NewServer(append(sds.ServerOptions(a.config.SDS), guard{a.log}.options()...)...)
+	server := grpc.NewServer(append(a.sds.ServerOptions(), guard{a.log}.options()...)...)
 	secretv3.RegisterSecretDiscoveryServiceServer(server, a.sds)
 	return server
 }

@@ -6,9 +6,6 @@ import (
 	"math"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
-
 	"github.com/meshca/meshca/rotation"
 )
 
@@ -46,29 +43,31 @@ type Config struct {
 	Observe      Observe
 }
 
-// Limits bound what a peer can cost. A zero field stands for its default.
+// Limits bound what a peer can cost. A zero field stands for its default. With the defaults a peer that does its worst holds
+// three megabytes: the peers of a node, 110 pods, fit into a few hundred.
 type Limits struct {
 	// Names is how many names a stream can be subscribed to at once; 10 000.
 	Names int
 	// NameBytes is what the names that a peer is subscribed to over all its streams can take, in bytes, with 128 for the
-	// keeping of each; 4 MiB.
+	// keeping of each; 512 KiB.
 	NameBytes int
-	// RequestBytes is the size of a request, in bytes; 1 MiB. A peer can leave one half sent on each of its streams. It
-	// takes effect through ServerOptions.
+	// RequestBytes is the size of a request, in bytes; 64 KiB, which hold about a thousand names. A peer can leave one half sent
+	// on each of its streams. It takes effect through ServerOptions.
 	RequestBytes int
 	// AnswerBytes is the size at which an answer is split, in bytes; 2 MiB, half of what a gRPC client accepts by default.
 	AnswerBytes int
 	// Streams is how many streams the server keeps at once; 20 000.
 	Streams int
-	// StreamsPerPeer is how many of them one peer may have; 256. An Envoy opens one for each secret of its config.
+	// StreamsPerPeer is how many of them one peer may have, fetches among them; 32. An Envoy opens one for each secret of its
+	// config. Through ServerOptions they count before anything of them is read.
 	StreamsPerPeer int
-	// StreamsPerConnection is how many a connection carries at once, further ones wait at the peer; 1000. It takes
+	// StreamsPerConnection is how many a connection carries at once, further ones wait at the peer; 100. It takes
 	// effect through ServerOptions.
 	StreamsPerConnection uint32
 	// RequestsPerSecond is how many requests of a peer are read, over all its streams and fetches; those beyond wait. 1000,
 	// in bursts of as many. A request counts once more for each 250 names that it holds or has the server look at.
 	RequestsPerSecond int
-	// FirstRequest is how long a stream may say nothing at first; 10 s.
+	// FirstRequest is how long a stream may say nothing at first, and a fetch take to arrive (through ServerOptions); 10 s.
 	FirstRequest time.Duration
 	// Send is how long a peer may leave an answer unread; 30 s.
 	Send time.Duration
@@ -77,12 +76,12 @@ type Limits struct {
 // withDefaults is the limits with every field set.
 func (l Limits) withDefaults() Limits {
 	orDefault(&l.Names, 10_000)
-	orDefault(&l.NameBytes, 4<<20)
-	orDefault(&l.RequestBytes, 1<<20)
+	orDefault(&l.NameBytes, 512<<10)
+	orDefault(&l.RequestBytes, 64<<10)
 	orDefault(&l.AnswerBytes, 2<<20)
 	orDefault(&l.Streams, 20_000)
-	orDefault(&l.StreamsPerPeer, 256)
-	orDefault(&l.StreamsPerConnection, 1000)
+	orDefault(&l.StreamsPerPeer, 32)
+	orDefault(&l.StreamsPerConnection, 100)
 	orDefault(&l.RequestsPerSecond, 1000)
 	orDefault(&l.FirstRequest, 10*time.Second)
 	orDefault(&l.Send, 30*time.Second)
@@ -104,18 +103,4 @@ func (l Limits) check() error {
 		return errors.New("AnswerBytes is more than a gRPC message can hold")
 	}
 	return nil
-}
-
-// ServerOptions are the options of a gRPC server whose connections are held to the limits: streams, message and header
-// sizes, and a life sign every minute, so that the streams of a peer that vanished end.
-func ServerOptions(l Limits) []grpc.ServerOption {
-	l = l.withDefaults()
-	return []grpc.ServerOption{
-		grpc.MaxConcurrentStreams(l.StreamsPerConnection),
-		grpc.MaxRecvMsgSize(l.RequestBytes),
-		grpc.MaxHeaderListSize(16 << 10),
-		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	}
 }

@@ -18,7 +18,7 @@ func (unread) send(*answer) error { return nil }
 // nobodies is an open delta stream that asks for n names which are not served, and has been told so.
 func nobodies(tb testing.TB, n int) (st *stream, names []string) {
 	tb.Helper()
-	server, err := New(Config{Source: func(context.Context) (Source, error) { return nil, nil }})
+	server, err := New(Config{Source: func(context.Context) (Source, error) { return nil, nil }, Limits: Limits{NameBytes: 4 << 20}})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestManyNamesArePacedAsManyRequests(t *testing.T) {
 	for i := range names {
 		names[i] = fmt.Sprintf("nobody-%05d", i)
 	}
-	withDoor(t, func(c *Config) { c.Limits.RequestsPerSecond = pace }, func(t *testing.T, d *door) {
+	withDoor(t, func(c *Config) { c.Limits.RequestsPerSecond, c.Limits.RequestBytes, c.Limits.NameBytes = pace, 1<<20, 4<<20 }, func(t *testing.T, d *door) {
 		p := d.delta()
 		p.say(subscribe(names...))
 		p.next()

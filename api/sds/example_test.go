@@ -30,7 +30,7 @@ func ExampleNew() {
 	if err != nil {
 		panic(err)
 	}
-	g := grpc.NewServer(sds.ServerOptions(sds.Limits{})...)
+	g := grpc.NewServer(server.ServerOptions()...)
 	secretv3.RegisterSecretDiscoveryServiceServer(g, server)
 
 	root, err := pki.NewRoot("td.test")

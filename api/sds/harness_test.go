@@ -103,7 +103,7 @@ func withDoor(t *testing.T, adjust func(*Config), test func(*testing.T, *door)) 
 		if d.server, err = New(config); err != nil {
 			t.Fatal(err)
 		}
-		g := grpc.NewServer(ServerOptions(config.Limits)...)
+		g := grpc.NewServer(d.server.ServerOptions()...)
 		secretv3.RegisterSecretDiscoveryServiceServer(g, d.server)
 		served := make(chan error, 1)
 		go func() { served <- g.Serve(d.listen) }()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -26,7 +27,8 @@ func TestTenThousandNames(t *testing.T) {
 		}
 	}
 	names[0], names[1] = NameDefault, NameRootCA
-	withDoor(t, nil, func(t *testing.T, d *door) {
+	roomy := func(c *Config) { c.Limits.RequestBytes, c.Limits.NameBytes = 1<<20, 4<<20 }
+	withDoor(t, roomy, func(t *testing.T, d *door) {
 		p := d.sotw()
 		p.say(ask(names...))
 		r := p.next()
@@ -308,6 +310,73 @@ func TestRequestBytes(t *testing.T) {
 			t.Errorf("a request that is too large: %v", err)
 		}
 	})
+}
+
+// halfSent opens calls without a message: streams by the protocol's word, and fetches by a client that says nothing.
+func (d *door) halfSent(method string) grpc.ClientStream {
+	d.t.Helper()
+	g, err := d.conn.NewStream(d.t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/envoy.service.secret.v3.SecretDiscoveryService/"+method)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return g
+}
+
+// What is half sent is kept for as long as its call is open, so it counts from the call's headers on, and ends in time.
+func TestCallsThatAreHalfSent(t *testing.T) {
+	for _, method := range []string{"FetchSecrets", "StreamSecrets", "DeltaSecrets"} {
+		withDoor(t, nil, func(t *testing.T, d *door) {
+			most := d.server.config.Limits.StreamsPerPeer
+			var open []grpc.ClientStream
+			for range most {
+				open = append(open, d.halfSent(method))
+			}
+			synctest.Wait()
+			if n := len(d.server.calls.open); n != 1 {
+				t.Fatalf("%s: the calls of %d peers are counted, want those of one", method, n)
+			}
+			err := d.halfSent(method).RecvMsg(&discoveryv3.DiscoveryResponse{})
+			wantReason(t, err, refusal.PeerLimit)
+			if _, err := d.client.FetchSecrets(t.Context(), ask()); refusal.Of(err) != refusal.PeerLimit {
+				t.Errorf("%s: one more: %v", method, err)
+			}
+			time.Sleep(d.server.config.Limits.FirstRequest + time.Second)
+			synctest.Wait()
+			if n := len(d.server.calls.open); n != 0 {
+				t.Errorf("%s: calls of %d peers are open after %s", method, n, d.server.config.Limits.FirstRequest)
+			}
+			for _, g := range open {
+				if err := g.RecvMsg(&discoveryv3.DiscoveryResponse{}); err == nil || g.Context().Err() == nil {
+					t.Fatalf("%s: its peer is not told: %v", method, err)
+				}
+			}
+			if _, err := d.client.FetchSecrets(t.Context(), ask(NameDefault)); err != nil {
+				t.Errorf("%s: after they have ended: %v", method, err)
+			}
+		})
+	}
+}
+
+// A fetch that waits for its secrets has arrived: that it waits long is not its doing.
+func TestAFetchThatArrivedIsNotHastened(t *testing.T) {
+	slowly := func(c *Config) {
+		find := c.Source
+		c.Source = func(ctx context.Context) (Source, error) { time.Sleep(5 * time.Second); return find(ctx) }
+	}
+	withDoor(t, slowly, func(t *testing.T, d *door) {
+		d.source.Set(nil)
+		_, err := d.client.FetchSecrets(t.Context(), ask(NameDefault))
+		wantReason(t, err, refusal.SVIDPending) // its own word, not that of a call that was cut off
+	})
+}
+
+// The peers of one node, each at its bounds, must fit into what the chart gives an agent: 512 MiB.
+func TestWhatANodesPeersCanHold(t *testing.T) {
+	l := Limits{}.withDefaults()
+	const pods, most = 110, 400 << 20
+	if each := l.StreamsPerPeer*max(l.RequestBytes, window) + l.NameBytes; pods*each > most {
+		t.Errorf("a peer can hold %d KiB, %d of them %d MiB", each>>10, pods, pods*each>>20)
+	}
 }
 
 func TestConfigIsChecked(t *testing.T) {

@@ -12,6 +12,7 @@ type Server struct {
 
 	config  Config
 	streams registry
+	calls   calls
 }
 
 var _ secretv3.SecretDiscoveryServiceServer = (*Server)(nil)

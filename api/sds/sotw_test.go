@@ -292,7 +292,7 @@ func TestSotWClosedSideIsAnswered(t *testing.T) {
 }
 
 func TestSotWManyPeersAreServedAlike(t *testing.T) {
-	withDoor(t, nil, func(t *testing.T, d *door) {
+	withDoor(t, func(c *Config) { c.Limits.StreamsPerPeer = 50 }, func(t *testing.T, d *door) {
 		var peers []*caller[discoveryv3.DiscoveryRequest, discoveryv3.DiscoveryResponse]
 		for range 50 {
 			p := d.sotw()

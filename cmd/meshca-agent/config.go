@@ -93,29 +93,30 @@ type SDSConfig struct {
 	// SystemBundle is the path, in the proxy's file system, that the name `file-root:system` stands for. Default
 	// "/etc/ssl/certs/ca-certificates.crt".
 	SystemBundle string `json:"systemBundle"`
-	// ConnectionsPerSocket is how many connections a workload may have open; further ones wait. Default 1024.
+	// ConnectionsPerSocket is how many connections a workload may have open; further ones wait. Default 32.
 	ConnectionsPerSocket int `json:"connectionsPerSocket"`
-	// StreamsPerSocket is how many SDS streams a workload may have open; an Envoy opens one for each
-	// secret that its configuration names. Default 256.
+	// StreamsPerSocket is how many SDS streams and fetches a workload may have open; an Envoy opens one for each secret that its
+	// configuration names. Default 32. On each of them a proxy can leave a request half sent: with the defaults the workloads
+	// of 110 pods that do their worst stay below the memory that the chart gives an agent.
 	StreamsPerSocket int `json:"streamsPerSocket"`
 	// Streams is how many all workloads may have open together. Default 20000.
 	Streams int `json:"streams"`
 	// NamesPerStream is how many secrets a stream may ask for at once. Default 10000.
 	NamesPerStream int `json:"namesPerStream"`
-	// StreamsPerConnection is how many a connection carries at once; further ones wait in the proxy. Default 1000.
+	// StreamsPerConnection is how many a connection carries at once; further ones wait in the proxy. Default 100.
 	StreamsPerConnection uint32 `json:"streamsPerConnection"`
 	// NameBytesPerSocket is what the names that a workload asks for over all its streams can take, in bytes, with 128 for
-	// the keeping of each. Default 4194304 (4 MiB).
+	// the keeping of each. Default 524288 (512 KiB).
 	NameBytesPerSocket int `json:"nameBytesPerSocket"`
-	// RequestBytes is the size of one request. A proxy can leave one half sent on each of its streams. Default 1048576
-	// (1 MiB).
+	// RequestBytes is the size of one request: about a thousand names, by default 65536 (64 KiB). A proxy can leave one half
+	// sent on each of its streams.
 	RequestBytes int `json:"requestBytes"`
 	// AnswerBytes is the size at which an answer is split. gRPC clients take 4 MiB by default. Default 2097152 (2 MiB).
 	AnswerBytes int `json:"answerBytes"`
 	// RequestsPerSecond is how many requests of a workload are read, over all its streams and fetches, in bursts of as
 	// many; those beyond wait. Default 1000.
 	RequestsPerSecond int `json:"requestsPerSecond"`
-	// FirstRequest is how long a stream may say nothing at first. Default "10s".
+	// FirstRequest is how long a stream may say nothing at first, and a fetch take to arrive. Default "10s".
 	FirstRequest Duration `json:"firstRequest"`
 	// Send is how long a proxy may leave an answer unread. Default "30s".
 	Send Duration `json:"send"`

@@ -97,7 +97,7 @@ func (d *door) open(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.grpc, d.served = grpc.NewServer(sds.ServerOptions(sds.Limits{})...), make(chan struct{})
+	d.grpc, d.served = grpc.NewServer(d.sds.ServerOptions()...), make(chan struct{})
 	secretv3.RegisterSecretDiscoveryServiceServer(d.grpc, d.sds)
 	go func(g *grpc.Server, served chan struct{}) {
 		defer close(served)

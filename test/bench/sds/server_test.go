@@ -76,7 +76,7 @@ func serve(kind, socket string, in io.Reader, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		options = sds.ServerOptions(limits)
+		options = server.ServerOptions()
 		p = &ours{Server: server, current: current, bundle: root.Bundle(1)}
 	case bare:
 		p = &floor{stale: make(chan struct{})}

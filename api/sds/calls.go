@@ -1,0 +1,95 @@
+package sds
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/tap"
+
+	"github.com/meshca/meshca/api/refusal"
+)
+
+// window is what a call may have sent and not yet been read, in bytes; the least that HTTP/2 has. That it is fixed keeps grpc
+// from widening it for peers that answer fast.
+const window = 64 << 10
+
+// ServerOptions are the options of a gRPC server whose connections are held to the limits: calls, message and header sizes, the
+// time that a message may take to arrive, and a life sign every minute, so that the streams of a peer that vanished end.
+func (s *Server) ServerOptions() []grpc.ServerOption {
+	l := s.config.Limits
+	return []grpc.ServerOption{
+		grpc.InTapHandle(s.admit),
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			arrived(ctx)
+			return handler(ctx, r)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, g grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			arrived(g.Context()) // a stream waits for its first request by itself
+			return handler(srv, g)
+		}),
+		grpc.MaxConcurrentStreams(l.StreamsPerConnection),
+		grpc.MaxRecvMsgSize(l.RequestBytes),
+		grpc.MaxHeaderListSize(16 << 10),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
+		grpc.ReadBufferSize(8 << 10),
+		grpc.SharedWriteBuffer(true), // a connection that rests has none
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+}
+
+// calls counts the open calls of each peer. The zero calls is empty.
+type calls struct {
+	mu   sync.Mutex
+	open map[string]int
+}
+
+func (c *calls) enter(peer string, most int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := c.open[peer]; n >= most {
+		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams and fetches open (limit: StreamsPerPeer)", n)
+	}
+	if c.open == nil {
+		c.open = map[string]int{}
+	}
+	c.open[peer]++
+	return nil
+}
+
+func (c *calls) leave(peer string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open[peer]--; c.open[peer] <= 0 {
+		delete(c.open, peer)
+	}
+}
+
+// admit is grpc's tap: it runs when a call's headers have come, and before anything is read or kept for it. What is half sent
+// counts, so, and a call whose message does not arrive in time ends. grpc ends ctx with the call.
+func (s *Server) admit(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	peer := s.config.Peer(ctx)
+	if err := s.calls.enter(peer, s.config.Limits.StreamsPerPeer); err != nil {
+		return nil, refusal.Status(err)
+	}
+	context.AfterFunc(ctx, func() { s.calls.leave(peer) })
+	ctx, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(s.config.Limits.FirstRequest, cancel)
+	context.AfterFunc(ctx, func() { late.Stop() })
+	return context.WithValue(ctx, lateKey{}, late), nil
+}
+
+// lateKey is where a call's context has the timer that ends it.
+type lateKey struct{}
+
+// arrived is told when a call has its message.
+func arrived(ctx context.Context) {
+	if late, ok := ctx.Value(lateKey{}).(*time.Timer); ok {
+		late.Stop()
+	}
+}
