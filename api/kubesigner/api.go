@@ -182,6 +182,22 @@ func (a *api) create(ctx context.Context, r resource, namespace string, body any
 	})
 }
 
+// remove deletes an object as it was read: one that was changed, or made anew, meets a conflict.
+func (a *api) remove(ctx context.Context, r resource, k objectKey, has object) error {
+	uid, version := has.GetUID(), has.GetResourceVersion()
+	data, err := json.Marshal(metav1.DeleteOptions{
+		TypeMeta:      metav1.TypeMeta{APIVersion: "v1", Kind: "DeleteOptions"},
+		Preconditions: &metav1.Preconditions{UID: &uid, ResourceVersion: &version},
+	})
+	if err != nil {
+		return err
+	}
+	return a.call(ctx, r.GroupVersion, func(ctx context.Context, c *rest.RESTClient) error {
+		return c.Delete().Resource(r.plural).NamespaceIfScoped(k.namespace, k.namespace != "").Name(k.name).
+			SetHeader("Content-Type", runtime.ContentTypeJSON).Body(data).MaxRetries(0).Do(ctx).Error()
+	})
+}
+
 // served finds the first of the versions in which the API server serves the resource; found is false where it serves none.
 func (a *api) served(ctx context.Context, plural string, versions ...string) (r resource, found bool, err error) {
 	for _, version := range versions {

@@ -2,6 +2,8 @@ package kubesigner
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 const (
@@ -19,6 +22,8 @@ const (
 	domainAnnotation = "meshca.io/trust-domain"
 	// sequenceAnnotation is the bundle's, for people, and for a CA whose store is an old one.
 	sequenceAnnotation = "meshca.io/bundle-sequence"
+	// domainLabel is for people, who find by it what is published for a trust domain.
+	domainLabel = "meshca.io/published-for"
 
 	trustBundles = "clustertrustbundles"
 )
@@ -161,10 +166,20 @@ func marks(m material) map[string]string {
 	return map[string]string{domainAnnotation: m.domain, sequenceAnnotation: strconv.FormatUint(m.sequence, 10)}
 }
 
+// labels hold the trust domain where it can be a label's value, and else its digest.
+func labels(m material) map[string]string {
+	value := m.domain
+	if len(validation.IsValidLabelValue(value)) > 0 {
+		sum := sha256.Sum256([]byte(value))
+		value = "sha256-" + hex.EncodeToString(sum[:16])
+	}
+	return map[string]string{domainLabel: value}
+}
+
 func (p *Publisher) make(ctx context.Context, in content, key objectKey, want string, m material) error {
 	body := in.write(want)
 	body["apiVersion"], body["kind"] = in.GroupVersion.String(), in.kind
-	body["metadata"] = map[string]any{"name": key.name, "annotations": marks(m)}
+	body["metadata"] = map[string]any{"name": key.name, "annotations": marks(m), "labels": labels(m)}
 	return p.api.create(ctx, in.resource, key.namespace, body)
 }
 
@@ -181,7 +196,7 @@ func (p *Publisher) mend(ctx context.Context, in content, key objectKey, has obj
 		now = marked
 	}
 	body := in.write(want)
-	body["metadata"] = map[string]any{"resourceVersion": has.GetResourceVersion(), "uid": has.GetUID(), "annotations": marks(m)}
+	body["metadata"] = map[string]any{"resourceVersion": has.GetResourceVersion(), "uid": has.GetUID(), "annotations": marks(m), "labels": labels(m)}
 	return now, p.api.patch(ctx, in.resource, key, "", body, in.empty())
 }
 
@@ -192,7 +207,7 @@ func isMarked(has object, m material) bool {
 			return false
 		}
 	}
-	return true
+	return has.GetLabels()[domainLabel] == labels(m)[domainLabel]
 }
 
 // errNotOurs is wrapped by the faults of objects that are there and are not ours to write.

@@ -41,7 +41,7 @@ func command() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w: see `%s --help`", err, c.CommandPath())}
 	})
-	root.AddCommand(serveCommand(), devCommand(), rootCommand(), restoreCommand(), configCommand(), &cobra.Command{
+	root.AddCommand(serveCommand(), devCommand(), rootCommand(), restoreCommand(), unpublishCommand(), configCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,

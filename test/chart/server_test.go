@@ -109,7 +109,7 @@ func rights(t *testing.T, c *kube.Cluster) {
 // nothing unless the taint is asked for.
 func TestEveryRightHasAReason(t *testing.T) {
 	var rules int
-	for _, file := range []string{"ca-rights.yaml", "startup-taint.yaml"} {
+	for _, file := range []string{"ca-rights.yaml", "startup-taint.yaml", "unpublish.yaml"} {
 		lines := strings.Split(read(t, chart.Dir+"/templates/"+file), "\n")
 		for i, line := range lines {
 			if !strings.HasPrefix(line, "  - apiGroups:") && !strings.HasPrefix(line, "  - nonResourceURLs:") {

@@ -63,3 +63,10 @@ istio: {{ $publish.istio.name | default "istio-ca-root-cert" }}
 {{- define "meshca.openshift" -}}
 {{- if .Capabilities.APIVersions.Has "security.openshift.io/v1" }}true{{ end -}}
 {{- end }}
+
+{{/* Annotations of what is made when the chart is uninstalled, in the order of the weights, and goes with its work done. */}}
+{{- define "meshca.uninstallHook" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
