@@ -137,7 +137,7 @@ func (c *crier) bundle(sequence uint64) {
 	b := spiffebundle.New(spiffeid.RequireTrustDomainFromString("mesh.test"))
 	b.SetSequenceNumber(sequence)
 	key := world.NewKey(c.t)
-	template := &x509.Certificate{SerialNumber: big.NewInt(int64(sequence)), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)} //nolint:gosec // small
+	template := &x509.Certificate{SerialNumber: big.NewInt(int64(sequence)), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		c.t.Fatal(err)

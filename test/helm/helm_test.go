@@ -42,6 +42,7 @@ func TestInstalled(t *testing.T) {
 		{"rotations go on", rotationsGoOn},
 		{"the start-up taint", startupTaint},
 		{"the shared socket", sharedSocket},
+		{"trust is published", published},
 		{"uninstall leaves nothing", func(t *testing.T, s *helm.Site) { uninstall(t, s, before) }},
 		{"the root is in Vault, and is replaced under traffic", inVault},
 	} {
@@ -323,6 +324,21 @@ func startupTaint(t *testing.T, s *helm.Site) {
 		return nil
 	})
 	unbroken(t, s, "traffic")
+}
+
+// published has the CA publish what is no object of the chart's: uninstalling is to find it.
+func published(t *testing.T, s *helm.Site) {
+	ctx := t.Context()
+	check(t, s.Upgrade(ctx, "--set", "ca.publish.clusterTrustBundle.name=bundle,ca.publish.istio.name=istio-ca-root-cert"))
+	await(t, s, 2*time.Minute, "the trust bundle in the cluster", func(ctx context.Context) error {
+		for _, namespace := range []string{"default", "demo"} {
+			if _, err := s.Clientset.CoreV1().ConfigMaps(namespace).Get(ctx, "istio-ca-root-cert", metav1.GetOptions{}); err != nil {
+				return err
+			}
+		}
+		_, err := s.Kubectl(ctx, "get", "clustertrustbundle", "meshca.io:workload:bundle")
+		return err
+	})
 }
 
 // uninstall takes the example away, then the chart. The cluster then has the objects that it had, and the node no trace.
