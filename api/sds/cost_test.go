@@ -97,7 +97,9 @@ func TestManyNamesArePacedAsManyRequests(t *testing.T) {
 	for i := range names {
 		names[i] = fmt.Sprintf("nobody-%05d", i)
 	}
-	withDoor(t, func(c *Config) { c.Limits.RequestsPerSecond, c.Limits.RequestBytes, c.Limits.NameBytes = pace, 1<<20, 4<<20 }, func(t *testing.T, d *door) {
+	withDoor(t, func(c *Config) {
+		c.Limits.RequestsPerSecond, c.Limits.RequestBytes, c.Limits.NameBytes = pace, 1<<20, 4<<20
+	}, func(t *testing.T, d *door) {
 		p := d.delta()
 		p.say(subscribe(names...))
 		p.next()
