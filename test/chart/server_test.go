@@ -33,7 +33,7 @@ import (
 func TestOnAnAPIServer(t *testing.T) {
 	c := kube.Start(t)
 	apply(t, c, read(t, chart.Manifests))
-	apply(t, c, must(chart.Render(t.Context(), "--set", "agent.startupTaint.enabled=true,ca.policy.rules[0].name=all",
+	apply(t, c, must(chart.Render(t.Context(), "--no-hooks", "--set", "agent.startupTaint.enabled=true,ca.policy.rules[0].name=all",
 		"--api-versions", "security.openshift.io/v1", "--set-json", `agent.networkPolicy.metricsFrom=[{"namespaceSelector": {}}]`,
 		"--set-json", `ca.networkPolicy.metricsFrom=[{"namespaceSelector": {}}]`, "--set", "ca.upstream.vault.address=https://v",
 		"--set", "ca.signers.podCertificateRequests=true,ca.signers.certificateSigningRequests=true,ca.publish.clusterTrustBundle.name=b,ca.publish.istio.name=i"))(t))
