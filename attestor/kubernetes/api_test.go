@@ -175,7 +175,7 @@ func TestStrangersDoNotCrowdAgentsOut(t *testing.T) {
 		return nil
 	})
 	var workloads sync.WaitGroup
-	for range 20 {
+	for range most - share { // each has a place at once: what waits is no one's fault on a busy machine
 		workloads.Go(func() {
 			if got := b.reason(t, workload); got != "" {
 				t.Errorf("a workload behind a flood of strangers: %s", got)
