@@ -10,15 +10,12 @@ import (
 // somebody has to follow them: they are barred. The others leave the set.
 func (r Rollout) Inherit(later Rollout, now time.Time) Rollout {
 	r.Taints = r.taints()
-	r.Behind = slices.Clone(r.Behind)
 	for _, t := range later.taints() {
 		if _, known := r.Tainted(t.ID); known {
 			continue
 		}
 		r.Taints = append(r.Taints, t)
-		if party := t.ID == r.Stays().ID || r.Active() && t.ID == r.Goes().ID; !party && !r.behind(t.ID) {
-			r.Behind = append(r.Behind, Behind{Party: Party{ID: t.ID}, By: now})
-		}
+		r = r.Expel(Party{ID: t.ID, Key: t.Key}, now)
 	}
 	for _, id := range later.Gone {
 		if !slices.Contains(r.Gone, id) {
@@ -28,13 +25,57 @@ func (r Rollout) Inherit(later Rollout, now time.Time) Rollout {
 	return r
 }
 
+// Expel has an authority leave the set at once, unless it is a party that somebody has to follow, or leaves already.
+func (r Rollout) Expel(p Party, now time.Time) Rollout {
+	if p.ID == r.Stays().ID || r.Active() && p.ID == r.Goes().ID || r.behind(p.ID) {
+		return r
+	}
+	r.Behind = append(slices.Clone(r.Behind), Behind{p, now})
+	return r
+}
+
+// Keyed is the Rollout with the keys that it does not name, where keyOf knows them by the authority's ID; a journal of before
+// keys were named has none.
+func (r Rollout) Keyed(keyOf func(id string) string) Rollout {
+	name := func(p *Party) {
+		if p.Key == "" && p.ID != "" {
+			p.Key = keyOf(p.ID)
+		}
+	}
+	name(&r.Old)
+	name(&r.New)
+	r.Behind, r.Taints = slices.Clone(r.Behind), slices.Clone(r.Taints)
+	for i := range r.Behind {
+		name(&r.Behind[i].Party)
+	}
+	for i, t := range r.Taints {
+		p := Party{ID: t.ID, Key: t.Key}
+		name(&p)
+		r.Taints[i].Key = p.Key
+	}
+	return r
+}
+
 // Barred says why the authority with this ID must not sign, though the journal says that it does; nil when it may. One that
 // is tainted signs for as long as an emergency needs to bring in another, and no journal comes elsewhere by itself: only
-// one that was put back from a backup does.
+// one that was put back from a backup does. Nor does an emergency need one that had left the set before.
 func (r Rollout) Barred(id string) error {
-	t, tainted := r.Tainted(id)
-	if !tainted || r.Active() && id == r.Goes().ID && r.Within > 0 {
+	p := Party{ID: id}
+	for _, of := range []Party{r.Old, r.New} {
+		if of.ID == id {
+			p = of
+		}
+	}
+	t, tainted := r.tainted(p)
+	if !tainted || r.Active() && id == r.Goes().ID && r.Within > 0 && !r.returned(p) {
 		return nil
 	}
-	return t.refused("nothing is signed under it")
+	return t.refused(id, "nothing is signed under it")
+}
+
+// returned reports whether an authority is tainted, has left the set, and is back by a backup of before: nobody trusts it any
+// more, and nobody is to do so again.
+func (r Rollout) returned(p Party) bool {
+	_, tainted := r.tainted(p)
+	return tainted && slices.Contains(r.Gone, p.ID)
 }

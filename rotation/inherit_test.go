@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,5 +82,60 @@ func TestARolloutToATaintedOneStandsStill(t *testing.T) {
 	r := Rollout{Old: oldRoot, New: newRoot, Step: StepPublished, Within: time.Hour, Begun: now}
 	if err := r.Barred(oldRoot.ID); err != nil {
 		t.Errorf("in an emergency: %v", err)
+	}
+}
+
+// What stood knows a tainted key by another authority than the backup: neither signs, is gone to, or gone back to.
+func TestInheritedKeys(t *testing.T) {
+	now := time.Unix(1000, 0)
+	keyed := func(p Party) Party { p.Key = "key of " + p.ID; return p }
+	old, next := keyed(oldRoot), keyed(newRoot)
+	taint := func(p Party) Rollout { return Rollout{Taints: []Taint{{ID: "another", Key: p.Key, At: now, By: "op"}}} }
+	over := Rollout{Old: keyed(thirdRoot), New: old, Step: StepOut, NewShare: 100}.Inherit(taint(old), now)
+	if err := over.Barred(old.ID); over.Barred("third") != nil || err == nil || !strings.Contains(err.Error(), "the root another was tainted") ||
+		!strings.Contains(err.Error(), "the root old has its key, and nothing is signed under it") {
+		t.Errorf("it may sign: %v, %v", err, over.Barred("third"))
+	}
+	if _, err := Begin(over, keyed(thirdRoot), Party{ID: "prolonged", Key: old.Key}, BeginOptions{}, now); refusal.Of(err) != refusal.RootTainted {
+		t.Errorf("a rollout to another one of the key: %v", err)
+	}
+	rolling := Rollout{Old: old, New: next, Step: StepPublished, Entered: now}
+	if _, err := rolling.Inherit(taint(old), now).Abort("op", now); refusal.Of(err) != refusal.RootTainted {
+		t.Errorf("it goes back: %v", err)
+	}
+	p := &plain{record: rolling.Inherit(taint(next), now)}
+	x := NewRoller(RollerOptions{Journal: p, Authorities: p})
+	for x.Move(t.Context()) { // what is behind leaves
+	}
+	if s, _ := x.Standing(); p.record.Step != StepPublished || refusal.Of(s.Err) != refusal.RootTainted {
+		t.Errorf("it goes on to %s: %v", p.record.Step, s.Err)
+	}
+}
+
+// A journal of before keys were named learns those that are known, and keeps what it names.
+func TestAJournalLearnsKeys(t *testing.T) {
+	r := Rollout{
+		Old: oldRoot, New: Party{ID: "new", Key: "named"}, Step: StepPublished,
+		Taints: []Taint{{ID: "third"}, {ID: "lost"}}, Behind: []Behind{{Party: thirdRoot}},
+	}
+	got := r.Keyed(func(id string) string {
+		if id == "lost" {
+			return ""
+		}
+		return "key of " + id
+	})
+	if got.Old.Key != "key of old" || got.New.Key != "named" || got.Taints[0].Key != "key of third" || got.Taints[1].Key != "" || got.Behind[0].Key != "key of third" {
+		t.Errorf("got %+v", got)
+	}
+	if r.Taints[0].Key != "" || r.Behind[0].Key != "" {
+		t.Error("the record itself was changed")
+	}
+	if _, tainted := got.TaintedKey("key of third"); !tainted {
+		t.Error("the key is not tainted")
+	}
+	// A taint that came without a key gets it with the next order.
+	again, err := Rollout{Taints: []Taint{{ID: "third", By: "first"}}}.Taint(Party{ID: "third", Key: "k"}, Emergency{By: "op", Within: time.Hour}, time.Unix(1000, 0))
+	if taint, tainted := again.TaintedKey("k"); err != nil || !tainted || taint.By != "first" || len(again.Taints) != 1 {
+		t.Errorf("%+v, %v", again.Taints, err)
 	}
 }

@@ -217,8 +217,8 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		}
 		return r.without(b), Standing{}
 	}
-	if t, tainted := r.Tainted(r.Stays().ID); tainted && r.Active() { // see Inherit
-		return failed(t.refused("the rollout to it stands still: abort it, or taint it again and name another one"))
+	if t, tainted := r.tainted(r.Stays()); tainted && r.Active() { // see Inherit
+		return failed(t.refused(r.Stays().ID, "the rollout to it stands still: abort it, or taint it again and name another one"))
 	}
 	switch r.Step {
 	case StepChosen:
@@ -265,6 +265,11 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 
 // confirm waits for those who count.
 func (x *Roller) confirm(ctx context.Context, r Rollout) (Rollout, Standing) {
+	if r.returned(r.Goes()) { // as soon as it is not the last one of the set, and before anybody hears of that
+		if err := x.o.Authorities.Withdraw(ctx, r.Goes()); err != nil {
+			return r, Standing{Err: err}
+		}
+	}
 	waits, err := x.o.Authorities.Unconfirmed(ctx, r.Set, r.Entered)
 	if err != nil {
 		return r, Standing{Err: err}

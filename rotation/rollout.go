@@ -38,7 +38,13 @@ type Party struct {
 	ID string `json:"id"`
 	// Ref is how its upstream knows it; it means nothing here.
 	Ref string `json:"ref,omitempty"`
+	// Key names its key; of a root, the SHA-256 of its SubjectPublicKeyInfo in hex. Empty: it is not known. What is tainted
+	// is a key: another authority of the same one is none the better.
+	Key string `json:"key,omitempty"`
 }
+
+// same reports whether two parties are one authority, or have one key.
+func (p Party) same(q Party) bool { return p.ID == q.ID || p.Key != "" && p.Key == q.Key }
 
 // Rollout replaces one authority that others trust by another one, so that nobody ever meets a signature of one that he
 // does not trust: in the set, confirmed, signs, the old one retired, out. It is a value: each change makes another one,
@@ -152,8 +158,8 @@ func (r Rollout) takes(old, next Party) error {
 		return errors.New("it is the one that signs already: `certctl ca status` shows candidates to rotate to; where its key was stolen, " +
 			"`certctl ca taint root`; for a new intermediate below it, `certctl ca rotate intermediate`")
 	}
-	if t, tainted := r.Tainted(next.ID); tainted {
-		return t.refused("it cannot follow %s", old.ID)
+	if t, tainted := r.tainted(next); tainted {
+		return t.refused(next.ID, "it cannot follow %s", old.ID)
 	}
 	if r.behind(next.ID) {
 		return fmt.Errorf("%s is being taken out of the trusted set: try again when it is out", next.ID)
@@ -161,11 +167,11 @@ func (r Rollout) takes(old, next Party) error {
 	return nil
 }
 
-// successor is a new Rollout, with what outlives this one.
+// successor is a new Rollout, with what outlives this one. What it brings in is not gone any more.
 func (r Rollout) successor(old, next Party, by string, now time.Time) Rollout {
 	return Rollout{
 		Old: old, New: next, Step: StepChosen, Entered: now, Begun: now, By: by,
-		Taints: r.taints(), Behind: slices.Clone(r.Behind), Gone: slices.Clone(r.Gone),
+		Taints: r.taints(), Behind: slices.Clone(r.Behind), Gone: slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool { return id == next.ID }),
 	}
 }
 
@@ -214,8 +220,8 @@ func (r Rollout) Abort(by string, now time.Time) (Rollout, error) {
 	case r.Aborted:
 		return Rollout{}, fmt.Errorf("%w: it is being aborted since %s, by %s", ErrStep, r.AbortedAt.UTC().Format(time.RFC3339), r.AbortedBy)
 	}
-	if t, tainted := r.Tainted(r.Old.ID); tainted {
-		return Rollout{}, t.refused("going back would have it sign again. If %s is not to be trusted either, taint that", r.New.ID)
+	if t, tainted := r.tainted(r.Old); tainted {
+		return Rollout{}, t.refused(r.Old.ID, "going back would have it sign again. If %s is not to be trusted either, taint that", r.New.ID)
 	}
 	return r.back(by, now), nil
 }

@@ -1,9 +1,6 @@
 package rotation
 
 import (
-	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -12,198 +9,23 @@ import (
 	"pgregory.net/rapid"
 )
 
-// mesh is what a Rollout moves, made of a few variables: the trusted set, agents that confirm it or not, certificates
-// that live. It dies where it is told to: the call returns, with its effect or without, and the process is gone.
-type mesh struct {
-	now     time.Time
-	record  Rollout
-	version uint64
-
-	sets   [][]string // trusted sets by sequence-1
-	agents map[string]*modelAgent
-	certs  []modelCert
-
-	assigned Rollout // what this process signs by
-	prepared map[string]bool
-	die      func() death
-
-	// What operators did, as the test saw it.
-	taints  map[string][]taintSeen
-	may     map[string]time.Time       // when a root may sign though it is not confirmed
-	despite map[string]map[string]bool // by root: whose confirmation was given up
-	ordered []orderSeen
-	wrong   string
-	// imported is how many were taken into the set by a command.
-	imported int
-}
-
-// taintSeen is a taint that was taken, orderSeen an order to renew all that was issued before.
-type (
-	taintSeen struct {
-		at     time.Time
-		within time.Duration
-	}
-	orderSeen struct {
-		at     time.Time
-		within time.Duration
-	}
-)
-
-type death int
-
-const (
-	lives death = iota
-	diesBefore
-	diesBehind
-)
-
-type modelAgent struct {
-	confirmed uint64
-	holds     time.Time // it counts until then
-}
-
-type modelCert struct {
-	by         string
-	begin, end time.Time
-}
-
-var errDead = errors.New("the process died")
-
-// at runs the effect of a call at which the process may die.
-func (m *mesh) at(effect func()) error {
-	d := m.die()
-	if d != diesBefore {
-		effect()
-	}
-	if d != lives {
-		return errDead
-	}
-	return nil
-}
-
-func (m *mesh) Rollout(context.Context) (Rollout, uint64, error) { return m.record, m.version, nil }
-
-func (m *mesh) SwapRollout(_ context.Context, version uint64, next Rollout) (err error) {
-	// The version is looked at when the store has the call: a command may have come before.
-	died := m.at(func() {
-		if version != m.version {
-			err = ErrConflict
-			return
-		}
-		m.record, m.version = next, version+1
-	})
-	return cmp.Or(died, err)
-}
-
-func (m *mesh) trusted() []string { return m.sets[len(m.sets)-1] }
-
-func (m *mesh) Publish(_ context.Context, p Party) (uint64, error) {
-	err := m.at(func() {
-		if !slices.Contains(m.trusted(), p.ID) {
-			m.sets = append(m.sets, append(slices.Clone(m.trusted()), p.ID))
-		}
-	})
-	return uint64(len(m.sets)), err
-}
-
-func (m *mesh) Withdraw(_ context.Context, p Party) error {
-	return m.at(func() {
-		m.justify(p.ID)
-		if slices.Contains(m.trusted(), p.ID) {
-			m.sets = append(m.sets, slices.DeleteFunc(slices.Clone(m.trusted()), func(id string) bool { return id == p.ID }))
-		}
-	})
-}
-
-// justify wants a reason for what is withdrawn while certificates under it live: it was tainted, and they were ordered to
-// be renewed and had half of the bound for that, or the whole bound is over.
-func (m *mesh) justify(id string) {
-	for _, c := range m.certs {
-		if c.by != id || !c.end.After(m.now) || !slices.Contains(m.trusted(), id) {
-			continue
-		}
-		late := slices.ContainsFunc(m.taints[id], func(x taintSeen) bool { return !m.now.Before(x.at.Add(x.within)) })
-		renewed := slices.ContainsFunc(m.ordered, func(o orderSeen) bool { return !c.begin.After(o.at) && !m.now.Before(o.at.Add(o.within/2)) })
-		if len(m.taints[id]) == 0 || !late && !renewed {
-			m.wrong = fmt.Sprintf("%s leaves at %s, a certificate of it lives from %s until %s; taints %v, orders %v", id, m.now, c.begin, c.end, m.taints[id], m.ordered)
-		}
-	}
-}
-
-func (m *mesh) Unconfirmed(_ context.Context, set uint64, _ time.Time) (names []string, err error) {
-	for name, a := range m.agents {
-		if a.holds.After(m.now) && a.confirmed < set {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names, m.at(func() {})
-}
-
-func (m *mesh) Prepare(_ context.Context, p Party) error {
-	return m.at(func() { m.prepared[p.ID] = true })
-}
-
-func (m *mesh) Assign(_ context.Context, r Rollout) (end time.Time, err error) {
-	err = m.at(func() {
-		m.assigned = r
-		if r.Step == StepSigning && r.Within > 0 {
-			m.ordered = append(m.ordered, orderSeen{m.now, r.Within})
-		}
-	})
-	for _, c := range m.certs {
-		if c.by == r.Goes().ID && c.end.After(end) {
-			end = c.end
-		}
-	}
-	return end, err
-}
-
-// sign issues one certificate through an agent, as the process would.
-func (m *mesh) sign(t *rapid.T, agent, identity string, ttl time.Duration) {
-	by := m.assigned.Old.ID
-	if InShare(identity, m.assigned.NewShare) {
-		by = m.assigned.New.ID
-	}
-	if by == "" {
-		by = m.trusted()[0]
-	}
-	if !slices.Contains(m.trusted(), by) {
-		t.Fatalf("%s signs and is not trusted by the set %v", by, m.trusted())
-	}
-	if r := m.record; r.Goes().ID == by && (r.Step == StepRetired || r.Step == StepLeaving || r.Step == StepOut) {
-		t.Fatalf("%s has retired and signs", by)
-	}
-	if may, bound := m.may[by]; !bound || m.now.Before(may) {
-		for name, a := range m.agents {
-			if a.holds.After(m.now) && !m.despite[by][name] && !slices.Contains(m.sets[a.confirmed-1], by) {
-				t.Fatalf("%s signs, and %s (confirmed %d of %d) does not trust it", by, name, a.confirmed, len(m.sets))
-			}
-		}
-	}
-	if !m.record.Active() && len(m.taints[by]) > 0 {
-		t.Fatalf("%s is tainted, and signs, and nothing is under way", by)
-	}
-	// Who has not counted connects first, and that brings the newest set.
-	if a := m.agents[agent]; !a.holds.After(m.now) {
-		a.confirmed = uint64(len(m.sets))
-	}
-	end := m.now.Add(ttl)
-	m.certs = append(m.certs, modelCert{by, m.now, end})
-	if a := m.agents[agent]; end.After(a.holds) {
-		a.holds = end
-	}
-}
-
 // TestNobodyMeetsAnAuthorityThatHeDoesNotTrust drives Rollouts through processes that die at any call, agents that
 // vanish and return, and operators who change their minds.
 func TestNobodyMeetsAnAuthorityThatHeDoesNotTrust(t *testing.T) {
 	for range 100 { // rapid's own hundred are few for a state of this size
-		rapid.Check(t, rollAbout)
+		rapid.Check(t, func(t *rapid.T) { rollAbout(t, 1) })
 	}
 }
 
-func rollAbout(t *rapid.T) {
+// TestNobodyMeetsATaintedKey is the same with roots of which two have one key: a taint of either is one of both.
+func TestNobodyMeetsATaintedKey(t *testing.T) {
+	for range 30 {
+		rapid.Check(t, func(t *rapid.T) { rollAbout(t, 2) })
+	}
+}
+
+// rollAbout has so many roots share a key.
+func rollAbout(t *rapid.T, share int) {
 	m := &mesh{now: time.Unix(1<<30, 0), sets: [][]string{{"root0"}}, agents: map[string]*modelAgent{}, prepared: map[string]bool{"root0": true}, die: func() death { return lives },
 		taints: map[string][]taintSeen{}, may: map[string]time.Time{}, despite: map[string]map[string]bool{}}
 	for i := range 3 {
@@ -215,7 +37,25 @@ func rollAbout(t *rapid.T) {
 		return x
 	}
 	x := process()
-	active, roots := Party{ID: "root0"}, 1
+	root := func(n int) Party { return Party{ID: fmt.Sprint("root", n), Key: fmt.Sprint("key", n/share)} }
+	active, roots := root(0), 1 // from roots on nobody has seen any
+	// fresh is the number of one that nobody has seen, of a key that is not tainted, and not that of this one.
+	fresh := func(not Party) int {
+		n := roots
+		for len(m.taints[root(n).ID]) > 0 || root(n).same(not) {
+			n++
+		}
+		return n
+	}
+	used := func(n int) { roots = max(roots, n+1) }
+	// told notes a taint, of all roots of the key.
+	told := func(what Party, seen taintSeen) {
+		for n := range roots + 2*share {
+			if p := root(n); p.same(what) {
+				m.taints[p.ID] = append(m.taints[p.ID], seen)
+			}
+		}
+	}
 	agent := rapid.SampledFrom([]string{"agent0", "agent1", "agent2"})
 	command := func(f func(Rollout) (Rollout, error)) bool { _, err := x.Change(t.Context(), f); return err == nil }
 	settle := func() { // the one that signs alone
@@ -231,12 +71,12 @@ func rollAbout(t *rapid.T) {
 	// taint draws an order to do without a root, a party's more often than another one's.
 	taint := func(t *rapid.T) func() {
 		settle()
-		what := Party{ID: fmt.Sprint("root", rapid.IntRange(0, roots).Draw(t, "root"))}
+		drawn := rapid.IntRange(0, roots).Draw(t, "root")
+		what := root(drawn)
 		party := rapid.SampledFrom([]string{"none", "signs", "stays", "goes"}).Draw(t, "party")
 		e := Emergency{Within: time.Duration(rapid.IntRange(1, 400).Draw(t, "within")) * time.Minute}
 		return func() {
 			settle()
-			e.Signs, e.Successor = active, Party{ID: fmt.Sprint("root", roots)}
 			switch party {
 			case "signs":
 				what = active
@@ -244,23 +84,32 @@ func rollAbout(t *rapid.T) {
 				what = m.record.Stays()
 			case "goes":
 				what = m.record.Goes()
+			default:
+				used(drawn)
 			}
-			if !command(func(r Rollout) (Rollout, error) { return r.Taint(what, "", e, m.now) }) {
+			next := fresh(what)
+			e.Signs, e.Successor, e.Twins = active, root(next), nil
+			for n := range roots {
+				if p := root(n); p.ID != what.ID && p.same(what) && slices.Contains(m.trusted(), p.ID) {
+					e.Twins = append(e.Twins, p)
+				}
+			}
+			if !command(func(r Rollout) (Rollout, error) { return r.Taint(what, e, m.now) }) {
 				return
 			}
-			m.taints[what.ID] = append(m.taints[what.ID], taintSeen{m.now, e.Within})
+			told(what, taintSeen{m.now, e.Within})
 			r := m.record
 			anew := r.New.ID == e.Successor.ID
-			if anew || what.ID == e.Successor.ID {
-				roots++
+			if anew {
+				used(next)
 			}
-			if anew && r.Old.ID != what.ID { // which was tainted before, and has the new bound
-				m.taints[r.Old.ID] = append(m.taints[r.Old.ID], taintSeen{m.now, e.Within})
+			if anew && !r.Old.same(what) { // which was tainted before, and has the new bound
+				told(r.Old, taintSeen{m.now, e.Within})
 			}
-			if _, tainted := r.Tainted(what.ID); !tainted || r.Active() && what.ID == r.Stays().ID {
+			if _, tainted := r.Tainted(what.ID); !tainted || r.Active() && what.same(r.Stays()) {
 				t.Fatalf("%s is tainted, and it is %+v", what.ID, r)
 			}
-			if (r.Step == StepChosen || r.Step == StepPublished) && (anew || what.ID == r.Goes().ID) {
+			if (r.Step == StepChosen || r.Step == StepPublished) && (anew || what.same(r.Goes())) {
 				may := m.now.Add(e.Within / 2)
 				if have, bound := m.may[r.New.ID]; !bound || may.Before(have) {
 					m.may[r.New.ID] = may
@@ -273,19 +122,20 @@ func rollAbout(t *rapid.T) {
 			settle()
 			o := BeginOptions{Canary: rapid.SampledFrom([]int{0, 5, 50}).Draw(t, "canary")}
 			command(func(r Rollout) (Rollout, error) {
-				next, err := Begin(r, active, Party{ID: fmt.Sprint("root", roots)}, o, m.now)
+				n := fresh(Party{})
+				next, err := Begin(r, active, root(n), o, m.now)
 				if err == nil {
-					roots++
+					used(n)
 				}
 				return next, err
 			})
 		},
 		"begin with one of before": func(t *rapid.T) {
 			settle()
-			old := fmt.Sprint("root", rapid.IntRange(0, roots-1).Draw(t, "root"))
-			begun := command(func(r Rollout) (Rollout, error) { return Begin(r, active, Party{ID: old}, BeginOptions{}, m.now) })
-			if begun && len(m.taints[old]) > 0 {
-				t.Fatalf("a rollout to %s, which is tainted", old)
+			old := root(rapid.IntRange(0, roots-1).Draw(t, "root"))
+			begun := command(func(r Rollout) (Rollout, error) { return Begin(r, active, old, BeginOptions{}, m.now) })
+			if begun && len(m.taints[old.ID]) > 0 {
+				t.Fatalf("a rollout to %s, which is tainted", old.ID)
 			}
 		},
 		"taint": func(t *rapid.T) { taint(t)() },
@@ -303,8 +153,9 @@ func rollAbout(t *rapid.T) {
 			m.die = func() death { return lives }
 		},
 		"import": func(*rapid.T) {
-			m.sets = append(m.sets, append(slices.Clone(m.trusted()), fmt.Sprint("root", roots)))
-			roots++
+			n := fresh(Party{})
+			m.sets = append(m.sets, append(slices.Clone(m.trusted()), root(n).ID))
+			used(n)
 			m.imported++
 		},
 		"move":     func(t *rapid.T) { x.Move(t.Context()) },

@@ -262,7 +262,7 @@ func TestAnEmergencyIsOverWithinItsBound(t *testing.T) {
 		defer cancel()
 		begun := time.Now()
 		if _, err := x.Change(ctx, func(r Rollout) (Rollout, error) {
-			return r.Taint(oldRoot, "", Emergency{Within: 10 * time.Minute, Signs: oldRoot, Successor: newRoot}, time.Now())
+			return r.Taint(oldRoot, Emergency{Within: 10 * time.Minute, Signs: oldRoot, Successor: newRoot}, time.Now())
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -309,21 +309,21 @@ func TestWhatFailsIsTriedAgainAndShown(t *testing.T) {
 
 // A party may be known by another reference at any step; one that has left is none.
 func TestRepoint(t *testing.T) {
-	a, b := Party{"a", "1"}, Party{"b", "2"}
+	a, b := Party{ID: "a", Ref: "1"}, Party{ID: "b", Ref: "2"}
 	for name, c := range map[string]struct {
 		r    Rollout
 		p    Party
 		want bool
 	}{
-		"the new one":            {Rollout{Old: a, New: b, Step: StepPublished}, Party{"b", "3"}, true},
-		"the old one":            {Rollout{Old: a, New: b, Step: StepRetired, NewShare: 100}, Party{"a", "3"}, true},
+		"the new one":            {Rollout{Old: a, New: b, Step: StepPublished}, Party{ID: "b", Ref: "3"}, true},
+		"the old one":            {Rollout{Old: a, New: b, Step: StepRetired, NewShare: 100}, Party{ID: "a", Ref: "3"}, true},
 		"the same reference":     {Rollout{Old: a, New: b, Step: StepPublished}, b, false},
-		"another one":            {Rollout{Old: a, New: b, Step: StepPublished}, Party{"c", "3"}, false},
-		"the one that signs":     {Rollout{Old: a, New: b, Step: StepOut, NewShare: 100}, Party{"b", "3"}, true},
-		"the one that has left":  {Rollout{Old: a, New: b, Step: StepOut, NewShare: 100}, Party{"a", "3"}, false},
-		"what an abort left":     {Rollout{Old: a, New: b, Step: StepOut, Aborted: true}, Party{"a", "3"}, true},
-		"what an abort took out": {Rollout{Old: a, New: b, Step: StepOut, Aborted: true}, Party{"b", "3"}, false},
-		"before the first start": {Rollout{}, Party{"a", "3"}, false},
+		"another one":            {Rollout{Old: a, New: b, Step: StepPublished}, Party{ID: "c", Ref: "3"}, false},
+		"the one that signs":     {Rollout{Old: a, New: b, Step: StepOut, NewShare: 100}, Party{ID: "b", Ref: "3"}, true},
+		"the one that has left":  {Rollout{Old: a, New: b, Step: StepOut, NewShare: 100}, Party{ID: "a", Ref: "3"}, false},
+		"what an abort left":     {Rollout{Old: a, New: b, Step: StepOut, Aborted: true}, Party{ID: "a", Ref: "3"}, true},
+		"what an abort took out": {Rollout{Old: a, New: b, Step: StepOut, Aborted: true}, Party{ID: "b", Ref: "3"}, false},
+		"before the first start": {Rollout{}, Party{ID: "a", Ref: "3"}, false},
 	} {
 		next, moved := c.r.Repoint(c.p)
 		if moved != c.want {

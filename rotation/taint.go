@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,9 +19,13 @@ type Taint struct {
 	By  string    `json:"by"`
 }
 
-// refused is the refusal to do what the taint forbids.
-func (t Taint) refused(why string, args ...any) error {
-	return refusal.New(refusal.RootTainted, "the root %s was tainted at %s by %s: %s", t.ID, t.At.UTC().Format(time.RFC3339), t.By, fmt.Sprintf(why, args...))
+// refused is the refusal to do with an authority what its taint, or that of another one of its key, forbids.
+func (t Taint) refused(id, why string, args ...any) error {
+	which := ""
+	if id != t.ID {
+		which = fmt.Sprintf("the root %s has its key, and ", id)
+	}
+	return refusal.New(refusal.RootTainted, "the root %s was tainted at %s by %s: %s%s", t.ID, t.At.UTC().Format(time.RFC3339), t.By, which, fmt.Sprintf(why, args...))
 }
 
 // Behind is an authority that signs for nobody and leaves the trusted set at a moment.
@@ -47,33 +52,41 @@ type Emergency struct {
 	Signs Party
 	// Successor takes over where neither party can; it is of no use elsewhere.
 	Successor Party
+	// Twins are the other authorities of the set that have the key of the tainted one.
+	Twins []Party
 }
 
-// Taint marks an authority for good and has it leave the trusted set. What that takes depends on what it does now:
+// Taint marks an authority and its key for good, and has all authorities of that key leave the trusted set. What that takes
+// depends on what they do now:
 //
-//   - it goes anyway: that is hastened, its canary ends, what it signed is renewed within the bound;
-//   - it is to sign, or signs: the Rollout turns round to the other party, if that is trusted, and else (the other one
+//   - one goes anyway: that is hastened, its canary ends, what it signed is renewed within the bound;
+//   - one is to sign, or signs: the Rollout turns round to the other party, if that is trusted, and else (the other one
 //     is tainted too, or already leaving) a Rollout to the Successor takes this one's place;
-//   - it signs for nobody: it leaves at once.
-func (r Rollout) Taint(what Party, key string, e Emergency, now time.Time) (Rollout, error) {
+//   - one signs for nobody: it leaves at once.
+func (r Rollout) Taint(what Party, e Emergency, now time.Time) (Rollout, error) {
 	if what.ID == "" || e.Within <= 0 {
 		return Rollout{}, errors.New("an emergency needs an authority and a bound")
 	}
-	next, err := r.mark(Taint{ID: what.ID, Key: key, At: now, By: e.By})
+	next, err := r.mark(Taint{ID: what.ID, Key: what.Key, At: now, By: e.By})
 	if err != nil {
 		return Rollout{}, err
 	}
+	for _, p := range append([]Party{what}, e.Twins...) {
+		if signs := !r.Active() && p.ID == e.Signs.ID; !signs && (!r.Active() || p.ID != r.Old.ID && p.ID != r.New.ID) {
+			next = next.leave(p, e.Within, now)
+		}
+	}
 	switch {
-	case !r.Active() && what.ID == e.Signs.ID:
+	case !r.Active() && what.same(e.Signs):
 		return next.supersede(e.Signs, e, now)
-	case !r.Active() || what.ID != r.Old.ID && what.ID != r.New.ID:
-		return next.leave(what, e.Within, now), nil
-	case what.ID == r.Goes().ID && r.Step == StepLeaving:
+	case !r.Active() || !what.same(r.Old) && !what.same(r.New):
 		return next, nil
-	case what.ID == r.Goes().ID:
+	case !what.same(r.Stays()) && r.Step == StepLeaving:
+		return next, nil
+	case !what.same(r.Stays()):
 		return next.hasten(e, now)
 	}
-	if _, tainted := r.Tainted(r.Goes().ID); tainted || r.Step == StepLeaving {
+	if _, tainted := next.tainted(r.Goes()); tainted || r.Step == StepLeaving {
 		return next.supersede(r.Signer(), e, now)
 	}
 	return next.turn(e, now), nil
@@ -91,7 +104,7 @@ func (r Rollout) Tainted(id string) (Taint, bool) {
 
 // TaintedKey reports whether an authority of this key was tainted.
 func (r Rollout) TaintedKey(key string) (Taint, bool) {
-	for _, t := range r.Taints {
+	for _, t := range r.taints() {
 		if key != "" && t.Key == key {
 			return t, true
 		}
@@ -99,12 +112,20 @@ func (r Rollout) TaintedKey(key string) (Taint, bool) {
 	return Taint{}, false
 }
 
+// tainted reports whether an authority was tainted, or another one of its key.
+func (r Rollout) tainted(p Party) (Taint, bool) {
+	if t, tainted := r.Tainted(p.ID); tainted {
+		return t, true
+	}
+	return r.TaintedKey(p.Key)
+}
+
 // taints are all taints; a journal of before they were listed has that of its emergency alone.
 func (r Rollout) taints() []Taint {
 	all := slices.Clone(r.Taints)
 	known := func(t Taint) bool { return t.ID == r.Goes().ID }
 	if r.Within > 0 && !slices.ContainsFunc(all, known) {
-		all = append(all, Taint{ID: r.Goes().ID, At: r.since(), By: r.By})
+		all = append(all, Taint{ID: r.Goes().ID, Key: r.Goes().Key, At: r.since(), By: r.By})
 	}
 	return all
 }
@@ -112,8 +133,11 @@ func (r Rollout) taints() []Taint {
 // mark adds a taint. The first one of an authority stands.
 func (r Rollout) mark(t Taint) (Rollout, error) {
 	r.Taints = r.taints()
-	if _, tainted := r.Tainted(t.ID); tainted {
-		return r, nil
+	for i, have := range r.Taints {
+		if have.ID == t.ID {
+			r.Taints[i].Key = cmp.Or(have.Key, t.Key)
+			return r, nil
+		}
 	}
 	if len(r.Taints) >= maxTaints {
 		return Rollout{}, fmt.Errorf("%d authorities are tainted, and no more are remembered: use another upstream", maxTaints)
@@ -166,7 +190,7 @@ func (r Rollout) supersede(signs Party, e Emergency, now time.Time) (Rollout, er
 		switch {
 		case r.Step == StepLeaving:
 			by = now
-		case other.ID == r.Goes().ID: // which has a bound of its own
+		case other.ID == r.Goes().ID && r.Within > 0: // which has a bound of its own
 			by = r.deadline()
 		}
 		next = next.later(Behind{other, by})

@@ -57,7 +57,7 @@ func TestATaintInEachStep(t *testing.T) {
 			Gone: []string{"older"}, LastEnd: begun.Add(time.Hour)}
 		tainted := func(r Rollout, what Party, at time.Time) Rollout {
 			t.Helper()
-			next, err := r.Taint(what, "key of "+what.ID, e, at)
+			next, err := r.Taint(Party{ID: what.ID, Ref: what.Ref, Key: "key of " + what.ID}, e, at)
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
@@ -90,16 +90,16 @@ func TestATaintInEachStep(t *testing.T) {
 func TestATaintWithoutASuccessor(t *testing.T) {
 	now := time.Unix(1000, 0)
 	e := Emergency{Within: time.Minute, Signs: oldRoot}
-	if _, err := (Rollout{}).Taint(oldRoot, "", e, now); !errors.Is(err, ErrNeedsSuccessor) {
+	if _, err := (Rollout{}).Taint(oldRoot, e, now); !errors.Is(err, ErrNeedsSuccessor) {
 		t.Errorf("nobody could sign: %v", err)
 	}
 	for name, successor := range map[string]Party{"itself": oldRoot, "a tainted one": {ID: "bad"}} {
 		e.Successor = successor
-		if r, err := (Rollout{Taints: []Taint{{ID: "bad"}}}).Taint(oldRoot, "", e, now); err == nil {
+		if r, err := (Rollout{Taints: []Taint{{ID: "bad"}}}).Taint(oldRoot, e, now); err == nil {
 			t.Errorf("%s follows: %+v", name, r)
 		}
 	}
-	if _, err := (Rollout{}).Taint(thirdRoot, "", Emergency{Signs: oldRoot}, now); err == nil {
+	if _, err := (Rollout{}).Taint(thirdRoot, Emergency{Signs: oldRoot}, now); err == nil {
 		t.Error("no bound was taken")
 	}
 }
@@ -109,13 +109,13 @@ func TestATaintOfOneThatSignsForNobody(t *testing.T) {
 	now := time.Unix(1000, 0)
 	e := Emergency{Within: time.Minute, Signs: oldRoot}
 	for _, r := range []Rollout{{}, {Old: newRoot, New: oldRoot, Step: StepOut, NewShare: 100}, {Old: oldRoot, New: newRoot, Step: StepCanary, NewShare: 5}} {
-		next, err := r.Taint(thirdRoot, "", e, now)
+		next, err := r.Taint(thirdRoot, e, now)
 		if err != nil || next.Step != r.Step || next.NewShare != r.NewShare || len(next.Behind) != 1 || next.Behind[0] != (Behind{thirdRoot, now}) {
 			t.Errorf("%+v, %v", next, err)
 		}
 	}
 	for by, want := range map[time.Duration]time.Duration{time.Second: time.Second, time.Hour: time.Minute} {
-		next, err := Rollout{Behind: []Behind{{thirdRoot, now.Add(by)}}}.Taint(thirdRoot, "", e, now)
+		next, err := Rollout{Behind: []Behind{{thirdRoot, now.Add(by)}}}.Taint(thirdRoot, e, now)
 		if err != nil || len(next.Behind) != 1 || !next.Behind[0].By.Equal(now.Add(want)) {
 			t.Errorf("%+v, %v", next, err)
 		}
@@ -126,7 +126,7 @@ func TestATaintOfOneThatSignsForNobody(t *testing.T) {
 func TestABoundIsNeverPutOff(t *testing.T) {
 	begun := time.Unix(1000, 0)
 	e := Emergency{Within: 10 * time.Minute, Signs: oldRoot, Successor: newRoot}
-	r, err := Rollout{}.Taint(oldRoot, "", e, begun)
+	r, err := Rollout{}.Taint(oldRoot, e, begun)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestABoundIsNeverPutOff(t *testing.T) {
 		r := r.enter(c.step, c.share, begun)
 		r.LastEnd = begun.Add(time.Hour)
 		now := begun.Add(c.after)
-		next, err := r.Taint(oldRoot, "", Emergency{Within: c.within, Signs: oldRoot}, now)
+		next, err := r.Taint(oldRoot, Emergency{Within: c.within, Signs: oldRoot}, now)
 		if (err == nil) != c.tighter {
 			t.Errorf("%s after %s: a bound of %s: %v", c.step, c.after, c.within, err)
 		}
@@ -192,6 +192,6 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 		if len(r.Taints) > maxTaints {
 			t.Fatalf("%d taints", len(r.Taints))
 		}
-		r, err = r.Taint(Party{ID: fmt.Sprint(i)}, "", e, now)
+		r, err = r.Taint(Party{ID: fmt.Sprint(i)}, e, now)
 	}
 }

@@ -13,15 +13,19 @@ func plan(r rotation.Rollout, tainted string) []string {
 		return []string{"out: it signs for nobody here, and is taken out of the trust bundle at once, if it is in there", "it is never trusted again"}
 	}
 	var also []string
-	if by, behind := leavesBy(r, tainted); behind {
-		also = []string{fmt.Sprintf("out: root %.12s leaves the trust bundle by %s, whatever still lives under it", tainted, by.UTC().Format(time.RFC3339))}
+	t, _ := r.Tainted(tainted)
+	for _, b := range r.Behind {
+		if b.ID == tainted || t.Key != "" && b.Key == t.Key {
+			also = append(also, fmt.Sprintf("out: root %.12s leaves the trust bundle by %s, whatever still lives under it", b.ID, b.By.UTC().Format(time.RFC3339)))
+		}
 	}
 	return append(append(begins(r), ends(r)...), also...)
 }
 
-// atOnce reports whether the root that was tainted has no part in the rollout, and leaves at once.
+// atOnce reports whether the root that was tainted, and others of its key, have no part in the rollout, and leave at once.
 func atOnce(r rotation.Rollout, tainted string) bool {
-	if tainted == "" || r.Active() && tainted == r.Goes().ID {
+	t, _ := r.Tainted(tainted)
+	if tainted == "" || r.Active() && (tainted == r.Goes().ID || t.Key != "" && t.Key == r.Goes().Key) {
 		return false
 	}
 	by, behind := leavesBy(r, tainted)

@@ -31,7 +31,7 @@ func TestThePlanOfATaint(t *testing.T) {
 		"on its way out":     {rolling(rotation.StepLeaving, 100), old, []string{"out: the old root is being taken out"}, 1},
 		"somebody else":      {rolling(rotation.StepCanary, 5), third, []string{"out: it signs for nobody here", "never trusted again"}, 2},
 	} {
-		r, err := c.r.Taint(c.what, "", e, now)
+		r, err := c.r.Taint(c.what, e, now)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -45,12 +45,23 @@ func TestThePlanOfATaint(t *testing.T) {
 			}
 		}
 	}
-	// Both of them, one after the other: a third one follows, and the first one leaves by its own bound.
-	r, err := rolling(rotation.StepPublished, 0).Taint(old, "", e, now)
+	// Another certificate of the key that signs: that one is done without, too.
+	twin := rotation.Party{ID: "twin", Key: "k"}
+	e.Signs.Key = "k"
+	r, err := rotation.Rollout{}.Taint(twin, e, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err = r.Taint(next, "", e, now); err != nil {
+	if got := plan(r, "twin"); len(got) != 7 || !strings.Contains(got[0], "published: the new root") || !strings.HasPrefix(got[6], "out: root twin leaves") {
+		t.Errorf("%q", got)
+	}
+	e.Signs.Key = ""
+	// Both of them, one after the other: a third one follows, and the first one leaves by its own bound.
+	r, err = rolling(rotation.StepPublished, 0).Taint(old, e, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err = r.Taint(next, e, now); err != nil {
 		t.Fatal(err)
 	}
 	if got := plan(r, "new"); len(got) != 7 || got[6] != "out: root new leaves the trust bundle by "+now.Add(e.Within).UTC().Format(time.RFC3339)+", whatever still lives under it" {

@@ -103,7 +103,7 @@ func (o *Operator) signs(record rotation.Rollout) rotation.Party {
 		return record.Signer()
 	}
 	root := o.roots.c.Authority.Assignment().Root
-	return rotation.Party{ID: root.ID, Ref: root.Ref}
+	return rotation.Party{ID: root.ID, Ref: root.Ref, Key: o.keys(nil)(root.ID)}
 }
 
 // choose finds the issuer to go to.
@@ -168,7 +168,7 @@ func usable(i ca.UpstreamIssuer, life time.Duration) (rotation.Party, error) {
 }
 
 func party(i ca.UpstreamIssuer) rotation.Party {
-	return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref}
+	return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref, Key: KeyOf(i.Root)}
 }
 
 func listed(issuers []ca.UpstreamIssuer) string {

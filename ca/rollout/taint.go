@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -25,16 +26,16 @@ func (o *Operator) taint(ctx context.Context, x RotateOptions) (rotation.Rollout
 	if x.Tainted == "" {
 		x.Tainted = signs.ID
 	}
-	what, key, err := o.known(ctx, record, x.Tainted)
+	what, err := o.known(ctx, record, x.Tainted)
 	if err != nil {
 		return rotation.Rollout{}, err
 	}
-	e := rotation.Emergency{By: x.By, Within: x.Within, Signs: signs}
-	command := func(r rotation.Rollout) (rotation.Rollout, error) { return r.Taint(what, key, e, o.roots.c.Now()) }
+	e := rotation.Emergency{By: x.By, Within: x.Within, Signs: signs, Twins: o.twins(what)}
+	command := func(r rotation.Rollout) (rotation.Rollout, error) { return r.Taint(what, e, o.roots.c.Now()) }
 	would, err := command(record)
 	switch {
 	case errors.Is(err, rotation.ErrNeedsSuccessor):
-		if e.Successor, err = o.choose(ctx, marked(record, what, key), x); err != nil {
+		if e.Successor, err = o.choose(ctx, marked(record, what), x); err != nil {
 			return rotation.Rollout{}, fmt.Errorf("nothing was changed, for without the root %s nobody could sign: %w", what.ID, err)
 		}
 		would, err = command(record)
@@ -65,15 +66,25 @@ func (o *Operator) names(ctx context.Context, issuer string, p rotation.Party) b
 }
 
 // marked is the record with one taint more, to choose a successor by.
-func marked(r rotation.Rollout, what rotation.Party, key string) rotation.Rollout {
-	r.Taints = append(append([]rotation.Taint(nil), r.Taints...), rotation.Taint{ID: what.ID, Key: key, At: time.Now()})
+func marked(r rotation.Rollout, what rotation.Party) rotation.Rollout {
+	r.Taints = append(append([]rotation.Taint(nil), r.Taints...), rotation.Taint{ID: what.ID, Key: what.Key, At: time.Now()})
 	return r
 }
 
-// known finds a root that can be tainted: of the trust bundle, of the upstream, or of the rollout that is under way. Where
-// its certificate is not at hand its key has no name.
-func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string) (what rotation.Party, key string, err error) {
-	what = rotation.Party{ID: id}
+// twins are the other roots of the trust bundle that have the key of this one.
+func (o *Operator) twins(what rotation.Party) (twins []rotation.Party) {
+	bundle, _ := o.roots.c.Trust.Bundle()
+	for _, c := range bundle.X509Authorities() {
+		if id := ca.RootID(c); id != what.ID && KeyOf(c) == what.Key {
+			twins = append(twins, rotation.Party{ID: id, Key: what.Key})
+		}
+	}
+	return twins
+}
+
+// known finds a root that can be tainted: of the trust bundle, of the upstream, or of the rollout that is under way.
+func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string) (rotation.Party, error) {
+	what := rotation.Party{ID: id}
 	for _, p := range []rotation.Party{record.Old, record.New} {
 		if p.ID == id {
 			what = p
@@ -82,7 +93,8 @@ func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string
 	bundle, _ := o.roots.c.Trust.Bundle()
 	for _, c := range bundle.X509Authorities() {
 		if ca.RootID(c) == id {
-			return what, keyOf(c), nil
+			what.Key = KeyOf(c)
+			return what, nil
 		}
 	}
 	ask, cancel := context.WithTimeout(ctx, viewPatience)
@@ -90,18 +102,61 @@ func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string
 	issuers, err := o.roots.c.Upstream.Issuers(ask)
 	for _, i := range issuers {
 		if i.Root != nil && ca.RootID(i.Root) == id {
-			return rotation.Party{ID: id, Ref: i.Ref}, keyOf(i.Root), nil
+			return party(i), nil
 		}
 	}
 	if what.Ref != "" {
-		return what, "", nil
+		return what, nil
 	}
-	return what, "", errors.Join(fmt.Errorf("neither the trust bundle nor the upstream has a root %.64q: `certctl ca status` shows those there are", id), err)
+	return what, errors.Join(fmt.Errorf("neither the trust bundle nor the upstream has a root %.64q: `certctl ca status` shows those there are", id), err)
 }
 
-// keyOf names a root's key: the SHA-256 of its SubjectPublicKeyInfo, in hex. Whoever has stolen a key can make another
+// Settle brings a journal up to what is known of keys: it names those that a journal of before does not name, and has the roots
+// of the trust bundle leave whose key is tainted, as they may be after a backup of before the taint was put back.
+func (o *Operator) Settle(ctx context.Context) error {
+	record, err := o.roller.Record(ctx)
+	if err != nil {
+		return err
+	}
+	ask, cancel := context.WithTimeout(ctx, viewPatience)
+	defer cancel()
+	issuers, _ := o.roots.c.Upstream.Issuers(ask) // one that is away leaves keys without a name, and is no fault here
+	keys := o.keys(issuers)
+	bundle, _ := o.roots.c.Trust.Bundle()
+	settled := func(r rotation.Rollout) (rotation.Rollout, error) {
+		r = r.Keyed(keys)
+		for _, c := range bundle.X509Authorities() {
+			if taintOf(r, c) != nil {
+				r = r.Expel(rotation.Party{ID: ca.RootID(c), Key: KeyOf(c)}, o.roots.c.Now())
+			}
+		}
+		return r, nil
+	}
+	if now, _ := settled(record); reflect.DeepEqual(now, record) {
+		return nil
+	}
+	_, err = o.roller.Change(ctx, settled)
+	return err
+}
+
+// keys names the keys of the roots of the trust bundle, and of these issuers.
+func (o *Operator) keys(issuers []ca.UpstreamIssuer) func(id string) string {
+	known := map[string]string{}
+	bundle, _ := o.roots.c.Trust.Bundle()
+	for _, c := range bundle.X509Authorities() {
+		known[ca.RootID(c)] = KeyOf(c)
+	}
+	for _, i := range issuers {
+		if i.Root != nil {
+			known[ca.RootID(i.Root)] = KeyOf(i.Root)
+		}
+	}
+	return func(id string) string { return known[id] }
+}
+
+// KeyOf names a root's key: the SHA-256 of its SubjectPublicKeyInfo, in hex. Whoever has stolen a key can make another
 // certificate for it.
-func keyOf(root *x509.Certificate) string {
+func KeyOf(root *x509.Certificate) string {
 	sum := sha256.Sum256(root.RawSubjectPublicKeyInfo)
 	return hex.EncodeToString(sum[:])
 }
@@ -113,7 +168,7 @@ func taintOf(r rotation.Rollout, root *x509.Certificate) *rotation.Taint {
 	}
 	t, found := r.Tainted(ca.RootID(root))
 	if !found {
-		t, found = r.TaintedKey(keyOf(root))
+		t, found = r.TaintedKey(KeyOf(root))
 	}
 	if !found {
 		return nil

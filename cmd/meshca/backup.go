@@ -42,6 +42,22 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 type held struct {
 	rotation.Authorities
 	continuity *registration.Continuity
+	// tainted reports whether an authority is tainted: that holds in an old store as in any, and for good.
+	tainted func(rotation.Party) bool
+}
+
+// accepting is what an operator goes on by from an old store.
+type accepting struct {
+	*registration.Continuity
+	roller *rotation.Roller
+}
+
+// Accept has what is tainted leave the trust bundle first: agents have seen it go, or the operator tainted it again, and they
+// must not be told of it.
+func (a accepting) Accept(ctx context.Context, above uint64) (uint64, error) {
+	for ctx.Err() == nil && a.roller.Move(ctx) {
+	}
+	return a.Continuity.Accept(ctx, above)
 }
 
 // unrecorded is until when certificates may live that were issued between a backup and its being put back, and so are not
@@ -86,9 +102,9 @@ func (h held) Assign(ctx context.Context, r rotation.Rollout) (time.Time, error)
 	return h.Authorities.Assign(ctx, r)
 }
 
-// Withdraw does as the roots do, unless the journal is an old one.
+// Withdraw does as the roots do, unless the journal is an old one, and p not tainted.
 func (h held) Withdraw(ctx context.Context, p rotation.Party) error {
-	if err := h.continuity.Ready(); err != nil {
+	if err := h.continuity.Ready(); err != nil && !h.tainted(p) {
 		return err
 	}
 	return h.Authorities.Withdraw(ctx, p)

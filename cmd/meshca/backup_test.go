@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/rollout"
+	"github.com/meshca/meshca/ca/upstream/disk"
 	"github.com/meshca/meshca/rotation"
 )
 
@@ -51,7 +53,7 @@ func TestARolloutStandsStillWhileTheStoreIsAnOldOne(t *testing.T) {
 		t.Errorf("it is not ready for %q", why)
 	}
 	under := &moves{}
-	h := held{Authorities: under, continuity: d.continuity}
+	h := held{Authorities: under, continuity: d.continuity, tainted: func(p rotation.Party) bool { return p.ID == "tainted" }}
 	all := func() (errs []error) {
 		_, publish := h.Publish(t.Context(), rotation.Party{})
 		_, unconfirmed := h.Unconfirmed(t.Context(), 1, time.Time{})
@@ -66,10 +68,13 @@ func TestARolloutStandsStillWhileTheStoreIsAnOldOne(t *testing.T) {
 	if under.n != 0 {
 		t.Errorf("%d moves were made", under.n)
 	}
+	if err := h.Withdraw(t.Context(), rotation.Party{ID: "tainted"}); err != nil || under.n != 1 {
+		t.Errorf("what is tainted stays: %v", err)
+	}
 	if _, err := d.continuity.Accept(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(all()...); err != nil || under.n != 5 {
+	if err := errors.Join(all()...); err != nil || under.n != 6 {
 		t.Errorf("after it was accepted: %d moves, %v", under.n, err)
 	}
 }
@@ -129,7 +134,9 @@ func TestARestoredStoreDoesNotSignUnderATaintedRoot(t *testing.T) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer stop()
-	running.Go(func() { d.keepLines(ctx, func() {}) })
+	signing := make(chan struct{})
+	first := sync.OnceFunc(func() { close(signing) })
+	running.Go(func() { d.keepLines(ctx, first) })
 	running.Go(func() { d.bundleFile.keep(ctx) })
 	eventually := func(what string, f func() bool) {
 		t.Helper()
@@ -155,6 +162,11 @@ func TestARestoredStoreDoesNotSignUnderATaintedRoot(t *testing.T) {
 	eventually("another root signs", func() bool {
 		return d.authority.Assignment().Root.ID != stolen && !d.authority.NotAfter().IsZero()
 	})
+	select {
+	case <-signing:
+	case <-time.After(30 * time.Second):
+		t.Error("nobody is told that the CA can sign for itself, too")
+	}
 	if err := d.store.ScanLedger(t.Context(), func(e ca.LedgerEntry) (bool, error) {
 		t.Errorf("%s was signed under %x", e.Profile, e.Root)
 		return false, nil
@@ -167,4 +179,88 @@ func TestARestoredStoreDoesNotSignUnderATaintedRoot(t *testing.T) {
 		t.Error("not one intermediate was made, that of the other root")
 	}
 	eventually("the bundle file is there", func() bool { _, err := os.Stat(c.BundleFile); return err == nil })
+}
+
+// What was tainted since the backup is a key that the backup knows by other roots: the one that signs, and one that is
+// trusted. Its journal is one of before keys were named.
+func TestARestoredStoreKnowsATaintedKeyByOtherRoots(t *testing.T) {
+	dir := t.TempDir()
+	c := configIn(t, dir, clusterIn(t, dir, "a", false))
+	d, err := open(t.Context(), c, slog.New(slog.DiscardHandler), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := disk.Files{Cert: dir + "/other.crt", Key: dir + "/other.key"}
+	anchor, err := disk.Create(other, disk.CreateOptions{TrustDomain: c.trustDomain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.operator.TrustRoots(t.Context(), []*x509.Certificate{anchor}); err != nil {
+		t.Fatal(err)
+	}
+	bundle, _ := d.trust.Bundle()
+	signing := bundle.X509Authorities()[0]
+	journal, version, err := d.store.Rollout(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal.New.Key = ""
+	later := rotation.Rollout{Taints: []rotation.Taint{
+		{ID: "of the root that signs", Key: rollout.KeyOf(signing), At: time.Now(), By: "op"},
+		{ID: "of the anchor", Key: rollout.KeyOf(anchor), At: time.Now(), By: "op"},
+	}}
+	if err := errors.Join(d.store.SwapRollout(t.Context(), version, journal.Inherit(later, time.Now())), d.close()); err != nil {
+		t.Fatal(err)
+	}
+
+	d = opened(t, c)
+	if says := strings.Join(d.notReady(), "\n"); !strings.Contains(says, "the root that signs by the store was tainted") {
+		t.Errorf("it is not ready for %q", says)
+	}
+	for d.roller.Move(t.Context()) {
+	}
+	if bundle, _ := d.trust.Bundle(); bundle.HasX509Authority(anchor) {
+		t.Error("the anchor's key is tainted, and the anchor is trusted")
+	}
+	if _, err := d.operator.TrustRoots(t.Context(), []*x509.Certificate{anchor}); refusal.Of(err) != refusal.RootTainted {
+		t.Errorf("it comes back: %v", err)
+	}
+	// A second start finds all of that in the journal, and changes nothing.
+	_, settled, err := d.store.Rollout(t.Context())
+	if err == nil {
+		err = d.operator.Settle(t.Context())
+	}
+	if _, again, failed := d.store.Rollout(t.Context()); err != nil || failed != nil || again != settled {
+		t.Errorf("change %d follows on %d: %v, %v", again, settled, err, failed)
+	}
+}
+
+// An operator taints again what was tainted in a past that is lost, and accepts the loss: agents, which have seen the root go,
+// are not told of it in between.
+func TestWhatIsTaintedLeavesBeforeALossIsAccepted(t *testing.T) {
+	dir := t.TempDir()
+	c := configIn(t, dir, clusterIn(t, dir, "a", false))
+	d := opened(t, c)
+	anchor, err := disk.Create(disk.Files{Cert: dir + "/other.crt", Key: dir + "/other.key"}, disk.CreateOptions{TrustDomain: c.trustDomain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.operator.TrustRoots(t.Context(), []*x509.Certificate{anchor}); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.store.PutLoss(t.Context(), ca.Loss{Mark: ca.Mark{Generation: 99, Bundle: 99}, Agent: "an agent"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.close(); err != nil {
+		t.Fatal(err)
+	}
+	d = opened(t, c)
+	if _, err := d.operator.Rotate(t.Context(), rollout.RotateOptions{By: "test", Within: 20 * time.Second, Tainted: ca.RootID(anchor)}); err != nil {
+		t.Fatal(err)
+	}
+	sequence, err := accepting{d.continuity, d.roller}.Accept(t.Context(), 0)
+	bundle, _ := d.trust.Bundle()
+	if now, _ := bundle.SequenceNumber(); err != nil || now != sequence || bundle.HasX509Authority(anchor) || d.continuity.Ready() != nil {
+		t.Errorf("told is bundle %d of %d, which has the root: %v; %v", now, sequence, bundle.HasX509Authority(anchor), err)
+	}
 }

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 
+	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/rollout"
 )
 
@@ -137,7 +140,12 @@ func (d *daemon) mayTell() error {
 	if err := d.continuity.Ready(); err != nil {
 		return err
 	}
-	return d.barred(d.authority.Assignment().Root.ID)
+	signs := d.authority.Assignment().Root.ID
+	bundle, _ := d.trust.Bundle()
+	if !slices.ContainsFunc(bundle.X509Authorities(), func(c *x509.Certificate) bool { return ca.RootID(c) == signs }) {
+		return nil // it has been taken out: another one is on its way in
+	}
+	return d.barred(signs)
 }
 
 // published are the places that the CA writes the trust bundle to, for a rollout that has to wait for their readers.

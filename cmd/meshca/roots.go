@@ -151,13 +151,13 @@ func (d *daemon) found(ctx context.Context, issuers []ca.UpstreamIssuer, version
 	}
 	now := time.Now()
 	first := rotation.Rollout{
-		New: rotation.Party{ID: start.ID, Ref: start.Ref}, Step: rotation.StepOut, NewShare: 100, Entered: now, Begun: now, By: "the first start",
+		New: start, Step: rotation.StepOut, NewShare: 100, Entered: now, Begun: now, By: "the first start",
 	}
 	return first, d.store.SwapRollout(ctx, version, first)
 }
 
 // startingRoot is the root that signs before any other was ever rolled out: the first of the upstream's that is trusted.
-func (d *daemon) startingRoot(issuers []ca.UpstreamIssuer) (ca.Root, error) {
+func (d *daemon) startingRoot(issuers []ca.UpstreamIssuer) (rotation.Party, error) {
 	bundle, _ := d.trust.Bundle()
 	var faults []error
 	for _, i := range issuers {
@@ -165,10 +165,10 @@ func (d *daemon) startingRoot(issuers []ca.UpstreamIssuer) (ca.Root, error) {
 		case i.Fault != nil:
 			faults = append(faults, fmt.Errorf("issuer %s: %w", i.Name, i.Fault))
 		case bundle.HasX509Authority(i.Root):
-			return ca.Root{ID: ca.RootID(i.Root), Ref: i.Ref}, nil
+			return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref, Key: rollout.KeyOf(i.Root)}, nil
 		}
 	}
-	return ca.Root{}, fmt.Errorf("the upstream has no issuer that can be used below a root of the trust bundle: %w", errors.Join(faults...))
+	return rotation.Party{}, fmt.Errorf("the upstream has no issuer that can be used below a root of the trust bundle: %w", errors.Join(faults...))
 }
 
 // openRoller makes the one who moves the journal of roots; what it asks of the rest of the CA must be there.
@@ -184,9 +184,17 @@ func (d *daemon) openRoller(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	authorities := held{Authorities: roots, continuity: d.continuity}
+	authorities := held{Authorities: roots, continuity: d.continuity, tainted: func(p rotation.Party) bool {
+		s, _ := d.roller.Standing()
+		_, byID := s.Rollout.Tainted(p.ID)
+		_, byKey := s.Rollout.TaintedKey(p.Key)
+		return byID || byKey
+	}}
 	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled, Now: d.clock.Now})
 	d.operator = rollout.NewOperator(roots, d.roller)
+	if err := d.operator.Settle(ctx); err != nil {
+		return err
+	}
 	if _, err := d.roller.Resume(ctx); err != nil { // so that orders find the rollout that is under way, from the first one on
 		return err
 	}
@@ -214,6 +222,9 @@ func (d *daemon) keepLines(ctx context.Context, came func()) {
 	defer running.Wait()
 	for {
 		lines, stale := d.authority.Lines()
+		if !d.authority.NotAfter().IsZero() { // another root signs since, whose intermediate came before that
+			signing()
+		}
 		now := map[*ca.Line]bool{}
 		for _, l := range lines {
 			now[l] = true

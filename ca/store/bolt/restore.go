@@ -299,7 +299,7 @@ func compareStates(next *bbolt.DB, backup, standing State) (*Behind, error) {
 			b.Untainted = append(b.Untainted, t)
 		}
 	}
-	known := kin != foreignMark && standing.Bundle.Sequence <= backup.Bundle.Sequence && standing.RolloutVersion <= backup.RolloutVersion && len(b.Undenied) == 0
+	known := kin != foreignMark && standing.Bundle.Sequence <= backup.Bundle.Sequence && standing.RolloutVersion <= backup.RolloutVersion && len(b.Undenied)+len(b.Untainted) == 0
 	if known {
 		return nil, nil
 	}

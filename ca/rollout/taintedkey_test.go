@@ -1,0 +1,106 @@
+package rollout_test
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"go.step.sm/crypto/pemutil"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/rollout"
+	"github.com/meshca/meshca/rotation"
+)
+
+// twin brings another certificate of the first root's key to the upstream, as who prolongs a root makes one, and returns its
+// ID. The process starts anew.
+func (h *house) twin() (id string) {
+	h.t.Helper()
+	read, err := pemutil.Read(h.files().Key)
+	h.must(err)
+	key := read.(crypto.Signer)
+	c := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Prolonged"}, IsCA: true, BasicConstraintsValid: true, MaxPathLen: -1,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10000 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	h.must(err)
+	root, err := x509.ParseCertificate(der)
+	h.must(err)
+	dir := filepath.Join(h.dir, "roots")
+	h.must(os.MkdirAll(dir, 0o700))
+	_, err = pemutil.Serialize(root, pemutil.ToFile(filepath.Join(dir, "twin.crt"), 0o644))
+	h.must(err)
+	_, err = pemutil.Serialize(key, pemutil.ToFile(filepath.Join(dir, "twin.key"), 0o600))
+	h.must(err)
+	h.stop()
+	h.open()
+	return ca.RootID(root)
+}
+
+// to begins a rollout to a root of the upstream.
+func (h *house) to(id string) {
+	h.t.Helper()
+	_, err := h.operator.Rotate(h.t.Context(), rollout.RotateOptions{By: "test", Issuer: id})
+	h.must(err)
+}
+
+// Tainted is the key: whichever of its roots is named, the other ones sign no more and leave, too.
+func TestATaintMeansAllRootsOfTheKey(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		// at is how far the one has followed the other; empty: it is trusted, and signs for nobody.
+		at rotation.Step
+		// first: the first one is named, else the one that followed.
+		first bool
+	}{
+		"the one that goes": {rotation.StepRetired, true}, "the one that stays": {rotation.StepRetired, false},
+		"the one that has gone": {rotation.StepOut, true}, "the one that signs": {rotation.StepOut, false},
+		"the one that is to come": {rotation.StepPublished, false}, "the one that signs still": {rotation.StepPublished, true},
+		"the one that is trusted beside": {"", false}, "the one beside which another is trusted": {"", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHouse(t)
+			twin := h.twin()
+			defer h.run()()
+			first := h.issue("web")
+			switch c.at {
+			case "":
+				issuers, err := h.upstream.Issuers(t.Context())
+				h.must(err)
+				_, err = h.operator.TrustRoots(t.Context(), []*x509.Certificate{issuers[1].Root})
+				h.must(err)
+			case rotation.StepPublished:
+				h.agents.unconfirmed = []string{"agent that is away"}
+				h.to(twin)
+				h.at(c.at)
+			default:
+				h.to(twin)
+				h.at(c.at)
+				h.issue("web")
+			}
+			named := twin
+			if c.first {
+				named = first
+			}
+			third := h.taint(named)
+			if s := third.Stays().ID; s == first || s == twin {
+				t.Errorf("the key signs on: %+v", third)
+			}
+			h.agents.confirm()
+			h.at(rotation.StepOut)
+			h.eventually("the end of both", func() bool { return slices.Equal(h.trusted(), []string{third.Stays().ID}) })
+			if by := h.issue("web"); by != third.Stays().ID {
+				t.Errorf("%s signs", by)
+			}
+			h.forbidden(first)
+			h.forbidden(twin)
+		})
+	}
+}
