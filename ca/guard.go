@@ -57,7 +57,7 @@ func (g *guard) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 		return nil, err
 	}
 	// gofail: var leafRecorded struct{}
-	signature, err := g.key.Sign(rand, g.digest[:], opts)
+	signature, err := SignerFor(g.ctx, g.key).Sign(rand, g.digest[:], opts)
 	if err != nil {
 		g.failed = err
 		return nil, err

@@ -191,6 +191,8 @@ func (i *Issuer) notSigned(g *guard, err error) error {
 	switch {
 	case g.refused != nil:
 		return g.refused
+	case errors.Is(g.failed, context.Canceled):
+		return g.failed // whoever asked has gone
 	case g.failed != nil:
 		// It is recorded, and was never signed: a key that is elsewhere can be away.
 		return fmt.Errorf("%w: %w", keyAway(), g.failed)

@@ -1,12 +1,14 @@
 package ca
 
 import (
+	"context"
 	"crypto"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/meshca/meshca/api/refusal"
 )
@@ -63,5 +65,36 @@ func TestAKeyThatIsAway(t *testing.T) {
 	h.line.Mend()
 	if len(h.line.Wake()) != 1 {
 		t.Error("a lost key is not replaced")
+	}
+}
+
+// mute is a key that never answers.
+type mute struct{ crypto.Signer }
+
+func (mute) SignContext(ctx context.Context, _ io.Reader, _ []byte, _ crypto.SignerOpts) ([]byte, error) {
+	<-ctx.Done()
+	return nil, fmt.Errorf("it does not answer: %w", ctx.Err())
+}
+
+// Nobody waits for a key beyond his own end: he is told to come back, and who has left is not counted as a fault of the key's.
+func TestAKeyThatHangs(t *testing.T) {
+	h := newHouse(t, MaxTTL, DefaultIntermediateLife)
+	s := *h.line.current.Load()
+	s.key = mute{s.key}
+	h.line.current.Store(&s)
+	patient, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := h.issuer.Issue(patient, workloadRequest(t))
+	wantReason(t, err, refusal.SignerUnavailable)
+	if r, _ := refusal.From(err); r.RetryAfter == 0 || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	gone, leave := context.WithCancel(t.Context())
+	time.AfterFunc(time.Second, leave)
+	if _, err := h.issuer.Issue(gone, workloadRequest(t)); !errors.Is(err, context.Canceled) || refusal.Of(err) == refusal.SignerUnavailable {
+		t.Errorf("who has left is told %v", err)
+	}
+	if h.issuer.Ready() != nil {
+		t.Error("a key that hangs is taken for one that signs something else")
 	}
 }

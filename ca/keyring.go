@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -8,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -39,6 +41,32 @@ type Keyring interface {
 	Forget(root string) error
 	// Destroy ends a key that Make or Recall returned.
 	Destroy(key crypto.Signer) error
+}
+
+// ContextSigner is a key that is asked elsewhere, where an answer may not come.
+type ContextSigner interface {
+	crypto.Signer
+	// SignContext is Sign, and returns when ctx ends at the latest.
+	SignContext(ctx context.Context, rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+}
+
+// SignerFor is the key, which is not waited for beyond ctx where it is elsewhere.
+func SignerFor(ctx context.Context, key crypto.Signer) crypto.Signer {
+	if k, ok := key.(ContextSigner); ok {
+		return signerFor{k, ctx}
+	}
+	return key
+}
+
+// signerFor is a key on behalf of one call.
+type signerFor struct {
+	ContextSigner
+	ctx context.Context //nolint:containedctx // that of the call whose key this is
+}
+
+// Sign has the key sign before ctx ends.
+func (s signerFor) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return s.SignContext(s.ctx, rand, digest, opts)
 }
 
 // ErrKeyLost is what Ready of a Keyring's key returns when the key is gone for good: see Line.Mend.

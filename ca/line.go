@@ -97,7 +97,7 @@ func (l *Line) obtain(ctx context.Context) (_ *Signer, err error) {
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: c.CommonName},
 		URIs:    []*url.URL{td.ID().URL()},
-	}, key)
+	}, SignerFor(ctx, key))
 	if err != nil {
 		return nil, fmt.Errorf("ca: requesting the intermediate: %w", err)
 	}

@@ -7,6 +7,7 @@
 package keyring
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -14,6 +15,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"maps"
@@ -48,6 +50,8 @@ type Ring struct {
 
 var _ ca.Keyring = (*Ring)(nil)
 
+var _ ca.ContextSigner = (*key)(nil)
+
 // key is one that a Ring made or recalled.
 type key struct {
 	crypto.Signer
@@ -61,6 +65,11 @@ func (k *key) Ready() error {
 		return s.Ready()
 	}
 	return nil
+}
+
+// SignContext has the key sign, and does not wait for a token beyond ctx.
+func (k *key) SignContext(ctx context.Context, rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return ca.SignerFor(ctx, k.Signer).Sign(rand, digest, opts)
 }
 
 // Open reads the directory, which it makes where there is none. It refuses files that others can use: a key in one may be

@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/sha256"
 	"errors"
@@ -21,7 +22,10 @@ type Key struct {
 	lost    atomic.Bool // the token was asked last, and has it no more
 }
 
-var _ crypto.Signer = (*Key)(nil)
+var (
+	_ crypto.Signer    = (*Key)(nil)
+	_ ca.ContextSigner = (*Key)(nil)
+)
 
 // Make makes an ECDSA P-256 key in the token, which cannot be taken out of it. Its label is u.Object, its CKA_ID u.ID, or
 // where that is empty one made from the label. It refuses with fs.ErrExist when the token has a key with this label.
@@ -32,20 +36,14 @@ func (m *Modules) Make(u URI) (*Key, error) {
 	if u.ID == "" {
 		u.ID = IDOf(u.Object)
 	}
-	key := &Key{modules: m, uri: u}
-	err := m.call(u, func(s *session) error {
+	signer, err := call(context.Background(), m, u, func(s *session) (crypto.Signer, error) {
 		if _, err := s.device.find(u.Object, ""); !errors.Is(err, errNoKey) {
 			if err == nil {
 				err = fs.ErrExist
 			}
-			return err
+			return nil, err
 		}
-		signer, err := s.device.make(u.Object, u.ID)
-		if err != nil {
-			return err
-		}
-		key.pub = signer.Public()
-		return nil
+		return s.device.make(u.Object, u.ID)
 	})
 	if errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("%w: %s. A key is never overwritten; if it is really to go, delete it yourself", fs.ErrExist, u)
@@ -53,7 +51,7 @@ func (m *Modules) Make(u URI) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the key %s: %w", u, err)
 	}
-	return key, nil
+	return &Key{modules: m, uri: u, pub: signer.Public()}, nil
 }
 
 // IDOf is the CKA_ID of a key that Make makes with this label, where none is named.
@@ -64,18 +62,11 @@ func IDOf(object string) string {
 
 // Find looks for a key that is in the token already.
 func (m *Modules) Find(u URI) (*Key, error) {
-	key := &Key{modules: m, uri: u}
-	err := m.call(u, func(s *session) error {
-		signer, err := s.find(u)
-		if err == nil {
-			key.pub = signer.Public()
-		}
-		return err
-	})
+	signer, err := call(context.Background(), m, u, func(s *session) (crypto.Signer, error) { return s.find(u) })
 	if err != nil {
 		return nil, fmt.Errorf("looking for the key %s: %w", u, err)
 	}
-	return key, nil
+	return &Key{modules: m, uri: u, pub: signer.Public()}, nil
 }
 
 // Known is a key of which a certificate tells the public half. The token is not asked before it is to sign, and then the
@@ -87,9 +78,9 @@ func (m *Modules) Destroy(u URI) error {
 	if u.Object == "" || u.ID == "" {
 		return errors.New("a key is destroyed by its label and its id")
 	}
-	err := m.call(u, func(s *session) error {
+	_, err := call(context.Background(), m, u, func(s *session) (struct{}, error) {
 		s.forget(u)
-		return s.device.destroy(u.Object, u.ID)
+		return struct{}{}, s.device.destroy(u.Object, u.ID)
 	})
 	if err != nil {
 		return fmt.Errorf("destroying the key %s: %w", u, err)
@@ -103,19 +94,26 @@ func (k *Key) URI() URI { return k.uri }
 // Public is the key's public half.
 func (k *Key) Public() crypto.PublicKey { return k.pub }
 
-// Sign has the token sign. A failure ends the connection with the token, and the next call makes another one: sessions do
-// not survive a token that was away. Nothing is sent twice.
-func (k *Key) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) (signature []byte, err error) {
-	err = k.modules.call(k.uri, func(s *session) error {
+// Sign is SignContext without an end that is set from outside.
+func (k *Key) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.SignContext(context.Background(), rand, digest, opts)
+}
+
+// SignContext has the token sign, and waits for it until ctx ends, and not for so long that it counts as silent. A failure ends the connection with the token, and the next
+// call makes another one: sessions do not survive a token that was away. Nothing is sent twice.
+func (k *Key) SignContext(ctx context.Context, rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, tooLong)
+	defer cancel()
+	digest = bytes.Clone(digest) // the call may outlast this one
+	signature, err := call(ctx, k.modules, k.uri, func(s *session) ([]byte, error) {
 		signer, err := s.find(k.uri)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if pub, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(k.pub) {
-			return fmt.Errorf("%w: the key of this name is another one than was certified", errNoKey)
+			return nil, fmt.Errorf("%w: the key of this name is another one than was certified", errNoKey)
 		}
-		signature, err = signer.Sign(rand, bytes.Clone(digest), opts)
-		return err
+		return signer.Sign(rand, digest, opts)
 	})
 	k.lost.Store(errors.Is(err, errNoKey))
 	if err != nil {

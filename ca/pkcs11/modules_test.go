@@ -29,9 +29,12 @@ type library struct {
 	down     bool
 	keys     map[[2]string]*ecdsa.PrivateKey
 	restarts int
-	opened   int
-	logins   int
-	open     int
+	// hangs, while it is set, keeps who signs waiting, opens who opens the token, until it is closed.
+	hangs, opens chan struct{}
+	inside, most int // calls that wait so, now and at most
+	opened       int
+	logins       int
+	open         int
 }
 
 // handle is one opened session of the library.
@@ -48,7 +51,21 @@ func (l *library) set(change func()) { l.mu.Lock(); defer l.mu.Unlock(); change(
 
 func (l *library) get(n *int) int { l.mu.Lock(); defer l.mu.Unlock(); return *n }
 
+// wait keeps a call in the library for as long as hang says.
+func (l *library) wait(hang *chan struct{}) {
+	l.mu.Lock()
+	until := *hang
+	l.inside++
+	l.most = max(l.most, l.inside)
+	l.mu.Unlock()
+	if until != nil {
+		<-until
+	}
+	l.set(func() { l.inside-- })
+}
+
 func (l *library) start(_ URI, pin string) (device, error) {
+	l.wait(&l.opens)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.opened++
@@ -82,6 +99,7 @@ type remote struct {
 func (r remote) Public() crypto.PublicKey { return r.key.Public() }
 
 func (r remote) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	r.h.l.wait(&r.h.l.hangs)
 	r.h.l.mu.Lock()
 	defer r.h.l.mu.Unlock()
 	if err := r.h.ok(); err != nil {

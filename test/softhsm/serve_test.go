@@ -56,6 +56,7 @@ type site struct {
 	issuer      *localissuer.Issuer
 	process     *parts.Process
 	api, ops    string
+	extra       []string // of the environment
 }
 
 func newSite(t *testing.T) *site {
@@ -97,7 +98,9 @@ clusters: [{name: one, mode: jwks, issuer: "https://tokens.test", jwks: {file: %
 
 func (s *site) file(name string) string { return filepath.Join(s.dir, name) }
 
-func (s *site) env() []string { return append(os.Environ(), "SOFTHSM2_CONF="+s.store.Config) }
+func (s *site) env() []string {
+	return append(append(os.Environ(), "SOFTHSM2_CONF="+s.store.Config), s.extra...)
+}
 
 // runs is a command of meshca, and what it says.
 func (s *site) runs(args ...string) (string, error) {

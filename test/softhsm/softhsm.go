@@ -9,12 +9,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/meshca/meshca/test/parts"
 )
 
 // Missing says what a machine lacks for these tests, and how it gets it; empty: nothing.
 func Missing() string {
 	var lacks []string
-	if _, err := exec.LookPath("softhsm2-util"); err != nil || module() == "" {
+	if _, err := exec.LookPath("softhsm2-util"); err != nil || Library() == "" {
 		lacks = append(lacks, "SoftHSM (Debian: apt-get install softhsm2)")
 	}
 	if _, err := exec.LookPath("gcc"); err != nil {
@@ -31,8 +33,8 @@ func Need(t testing.TB) {
 	}
 }
 
-// module is where distributions put SoftHSM's library; empty: nowhere.
-func module() string {
+// Library is where distributions put SoftHSM's; empty: nowhere.
+func Library() string {
 	for _, path := range []string{
 		"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so",
 	} {
@@ -107,7 +109,29 @@ func (k *Token) URI(object string) string {
 	if object != "" {
 		object = ";object=" + object
 	}
-	return fmt.Sprintf("pkcs11:token=%s%s?module-path=%s&pin-source=%s", k.Label, object, module(), k.PinFile)
+	return fmt.Sprintf("pkcs11:token=%s%s?module-path=%s&pin-source=%s", k.Label, object, Library(), k.PinFile)
+}
+
+// Silent builds a library in dir that is SoftHSM's, but that does not return while a file exists. It takes env in its
+// environment.
+func Silent(t testing.TB, dir, while string) (library string, env []string) {
+	t.Helper()
+	headers := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11")
+	include, err := headers.Output()
+	if err != nil {
+		t.Fatalf("PKCS #11's headers: %v", err)
+	}
+	root, err := parts.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	library = filepath.Join(dir, "silent.so")
+	build := exec.CommandContext(t.Context(), "gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, "-I", strings.TrimSpace(string(include)),
+		filepath.Join(root, "test/softhsm/testdata/silent.c"), "-ldl")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	return library, []string{"SILENT_LIBRARY=" + Library(), "SILENT_WHILE=" + while}
 }
 
 // Objects are the files of the objects in the token: two for each key pair.

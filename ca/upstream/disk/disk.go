@@ -275,7 +275,7 @@ func (u *Upstream) SignIntermediate(ctx context.Context, ref string, r ca.Interm
 	if !end.After(now) {
 		return nil, fmt.Errorf("disk upstream: the root ended at %s: `certctl ca rotate root` goes to another one", end.UTC().Format(time.RFC3339))
 	}
-	made, err := (&softcas.SoftCAS{CertificateChain: by.chain, Signer: by.key}).CreateCertificate(&casapi.CreateCertificateRequest{
+	made, err := (&softcas.SoftCAS{CertificateChain: by.chain, Signer: ca.SignerFor(ctx, by.key)}).CreateCertificate(&casapi.CreateCertificateRequest{
 		Lifetime: end.Sub(now),
 		Template: &x509.Certificate{
 			PublicKey:             r.PublicKey,

@@ -1,10 +1,15 @@
 package disk
 
 import (
+	"context"
+	"crypto"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/meshca/meshca/ca/pkcs11"
 )
@@ -81,5 +86,26 @@ func TestASuccessorElsewhere(t *testing.T) {
 	}
 	if err := u.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "pkcs11:token=a") {
 		t.Errorf("check: %v", err)
+	}
+}
+
+// mute is a key in a token that never answers.
+type mute struct{ crypto.Signer }
+
+func (mute) SignContext(ctx context.Context, _ io.Reader, _ []byte, _ crypto.SignerOpts) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestARootsKeyIsNotWaitedForBeyondTheCall(t *testing.T) {
+	u, err := Open(Options{Root: created(t, CreateOptions{})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.issuers[0].key = mute{u.issuers[0].key}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := u.SignIntermediate(ctx, u.issuers[0].ref, request(t, time.Hour)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
 	}
 }
