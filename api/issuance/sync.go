@@ -54,9 +54,11 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 		if err != nil {
 			return err
 		}
+		// gofail: var stateMade struct{}
 		if err := stream.Send(state); err != nil {
 			return err
 		}
+		// gofail: var stateSent struct{}
 		var settled <-chan time.Time
 		for stale := false; !stale; {
 			select {
@@ -218,6 +220,7 @@ func (s *Server) acknowledge(acks *registration.AgentStream, sequence uint64, wa
 			waitsFor[i] = refusal.Clip(w, maxWaitsForBytes)
 		}
 		acks.Acknowledge(sequence, waitsFor)
+		// gofail: var bundleAcknowledged struct{}
 	}
 }
 

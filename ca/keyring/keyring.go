@@ -301,9 +301,11 @@ func (r *Ring) change(root string, edit func(*record), taken ...entry) error {
 		next.Others = slices.Clone(now.Others)
 	}
 	edit(&next)
+	// gofail: var keyRecordMade struct{}
 	if err := next.write(r.c.Dir); err != nil {
 		return err
 	}
+	// gofail: var keyRecordWritten struct{}
 	if next.empty() {
 		delete(r.records, root)
 	} else {

@@ -132,6 +132,7 @@ func (b *AgentBook) admit(ctx context.Context, id spiffeid.ID, cluster, version 
 		Namespace: e.Identity.Namespace(), ServiceAccount: e.Identity.ServiceAccount(), ServiceAccountUID: e.ServiceAccountUID,
 	}
 	var stored ca.AgentRecord
+	// gofail: var agentAdmitting struct{}
 	err := b.store.UpdateAgent(ctx, id.String(), func(r *ca.AgentRecord) error {
 		r.Cluster, r.LastSeen = cluster, now
 		if version != "" {
@@ -142,6 +143,7 @@ func (b *AgentBook) admit(ctx context.Context, id spiffeid.ID, cluster, version 
 		stored = *r
 		return nil
 	})
+	// gofail: var agentAdmitted struct{}
 	if err != nil {
 		return refusal.New(refusal.StoreUnavailable, "agent %s could not be recorded: %w", id, err)
 	}

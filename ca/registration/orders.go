@@ -172,12 +172,15 @@ func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
 	if len(kept) >= maxRenewOrders {
 		return fmt.Errorf("there are %d renewal orders already; order the renewal of all instead", maxRenewOrders)
 	}
+	// gofail: var renewalOrdered struct{}
 	if err := o.store.PutRenewOrder(ctx, r); err != nil {
 		return refusal.New(refusal.StoreUnavailable, "the order could not be stored: %w", err)
 	}
+	// gofail: var renewalStored struct{}
 	next := *now
 	next.Renew = append(kept, r)
 	o.standing.Set(&next)
+	// gofail: var renewalPublished struct{}
 	return nil
 }
 

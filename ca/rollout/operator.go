@@ -231,6 +231,7 @@ func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration
 			return until, fmt.Errorf("the intermediate below the root %s stays on record: %w", l.Root().ID, err)
 		}
 	}
+	// gofail: var intermediatesForgotten struct{}
 	for _, l := range lines {
 		if end := l.Status().NotAfter; end.After(until) {
 			until = end
@@ -239,6 +240,7 @@ func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration
 			return until, err
 		}
 	}
+	// gofail: var intermediatesReplaced struct{}
 	if tainted > 0 {
 		o.roots.c.Serving()
 		return until, o.roots.c.Renewals.RenewAll(ctx, since, tainted)

@@ -52,9 +52,11 @@ func (f *bundleFile) keep(ctx context.Context) {
 		if err == nil {
 			data, err = bundle.Marshal()
 		}
+		// gofail: var bundleFileMade struct{}
 		if err == nil {
 			err = replaceFile(f.path, data, 0o644)
 		}
+		// gofail: var bundleFileWritten struct{}
 		sequence, _ := bundle.SequenceNumber()
 		f.written(sequence, err)
 		var again <-chan time.Time

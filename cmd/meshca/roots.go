@@ -153,7 +153,10 @@ func (d *daemon) found(ctx context.Context, issuers []ca.UpstreamIssuer, version
 	first := rotation.Rollout{
 		New: start, Step: rotation.StepOut, NewShare: 100, Entered: now, Begun: now, By: "the first start",
 	}
-	return first, d.store.SwapRollout(ctx, version, first)
+	// gofail: var firstRootChosen struct{}
+	err = d.store.SwapRollout(ctx, version, first)
+	// gofail: var firstRootEntered struct{}
+	return first, err
 }
 
 // startingRoot is the root that signs before any other was ever rolled out: the first of the upstream's that is trusted.

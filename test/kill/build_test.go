@@ -15,15 +15,17 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
 	"github.com/meshca/meshca/test/parts"
 )
 
 // instrumented are our packages whose failpoints are built in: comments that gofail turns into code, in a copy.
-var instrumented = []string{"rotation", "ca", "ca/rollout", "ca/upstream/disk"}
+var instrumented = []string{"rotation", "ca", "ca/keyring", "ca/registration", "ca/rollout", "ca/upstream/disk", "api/issuance", "cmd/meshca"}
 
-// built is a meshca with failpoints.
+// built is a meshca with failpoints, and an issuer of tokens for all of them: its key takes longer to make than a CA to start.
 type built struct {
 	dir, meshca string
+	tokens      *localissuer.Issuer
 	// points are the names of our failpoints, bbolt those of bbolt.
 	points, bbolt []string
 }
@@ -34,6 +36,9 @@ var build = sync.OnceValues(func() (built, error) {
 		return built{}, err
 	}
 	b := built{dir: dir, meshca: filepath.Join(dir, "meshca")}
+	if b.tokens, err = localissuer.Open(dir, tokenIssuer); err != nil {
+		return b, err
+	}
 	return b, b.make()
 })
 
@@ -57,7 +62,11 @@ func (b *built) make() error {
 	}
 	overlay := map[string]string{}
 	for _, pkg := range instrumented {
-		if err := b.instrument(filepath.Join(root, pkg), filepath.Join(b.dir, "copy", pkg), overlay); err != nil {
+		copied := filepath.Join(b.dir, "copy", pkg)
+		if filepath.Dir(pkg) == "cmd" {
+			copied = filepath.Join(copied, "main") // gofail takes a package for what its folder is called
+		}
+		if err := b.instrument(filepath.Join(root, pkg), copied, inserts(pkg), overlay); err != nil {
 			return err
 		}
 	}
@@ -80,11 +89,21 @@ func (b *built) make() error {
 func (b *built) gofail() string { return filepath.Join(b.dir, "gofail") }
 
 // instrument copies a package's files, has gofail work on the copies, and enters what differs in the overlay.
-func (b *built) instrument(from, to string, overlay map[string]string) error {
+func (b *built) instrument(from, to string, further []insert, overlay map[string]string) error {
 	if err := copyPackage(from, to); err != nil {
 		return err
 	}
-	if err := b.enable(to, &b.points); err != nil {
+	points, err := pointsOf(to)
+	if err != nil {
+		return err
+	}
+	b.points = append(b.points, points...)
+	for _, i := range further {
+		if err := i.put(to); err != nil {
+			return err
+		}
+	}
+	if _, err := run(to, b.gofail(), "enable", to); err != nil {
 		return err
 	}
 	files, err := filepath.Glob(filepath.Join(to, "*.go"))
@@ -99,23 +118,22 @@ func (b *built) instrument(from, to string, overlay map[string]string) error {
 
 var pointForm = regexp.MustCompile(`(?m)^\s*// gofail: var (\w+) (?:struct\{\}|string)$`)
 
-// enable has gofail turn the comments of a folder's files into code.
-func (b *built) enable(dir string, points *[]string) error {
+// pointsOf are the failpoints that the comments of a folder's files name.
+func pointsOf(dir string) (all []string, err error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, m := range pointForm.FindAllStringSubmatch(string(text), -1) {
-			*points = append(*points, m[1])
+			all = append(all, m[1])
 		}
 	}
-	_, err = run(dir, b.gofail(), "enable", dir)
-	return err
+	return all, nil
 }
 
 // module writes a go.mod like ours, with gofail and with the copy of bbolt.
@@ -132,7 +150,10 @@ func (b *built) module(root string) (string, error) {
 	if err := copyTree(bbolt, replacement); err != nil {
 		return "", err
 	}
-	if err := b.enable(replacement, &b.bbolt); err != nil {
+	if b.bbolt, err = pointsOf(replacement); err != nil {
+		return "", err
+	}
+	if _, err := run(replacement, b.gofail(), "enable", replacement); err != nil {
 		return "", err
 	}
 	mod := filepath.Join(b.dir, "with-gofail.mod")
@@ -218,12 +239,15 @@ func run(dir, name string, args ...string) (string, error) {
 }
 
 // steps are the failpoints at which processes are killed: before and behind each order and step of a Rollout, each change of
-// the bundle, each signature, and inside bbolt's commit. (bbolt has others, for its own faults.)
+// the bundle and each place that it goes to, each signature, each intermediate that comes and goes, each renewal that is
+// ordered, each agent that is admitted or acknowledges, and inside bbolt's commit. (bbolt has others, for its own faults.)
 var steps = []string{
 	"rolloutOrdered", "rolloutOrderEntered", "rolloutStepDone", "rolloutStepEntered", "rolloutPublished", "rolloutBeforeAssign",
-	"rolloutAssigned", "rolloutRenewing", "rolloutBeforeWithdraw", "bundleMade", "bundleStored", "bundlePublished", "intermediateAsked",
-	"intermediateSigned", "intermediateInUse", "leafPrepared", "leafRecorded", "leafSigned", "rootKeyWritten", "rootMade",
-	"beforeSyncDataPages", "beforeWriteMetaError", "beforeSyncMetaPage",
+	"rolloutAssigned", "rolloutRenewing", "rolloutBeforeWithdraw", "bundleMade", "bundleStored", "bundlePublished", "bundleFileMade",
+	"bundleFileWritten", "stateMade", "stateSent", "bundleAcknowledged", "agentAdmitting", "agentAdmitted", "renewalOrdered",
+	"renewalStored", "renewalPublished", "intermediateAsked", "intermediateSigned", "intermediateInUse", "intermediatesForgotten",
+	"intermediatesReplaced", "keyRecordMade", "keyRecordWritten", "leafPrepared", "leafRecorded", "leafSigned", "rootKeyWritten",
+	"rootMade", "beforeSyncDataPages", "beforeWriteMetaError", "beforeSyncMetaPage",
 }
 
 // A kill that hits nothing proves nothing: each failpoint stands in the code, and each of ours is known here.
@@ -232,13 +256,14 @@ func TestFailpointsAreBuiltIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range steps {
+	all := slices.Concat(steps, startSteps)
+	for _, name := range all {
 		if !slices.Contains(b.points, name) && !slices.Contains(b.bbolt, name) {
 			t.Errorf("no failpoint %s is built in: %v, %v", name, b.points, b.bbolt)
 		}
 	}
 	for _, name := range b.points {
-		if !slices.Contains(steps, name) {
+		if !slices.Contains(all, name) {
 			t.Errorf("nobody is killed at the failpoint %s", name)
 		}
 	}

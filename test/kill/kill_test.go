@@ -3,79 +3,66 @@ package kill
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 const (
 	// kills of each kind of Rollout, at least.
 	kills = 100
 	// atOnce is how many CAs run side by side: most of a Rollout's time is waiting for certificates to end.
-	atOnce = 24
+	atOnce = 40
 	// seed makes the choice of failpoints the same in each run of the tests.
 	seed = 20260817
+	// slowest is how long a peer takes to bring other roots into use, at most.
+	slowest = 1500 * time.Millisecond
 )
 
 // Kill -9 at every step of every kind of Rollout, where it persists, publishes and signs, often enough that each failpoint on
-// its way is met: the next process resumes, nothing was signed under a root that was not confirmed, nothing is retired
-// early, the bundle's sequence grows, and in the end one root signs.
+// its way is met: the next process resumes, nothing was signed under a root that peers had not acknowledged, nothing is gone
+// that somebody needed, the bundle's sequence grows, and in the end one root signs.
 func TestKilledRolloutsEnd(t *testing.T) {
 	b, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
 	places := make(chan struct{}, atOnce)
+	var mu sync.Mutex
+	hit := map[string]int{}
+	var running sync.WaitGroup
 	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
-			t.Parallel()
-			met := survey(t, b, k, places)
-			if len(met) < 12 {
-				t.Fatalf("a rollout meets %d failpoints: %v", len(met), met)
-			}
-			c := campaign{t: t, b: b, k: k, places: places, met: met, hit: map[string]int{}, rand: rand.New(rand.NewPCG(seed, uint64(len(k.name))))}
-			c.run()
-			var never []string
-			for point := range met {
-				if c.hit[point] == 0 {
-					never = append(never, point)
+		running.Go(func() { // all side by side: the places alone bound them
+			t.Run(k.name, func(t *testing.T) {
+				c := campaign{t: t, b: b, k: k, places: places, hit: map[string]int{}, rand: rand.New(rand.NewPCG(seed, uint64(len(k.name))))}
+				c.survey()
+				if t.Failed() {
+					return
 				}
-			}
-			if len(never) > 0 {
-				t.Errorf("no process died at %v", never)
-			}
-			t.Logf("%d runs, %d processes killed, at %v", c.runs, c.killed, c.hit)
+				c.run()
+				if never := slices.DeleteFunc(c.points(), func(point string) bool { return c.hit[point] > 0 }); len(never) > 0 {
+					t.Errorf("no process died at %v", never)
+				}
+				t.Logf("%d variants, %d runs, %d processes killed, at %v", len(k.variants), c.runs, c.killed, c.hit)
+				mu.Lock()
+				defer mu.Unlock()
+				for point, n := range c.hit {
+					hit[point] += n
+				}
+			})
 		})
 	}
-}
-
-// survey runs a Rollout that nobody kills, and returns how often it passes each failpoint.
-func survey(t *testing.T, b built, k kind, places chan struct{}) map[string]int {
-	t.Helper()
-	places <- struct{}{}
-	defer func() { <-places }()
-	met := map[string]int{}
-	d, end := begin(t, b, k, fault{}, fault{})
-	defer end()
-	must(t, d.ready(t.Context()))
+	running.Wait()
 	for _, point := range steps {
-		must(t, d.arm(t.Context(), point, "off"))
-	}
-	if err := d.run(t.Context()); err != nil {
-		t.Fatalf("a rollout that nobody kills: %v", err)
-	}
-	for _, point := range steps {
-		n, err := d.passed(t.Context(), point)
-		must(t, err)
-		if n > 0 {
-			met[point] = n
+		if hit[point] == 0 {
+			t.Errorf("no kind of Rollout passes the failpoint %s", point)
 		}
 	}
-	must(t, d.conclude(t.Context()))
-	return met
 }
 
 // campaign kills processes until enough have died.
@@ -84,8 +71,9 @@ type campaign struct {
 	b      built
 	k      kind
 	places chan struct{}
-	met    map[string]int
 	rand   *rand.Rand
+	// met is how often each variant passes each failpoint when nobody kills it.
+	met []map[string]int
 
 	mu     sync.Mutex // guards what follows
 	runs   int
@@ -93,38 +81,122 @@ type campaign struct {
 	hit    map[string]int
 }
 
-// plan is where the process of each run dies: at each failpoint when it is first passed, and then anywhere.
-func (c *campaign) plan() []fault {
-	var points []string
-	for point := range c.met {
-		points = append(points, point)
+// survey makes a run of each variant that nobody kills.
+func (c *campaign) survey() {
+	c.met = make([]map[string]int, len(c.k.variants))
+	var running sync.WaitGroup
+	for i, v := range c.k.variants {
+		c.places <- struct{}{}
+		running.Go(func() {
+			defer func() { <-c.places }()
+			var err error
+			if c.met[i], err = surveyed(c.t, c.b, v); err != nil {
+				c.t.Errorf("variant %d, which nobody kills: %v", i, err)
+			}
+			if len(c.met[i]) < 12 {
+				c.t.Errorf("variant %d meets %d failpoints: %v", i, len(c.met[i]), c.met[i])
+			}
+		})
 	}
-	slices.Sort(points)
-	var all []fault
-	for _, point := range points {
-		all = append(all, fault{point, 1})
+	running.Wait()
+}
+
+func surveyed(t *testing.T, b built, v variant) (met map[string]int, err error) {
+	d, end := begin(t, b, v, course{})
+	defer end()
+	if d == nil {
+		return nil, nil
+	}
+	if err := d.ready(t.Context()); err != nil {
+		return nil, err
+	}
+	for _, point := range steps {
+		if err := d.arm(t.Context(), point, "off"); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.run(t.Context()); err != nil {
+		return nil, d.described(t.Context(), err)
+	}
+	met = map[string]int{}
+	for _, point := range steps {
+		n, err := d.passed(t.Context(), point)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			met[point] = n
+		}
+	}
+	return met, d.conclude(t.Context())
+}
+
+// points are all that are met on the way.
+func (c *campaign) points() []string {
+	all := map[string]int{}
+	for _, met := range c.met {
+		maps.Copy(all, met)
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// course is how one run goes.
+type course struct {
+	variant int
+	// now is where its first process dies, then the second; empty: nowhere.
+	now, then fault
+	// lie is what it does wrong; empty: nothing.
+	lie string
+	// slow is how long peers take to bring other roots into use, one after the other.
+	slow []time.Duration
+}
+
+// plan is how the runs go: a process dies at each failpoint when it is first passed, in a variant that passes it, and then
+// anywhere. The variants take turns.
+func (c *campaign) plan() (all []course) {
+	turn := 0
+	add := func(passes func(met map[string]int) bool, where func(met map[string]int) fault) {
+		for !passes(c.met[turn%len(c.met)]) {
+			turn++
+		}
+		r := course{variant: turn % len(c.met)}
+		r.now = where(c.met[r.variant])
+		for range accounts {
+			r.slow = append(r.slow, time.Duration(c.rand.Int64N(int64(slowest))))
+		}
+		if len(all)%4 == 3 { // the one that follows dies too, on its way back
+			r.then = fault{c.any(c.met[r.variant]), 1}
+		}
+		all = append(all, r)
+		turn++
+	}
+	for _, point := range c.points() {
+		add(func(met map[string]int) bool { return met[point] > 0 }, func(map[string]int) fault { return fault{point, 1} })
 	}
 	for len(all) < kills {
-		point := points[c.rand.IntN(len(points))]
-		all = append(all, fault{point, 1 + c.rand.IntN(min(c.met[point], 12))})
+		add(func(map[string]int) bool { return true }, func(met map[string]int) fault {
+			point := c.any(met)
+			return fault{point, 1 + c.rand.IntN(min(met[point], 12))}
+		})
 	}
 	return all
 }
 
+func (c *campaign) any(met map[string]int) string {
+	points := slices.Sorted(maps.Keys(met))
+	return points[c.rand.IntN(len(points))]
+}
+
 func (c *campaign) run() {
-	plan := c.plan()
 	var running sync.WaitGroup
-	for i, f := range plan {
-		var then fault
-		if i%4 == 3 { // the one that follows dies too, on its way back
-			then = fault{plan[c.rand.IntN(len(plan))].point, 1}
-		}
+	for _, r := range c.plan() {
 		c.places <- struct{}{}
 		running.Go(func() {
 			defer func() { <-c.places }()
 			// A failpoint that was passed less often this time: nobody died, so it is tried again at its first passage.
-			if !c.one(f, then) && !c.t.Failed() {
-				c.one(fault{f.point, 1}, then)
+			if !c.one(r) && !c.t.Failed() {
+				r.now.nth = 1
+				c.one(r)
 			}
 		})
 	}
@@ -132,8 +204,8 @@ func (c *campaign) run() {
 }
 
 // one makes a run, and reports whether a process died in it.
-func (c *campaign) one(f, then fault) bool {
-	d, end := begin(c.t, c.b, c.k, f, then)
+func (c *campaign) one(r course) bool {
+	d, end := begin(c.t, c.b, c.k.variants[r.variant], r)
 	defer end()
 	if d == nil {
 		return true
@@ -147,60 +219,63 @@ func (c *campaign) one(f, then fault) bool {
 	c.runs++
 	c.killed += d.killed
 	if d.killed > 0 {
-		c.hit[f.point]++
+		c.hit[r.now.point]++
 	}
 	if err != nil {
-		r, _ := d.authorities(c.t.Context())
-		d.kill()
-		journal, also := d.inspect(c.t.Context())
-		c.t.Errorf("killed at %+v and then %+v, %d times: %v\nthe journal: %+v (%v)\nthe CA said: %v\nit printed:\n%s", f, then, d.killed, err, journal, also, r.GetRollout(), tail(d.ca.Output(), 4<<10))
+		c.t.Errorf("variant %d, killed at %+v and then %+v, %d times: %v", r.variant, r.now, r.then, d.killed, d.described(c.t.Context(), err))
 		return true
 	}
 	return d.killed > 0
 }
 
+// described is an error with what can be seen of its CA.
+func (d *drive) described(ctx context.Context, err error) error {
+	a, _ := d.authorities(ctx)
+	d.kill()
+	journal, found := d.inspect(ctx)
+	return fmt.Errorf("%w\nin its store: %v\nthe journal: %+v\nthe CA said: %v\nit printed:\n%s", err, found, journal, a.GetRollout(), tail(d.ca.Output(), 4<<10))
+}
+
 // begin starts a site for a run; end ends it.
-func begin(t *testing.T, b built, k kind, f, then fault) (*drive, func()) {
+func begin(t *testing.T, b built, v variant, r course) (*drive, func()) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "kill") // t.TempDir is too long for sockets
 	if err != nil {
 		t.Error(err)
 		return nil, func() {}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), endsIn)
-	defer cancel()
-	s, err := newSite(context.WithoutCancel(ctx), dir, b.meshca, k.settings)
+	d, err := opened(t.Context(), b, dir, v, r)
 	if err != nil {
 		_ = os.RemoveAll(dir)
 		t.Errorf("starting a CA: %v", err)
 		return nil, func() {}
 	}
-	return &drive{kind: k, site: s, witness: newWitness(dir), now: f, then: then}, func() { s.close(); _ = os.RemoveAll(dir) }
+	return d, func() { d.close(); _ = os.RemoveAll(dir) }
 }
 
-// conclude looks at a Rollout that has ended: from outside, and then at the store.
-func (d *drive) conclude(ctx context.Context) error {
+// opened starts a CA in a folder, an agent and the peers below it.
+func opened(ctx context.Context, b built, dir string, v variant, r course) (_ *drive, err error) {
+	s, err := newSite(b, dir, v.settings, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
 	patience, cancel := context.WithTimeout(ctx, startsIn)
 	defer cancel()
-	if err := d.ca.Await(patience, func(ctx context.Context) error { return d.over(ctx, d.site) }); err != nil {
-		return err
+	// An agent that starts sooner tries again, and that takes its time.
+	if err := s.ca.Await(patience, func(context.Context) error { _, err := os.Stat(s.bundleFile()); return err }); err != nil {
+		return nil, err
 	}
-	d.kill()
-	r, err := d.inspect(ctx)
-	if err != nil {
-		return err
+	if err := s.startAgent(context.WithoutCancel(ctx), b.tokens); err != nil {
+		return nil, err
 	}
-	if r.Step != "out" {
-		return fmt.Errorf("the journal is at %s", r.Step)
-	}
-	return nil
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := &drive{variant: v, site: s, witness: newWitness(dir, s.root, v.settings), now: r.now, then: r.then, lie: r.lie}
+	s.startPeers(context.WithoutCancel(ctx), d.witness, r.slow)
+	return d, nil
 }
 
 func tail(s string, n int) string { return strings.TrimSpace(s[max(0, len(s)-n):]) }

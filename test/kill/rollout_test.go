@@ -4,36 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
-
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/rotation"
 )
-
-// kind is a way for a Rollout to go.
-type kind struct {
-	name string
-	settings
-	order *meshcav1.RotateRootRequest
-	// at is the step in which an operator speaks; empty: none.
-	at rotation.Step
-	// abort is what he says then; else he says to go on.
-	abort bool
-}
-
-// within is an emergency's bound, the shortest there is.
-const within = 20 * time.Second
-
-var kinds = []kind{
-	{name: "plain", settings: settings{ttl: 5 * time.Second}, order: &meshcav1.RotateRootRequest{}},
-	{name: "canary", settings: settings{ttl: 5 * time.Second}, order: &meshcav1.RotateRootRequest{Share: share}, at: rotation.StepCanary},
-	{name: "abort", settings: settings{ttl: 5 * time.Second}, order: &meshcav1.RotateRootRequest{Share: share}, at: rotation.StepCanary, abort: true},
-	{name: "early abort", settings: settings{ttl: 5 * time.Second, published: 4 * time.Second}, order: &meshcav1.RotateRootRequest{}, at: rotation.StepPublished, abort: true},
-	// SVIDs that live longer than the bound: the old root is forced out.
-	{name: "taint", settings: settings{ttl: time.Minute}, order: &meshcav1.RotateRootRequest{TaintedWithin: durationpb.New(within)}},
-}
 
 // fault is a kill: at the failpoint, when it is passed for the nth time.
 type fault struct {
@@ -49,17 +25,24 @@ func (f fault) term() string {
 	return fmt.Sprintf("%d*off->%s", f.nth-1, stand)
 }
 
-// drive is a Rollout of a kind with kills on its way.
+// drive is a variant's orders with kills on the way.
 type drive struct {
-	kind
+	variant
 	*site
 	*witness
 	// now is the fault that the running CA is to die of; its point is empty when there is none left. then is the one after it.
 	now, then fault
 	killed    int
-	spoken    chan error // the answer to an order that is under way; nil: none is
-	begun     bool
-	signed    time.Time // since when the canary is seen; its share is given time to be signed for
+	// lie is what the CA does wrong; empty: nothing.
+	lie string
+
+	next   int        // the order that comes
+	spoken chan error // the answer to the order that is under way; nil: none is
+	came   time.Time  // since when the next order's step is seen
+	lacks  error      // what the end lacks, when all orders were given
+	// second and stranger are roots: the one that came first, and one from elsewhere.
+	second, stranger string
+	imported         []byte // the stranger's certificate
 }
 
 const (
@@ -67,10 +50,12 @@ const (
 	endsIn = 3 * time.Minute
 	// startsIn is that with a CA and its agent.
 	startsIn = time.Minute
-	look     = 20 * time.Millisecond
+	look     = 40 * time.Millisecond
+	// ask is how often the CA is asked how its roots are.
+	ask = 120 * time.Millisecond
 )
 
-// ready waits until both workloads, the agent and the CA have their SVIDs.
+// ready waits until both workloads, their peers, the agent and the CA have their SVIDs.
 func (d *drive) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startsIn)
 	defer cancel()
@@ -82,31 +67,32 @@ func (d *drive) ready(ctx context.Context) error {
 		if len(a.GetRoots()) != 1 || a.GetRoots()[0].GetLiveSvids() < uint64(len(accounts)+2) || len(a.GetAgents()) != 1 || !a.GetAgents()[0].GetConnected() {
 			return fmt.Errorf("not all have their SVIDs: %v", a)
 		}
-		return nil
+		return d.equipped()
 	})
 }
 
-// run has the Rollout ordered and led to its end, through all kills.
+// run has everything ordered and led to its end, through all kills: one root is left then, and all have certificates under it.
 func (d *drive) run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, endsIn)
 	defer cancel()
 	if err := d.ready(ctx); err != nil {
 		return err
 	}
-	if d.now.point != "" {
-		if err := d.arm(ctx, d.now.point, d.now.term()); err != nil {
+	for point, term := range d.faults() {
+		if err := d.arm(ctx, point, term); err != nil {
 			return err
 		}
 	}
 	tick := time.NewTicker(look)
 	defer tick.Stop()
+	var asked time.Time
 	for {
 		select {
 		case <-tick.C:
 		case <-d.ca.Done():
 			return fmt.Errorf("the CA ended by itself:\n%s", d.ca.Output())
 		case <-ctx.Done():
-			return errors.New("it does not end")
+			return fmt.Errorf("it does not end; %d of %d orders were given: %w", d.next, len(d.orders), d.lacks)
 		}
 		if err := d.look(); err != nil {
 			return err
@@ -117,8 +103,11 @@ func (d *drive) run(ctx context.Context) error {
 			}
 			continue
 		}
-		over, err := d.lead(ctx)
-		if over || err != nil {
+		if time.Since(asked) < ask {
+			continue
+		}
+		asked = time.Now()
+		if over, err := d.lead(ctx); over || err != nil {
 			return err
 		}
 	}
@@ -135,93 +124,147 @@ func (d *drive) die(ctx context.Context) (bool, error) {
 	}
 	d.kill()
 	d.killed++
-	if d.spoken != nil {
-		<-d.spoken
-		d.spoken = nil
-	}
-	if _, err := d.inspect(ctx); err != nil {
+	r, err := d.inspect(ctx)
+	if err != nil {
 		return true, err
 	}
+	if d.spoken != nil {
+		err := <-d.spoken
+		d.spoken = nil
+		if o := d.orders[d.next]; err == nil || o.took != nil && o.took(d, r) {
+			d.heard()
+		}
+	}
 	d.now, d.then = d.then, fault{}
-	armed := map[string]string{}
+	return true, d.start(d.faults())
+}
+
+// faults are the failpoints of a process, with their terms.
+func (d *drive) faults() map[string]string {
+	armed := map[string]string{lingers: d.lingering()}
 	if d.now.point != "" {
 		armed[d.now.point] = d.now.term()
 	}
-	return true, d.start(armed)
+	if d.lie != "" {
+		armed[d.lie] = lying
+	}
+	return armed
 }
 
-// lead says what an operator says, and reports whether the Rollout is over. An order whose CA died is given again, unless
-// it has taken effect.
+// lead says what operators say, and reports whether all is over. An order whose CA died is given again, unless it has taken
+// effect.
 func (d *drive) lead(ctx context.Context) (bool, error) {
 	if d.spoken != nil {
 		select {
 		case err := <-d.spoken:
 			d.spoken = nil
 			if err != nil {
-				return false, err
+				return false, fmt.Errorf("%s: %w", d.orders[d.next].name, err)
 			}
+			d.heard()
+			return false, errors.Join(d.arm(ctx, lingers, d.lingering()), d.arm(ctx, lingersToo, "off"))
 		default:
+			return false, nil
 		}
-		return false, nil
 	}
 	a, err := d.authorities(ctx)
 	if err != nil {
 		return false, nil //nolint:nilerr // it starts, or stands at a failpoint
 	}
 	r := a.GetRollout()
-	d.begun = d.begun || r != nil
-	conn := d.conn.Authorities
+	if d.second == "" {
+		d.second = r.GetNewRoot()
+	}
+	if d.next == len(d.orders) {
+		d.lacks = d.over(a)
+		return d.lacks == nil && (r == nil || r.GetStep() == string(rotation.StepOut)), nil
+	}
+	o := d.orders[d.next]
 	switch {
-	case r == nil && d.begun:
-		return false, errors.New("the rollout is forgotten")
-	case r == nil:
-		d.speak(ctx, func(ctx context.Context) error { _, err := conn.RotateRoot(ctx, d.order); return err })
-	case r.GetStep() == string(d.at) && !r.GetAborted() && d.patient():
-		if d.abort {
-			d.speak(ctx, func(ctx context.Context) error {
-				_, err := conn.AbortRollout(ctx, &meshcav1.AbortRolloutRequest{})
-				return err
-			})
-		} else {
-			d.speak(ctx, func(ctx context.Context) error {
-				_, err := conn.ContinueRollout(ctx, &meshcav1.ContinueRolloutRequest{})
-				return err
-			})
-		}
+	case o.in == "" || o.in == rotation.Step(r.GetStep()) && d.patient(o):
+		return false, d.speak(ctx, o)
 	case r.GetStep() == string(rotation.StepOut):
-		if r.GetAborted() != d.abort {
-			return true, fmt.Errorf("it ended, aborted: %t", r.GetAborted())
-		}
-		return true, nil
+		return false, fmt.Errorf("the rollout ended before %s, where to %s: %v", o.in, o.name, r)
 	}
 	return false, nil
 }
 
 // patient gives a canary time to sign, before an operator speaks.
-func (d *drive) patient() bool {
-	if d.at != rotation.StepCanary {
-		return true
+func (d *drive) patient(o order) bool {
+	if d.came.IsZero() {
+		d.came = time.Now()
 	}
-	if d.signed.IsZero() {
-		d.signed = time.Now()
-	}
-	return time.Since(d.signed) > d.ttl/2
+	return o.in != rotation.StepCanary || time.Since(d.came) > d.ttl/2
 }
 
-// speak gives an order beside the loop: its CA may stand at a failpoint.
-func (d *drive) speak(ctx context.Context, order func(context.Context) error) {
-	answer := make(chan error, 1)
-	d.spoken = answer
-	ca := d.ca
+// lingering is the failpoint's term that keeps the Rollout where the next order is to find it. A canary waits by itself.
+func (d *drive) lingering() string { return lingerFor(d.orders, d.next) }
+
+func lingerFor(orders []order, n int) string {
+	switch {
+	case n == len(orders) || orders[n].in == rotation.StepCanary || n == 0 && orders[n].in == "":
+		return "off"
+	case orders[n].in == "":
+		return `return("any")`
+	}
+	return fmt.Sprintf("return(%q)", orders[n].in)
+}
+
+// heard is called when an order has taken effect.
+func (d *drive) heard() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.orders[d.next].then(d)
+	d.next++
+	d.came = time.Time{}
+}
+
+// speak gives an order beside the loop: its CA may stand at a failpoint. The order's effect is to find the Rollout where the
+// order behind it is given.
+func (d *drive) speak(ctx context.Context, o order) error {
+	if err := d.arm(ctx, lingersToo, lingerFor(d.orders, d.next+1)); err != nil {
+		return nil //nolint:nilerr // the CA stands at a failpoint, or is gone
+	}
+	d.mu.Lock()
+	o.say(d)
+	d.mu.Unlock()
+	spoken, conn := make(chan error, 1), d.conn
+	d.spoken = spoken
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		err := order(ctx)
-		select {
-		case <-ca.Done():
-			err = nil // it died over it
-		default:
-		}
-		answer <- err
+		spoken <- o.give(ctx, d, conn)
 	}()
+	return nil
 }
+
+// conclude looks at the store of what has ended.
+func (d *drive) conclude(ctx context.Context) error {
+	d.kill()
+	r, err := d.inspect(ctx)
+	if err == nil && r.Step != rotation.StepOut {
+		err = fmt.Errorf("the journal is at %s", r.Step)
+	}
+	return err
+}
+
+// over: in the end one root is trusted and signs, the one that was to, and all have certificates under it.
+func (d *drive) over(a *meshcav1.GetAuthoritiesResponse) error {
+	roots := a.GetRoots()
+	if len(roots) != 1 || roots[0].GetState() != "signing" {
+		return fmt.Errorf("in the end the roots are %v, want one that signs", roots)
+	}
+	place := third
+	switch roots[0].GetId() {
+	case d.first:
+		place = first
+	case d.second:
+		place = second
+	}
+	if place != d.ends {
+		return fmt.Errorf("in the end the root %s signs, the %s to come; want the %s", roots[0].GetId(), place, d.ends)
+	}
+	return d.renewed(roots[0].GetId())
+}
+
+func (e end) String() string { return strings.Fields("first second third")[e] }

@@ -21,7 +21,9 @@ import (
 	"github.com/meshca/meshca/agent"
 	"github.com/meshca/meshca/api/admin/client"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/sds"
 	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
+	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/ca/upstream/disk"
 	"github.com/meshca/meshca/rotation"
@@ -55,6 +57,7 @@ func idOf(account string) string { return domain.IDString() + "/ns/shop/sa/" + a
 // site is a CA as a process, with a folder, and an agent with two workloads that lives through the CA's deaths.
 type site struct {
 	dir                    string
+	root                   string // the ID of the one that signs at first
 	api, failpoints, admin string
 	ca                     *parts.Process
 	conn                   *client.Conn
@@ -68,32 +71,39 @@ type settings struct {
 	ttl time.Duration
 	// published is how long a root is held published at least: a reader's refresh time.
 	published time.Duration
+	// keys is where intermediates' keys are; empty: in memory.
+	keys string
 }
 
-// newSite makes the CA's root, its configuration and everybody's tokens, and starts both.
-func newSite(ctx context.Context, dir, meshca string, o settings) (_ *site, err error) {
+// kept are settings with intermediates that outlive a process.
+func kept(o settings) settings {
+	o.keys = "disk"
+	return o
+}
+
+// newSite makes the CA's root and its configuration, and starts it.
+func newSite(b built, dir string, o settings, armed map[string]string) (_ *site, err error) {
 	ports, err := freePorts(3)
 	if err != nil {
 		return nil, err
 	}
-	s := &site{dir: dir, meshca: meshca, api: ports[0], failpoints: ports[1], admin: filepath.Join(dir, "admin.sock"),
+	s := &site{dir: dir, meshca: b.meshca, api: ports[0], failpoints: ports[1], admin: filepath.Join(dir, "admin.sock"),
 		http: &http.Client{Timeout: 30 * time.Second}, stop: func() {}}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	tokens, err := localissuer.Open(dir, tokenIssuer)
+	jwks, err := b.tokens.JWKS()
 	if err != nil {
 		return nil, err
 	}
-	jwks, err := tokens.JWKS()
-	if err != nil {
-		return nil, err
-	}
-	readers := ""
+	further := ""
 	if o.published > 0 {
-		readers = fmt.Sprintf("readers: [{name: mirror, refresh: %s}]\n", o.published)
+		further = fmt.Sprintf("readers: [{name: mirror, refresh: %s}]\n", o.published)
+	}
+	if o.keys != "" {
+		further += fmt.Sprintf("intermediate: {key: {in: %s}}\n", o.keys)
 	}
 	if err := s.write("jwks.json", string(jwks)); err != nil {
 		return nil, err
@@ -111,17 +121,16 @@ svid: {ttl: %[6]s}
 rememberedDecisions: 10
 clusters:
   - {name: one, mode: jwks, issuer: %[7]q, jwks: {file: %[5]s/jwks.json}, liveness: none}
-%[8]s`, domain.Name(), s.api, ports[2], s.admin, dir, o.ttl, tokenIssuer, readers)); err != nil {
+%[8]s`, domain.Name(), s.api, ports[2], s.admin, dir, o.ttl, tokenIssuer, further)); err != nil {
 		return nil, err
 	}
 	root := disk.Files{Cert: filepath.Join(dir, "state", "root.crt"), Key: filepath.Join(dir, "state", "root.key")}
-	if _, err := disk.Create(root, disk.CreateOptions{TrustDomain: domain}); err != nil {
+	made, err := disk.Create(root, disk.CreateOptions{TrustDomain: domain})
+	if err != nil {
 		return nil, err
 	}
-	if err := s.start(nil); err != nil {
-		return nil, err
-	}
-	return s, s.startAgent(ctx, tokens)
+	s.root = ca.RootID(made)
+	return s, s.start(armed)
 }
 
 func (s *site) write(name, text string) error {
@@ -146,13 +155,10 @@ func (s *site) kill() {
 	s.ca.Kill()
 }
 
+func (s *site) bundleFile() string { return filepath.Join(s.dir, "bundle.json") }
+
 // startAgent starts an agent in this process: the one that meshca-agent runs.
-func (s *site) startAgent(ctx context.Context, tokens *localissuer.Issuer) error {
-	bundle := filepath.Join(s.dir, "bundle.json")
-	err := s.ca.Await(ctx, func(context.Context) error { _, err := os.Stat(bundle); return err })
-	if err != nil {
-		return err
-	}
+func (s *site) startAgent(ctx context.Context, tokens *localissuer.Issuer) (err error) {
 	token := func(namespace, account, audience string) (string, error) {
 		text, err := tokens.Token(localissuer.Subject{
 			Namespace: namespace, ServiceAccount: account, ServiceAccountUID: "sa-" + account, Pod: account, PodUID: "pod-" + account, Node: "node1", NodeUID: "node-1",
@@ -162,7 +168,7 @@ func (s *site) startAgent(ctx context.Context, tokens *localissuer.Issuer) error
 		}
 		return filepath.Join(s.dir, account+".token"), s.write(account+".token", text)
 	}
-	c := agent.Config{TrustDomain: domain, Cluster: "one", Server: s.api, BundleFile: bundle, RuntimeDir: filepath.Join(s.dir, "agent"), Log: slog.New(slog.DiscardHandler)}
+	c := agent.Config{TrustDomain: domain, Cluster: "one", Server: s.api, BundleFile: s.bundleFile(), RuntimeDir: filepath.Join(s.dir, "agent"), PlainValidation: true, Log: slog.New(slog.DiscardHandler)}
 	if c.TokenFile, err = token("meshca", "meshca-agent", registration.AgentAudience); err != nil {
 		return err
 	}
@@ -171,7 +177,7 @@ func (s *site) startAgent(ctx context.Context, tokens *localissuer.Issuer) error
 		if err != nil {
 			return err
 		}
-		c.Workloads = append(c.Workloads, agent.Workload{Socket: filepath.Join(s.dir, account+".sock"), TokenFile: file})
+		c.Workloads = append(c.Workloads, agent.Workload{Socket: s.socket(account), TokenFile: file})
 	}
 	a, err := agent.New(c)
 	if err != nil {
@@ -182,6 +188,24 @@ func (s *site) startAgent(ctx context.Context, tokens *localissuer.Issuer) error
 	running.Go(func() { _ = a.Run(ctx) })
 	s.stop = func() { cancel(); running.Wait() }
 	return nil
+}
+
+func (s *site) socket(account string) string { return filepath.Join(s.dir, account+".sock") }
+
+// startPeers starts a peer for each workload, which tells the witness. Where it is said how slow they are, they are.
+func (s *site) startPeers(ctx context.Context, w *witness, slow []time.Duration) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	for i, account := range accounts {
+		p := &peer{account: account, socket: s.socket(account), witness: w}
+		if i < len(slow) {
+			p.slow = slow[i]
+		}
+		running.Go(func() { p.run(ctx, sds.NameDefault, p.certificate) })
+		running.Go(func() { p.run(ctx, sds.NameRootCA, p.trust) })
+	}
+	stop := s.stop
+	s.stop = func() { cancel(); running.Wait(); stop() }
 }
 
 // close ends everything.

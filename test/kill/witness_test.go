@@ -1,69 +1,116 @@
 package kill
 
 import (
-	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 
 	"github.com/meshca/meshca/ca"
-	"github.com/meshca/meshca/ca/store/bolt"
-	"github.com/meshca/meshca/rotation"
 )
 
-// witness holds what was seen of a site from outside, and says what must not have been. The bundle's file follows the
-// store: after a kill, as soon as the next process writes it.
+// witness stands outside of the CA. It knows what the peers below the agent have acknowledged and are served, what was seen of
+// the trust bundle, and what operators said. From that alone, and from what was issued, judge_test.go says what must not be.
+// What the CA writes down of itself, such as its journal, it does not ask.
 type witness struct {
-	dir         string
+	dir string
+	// first is the root that signs at first.
+	first string
+	// life is how long SVIDs live, refresh how old a bundle file readers may use.
+	life, refresh time.Duration
+
+	mu sync.Mutex // guards what follows
+	// wrong is the first that was seen and must not be, refused the handshakes that would have failed.
+	wrong   error
+	refused []handshake
+	roots   map[string]*x509.Certificate
+	peers   map[string]*proxy // by account
+	// issued are all certificates that peers were served, by serial.
+	issued map[string]leaf
+	// file is the bundle's file. It follows the store: after a kill, as soon as the next process writes it.
 	file, store sight
+	said        words
 }
 
-// sight is what was seen of the trust bundle in one place.
+// proxy is what a peer has in use.
+type proxy struct {
+	leaf
+	trusted map[string]bool
+	// since is when it took each root into use for the first time, and then acknowledged it.
+	since map[string]time.Time
+	sight sight
+}
+
+// leaf is a certificate that was really issued.
+type leaf struct {
+	id, root, authority string // the root's ID, and the key ID of the intermediate
+	notAfter            time.Time
+}
+
+// handshake is one that would have failed: of a server with a certificate under a root that the client does not trust.
+type handshake struct {
+	server, client, root string
+	at                   time.Time
+}
+
+// words are what operators said. Where it matters when, it is a moment before.
+type words struct {
+	// tainted are roots, and until when at least a tainted one is waited for: half of its bound.
+	tainted map[string]time.Time
+	// share bounds, in percent, for whom a root that comes may sign, until free.
+	share int
+	free  time.Time
+	// barred are roots that were given up before they signed.
+	barred map[string]bool
+	// replaced are the key IDs of intermediates that had signed when they were ordered to be replaced; done is when that was
+	// answered, and zero before.
+	replaced map[string]bool
+	done     time.Time
+}
+
+func newWitness(dir, first string, o settings) *witness {
+	w := &witness{
+		dir: dir, first: first, life: o.ttl, refresh: o.published, roots: map[string]*x509.Certificate{}, peers: map[string]*proxy{}, issued: map[string]leaf{},
+		file: newSight(), store: newSight(), said: words{tainted: map[string]time.Time{}, barred: map[string]bool{}, replaced: map[string]bool{}},
+	}
+	for _, account := range accounts {
+		w.peers[account] = &proxy{since: map[string]time.Time{}, sight: newSight()}
+	}
+	return w
+}
+
+// sight is what was seen of the trusted roots in one place.
 type sight struct {
 	sequence uint64
-	// roots are all that were ever in it; without is when one of them was first seen to be gone.
-	roots   map[string]bool
-	without map[string]time.Time
+	// at is when it was looked at last.
+	at time.Time
+	// roots are all that were ever in it, with the last look before; without is when one of them was first seen to be gone.
+	roots, without map[string]time.Time
+	text           string
 }
 
-func newWitness(dir string) *witness {
-	return &witness{dir: dir, file: newSight(), store: newSight()}
-}
+func newSight() sight { return sight{roots: map[string]time.Time{}, without: map[string]time.Time{}} }
 
-func newSight() sight { return sight{roots: map[string]bool{}, without: map[string]time.Time{}} }
-
-// look reads the bundle file, as agents do.
-func (w *witness) look() error {
-	data, err := os.ReadFile(filepath.Join(w.dir, "bundle.json"))
-	if err != nil {
-		return err
-	}
-	return w.file.take(data)
-}
-
-// take takes in a trust bundle: its sequence never goes down.
-func (s *sight) take(data []byte) error {
+// see takes in what is there at a look that began at this moment. What is gone does not come back.
+func (s *sight) see(began time.Time, has []string) error {
 	now := time.Now()
-	b, err := spiffebundle.Parse(domain, data)
-	if err != nil {
-		return err
+	for _, id := range has {
+		if gone, left := s.without[id]; left {
+			return fmt.Errorf("%w: the root %s came back, and was gone at %s", errRemoved, id, gone)
+		}
+		if _, known := s.roots[id]; !known {
+			s.roots[id] = s.at
+		}
 	}
-	sequence, _ := b.SequenceNumber()
-	if sequence < s.sequence {
-		return fmt.Errorf("the bundle's sequence went from %d to %d", s.sequence, sequence)
-	}
-	s.sequence = sequence
-	var has []string
-	for _, r := range b.X509Authorities() {
-		has = append(has, ca.RootID(r))
-		s.roots[ca.RootID(r)] = true
-	}
+	s.at = began
 	for id := range s.roots {
 		if _, known := s.without[id]; !known && !slices.Contains(has, id) {
 			s.without[id] = now
@@ -72,122 +119,161 @@ func (s *sight) take(data []byte) error {
 	return nil
 }
 
-// inspect reads the store of a CA that is not running, and says what is wrong with it.
-func (w *witness) inspect(ctx context.Context) (rotation.Rollout, error) {
-	store, err := bolt.Open(filepath.Join(w.dir, "state", "meshca.db"))
-	if err != nil {
-		return rotation.Rollout{}, err
+// bundle takes in a trust bundle: its sequence never goes down.
+func (s *sight) bundle(began time.Time, data []byte) error {
+	if string(data) == s.text {
+		s.at = began
+		return nil
 	}
-	defer store.Close()
-	stored, err := store.Bundle(ctx)
-	if err != nil {
-		return rotation.Rollout{}, err
-	}
-	if err := w.store.take(stored.JSON); err != nil {
-		return rotation.Rollout{}, fmt.Errorf("the store: %w", err)
-	}
-	if w.store.sequence != stored.Sequence || w.store.sequence < w.file.sequence {
-		return rotation.Rollout{}, fmt.Errorf("the store has the bundle %d, marked %d, and agents have seen %d", w.store.sequence, stored.Sequence, w.file.sequence)
-	}
-	r, _, err := store.Rollout(ctx)
-	if err != nil {
-		return r, err
-	}
-	var entries []ca.LedgerEntry
-	err = store.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) { entries = append(entries, e); return true, nil })
-	if err != nil {
-		return r, err
-	}
-	if r.Old.ID == "" {
-		return r, nil // the first start's entry: nothing was replaced yet
-	}
-	return r, errors.Join(signedEarly(r, entries), w.file.removedEarly(r, entries), w.store.removedEarly(r, entries))
-}
-
-// entered is when the Rollout came to a step for the first time; zero: it did not.
-func entered(r rotation.Rollout, s rotation.Step) time.Time {
-	for _, p := range r.Passed {
-		if p.Step == s {
-			return p.Entered
-		}
-	}
-	if r.Step == s {
-		return r.Entered
-	}
-	return time.Time{}
-}
-
-// signedEarly: nothing stands in the ledger under the new root from before it was confirmed, or while the journal gives
-// it no share, or beyond its share. What the ledger does not hold is not signed.
-func signedEarly(r rotation.Rollout, entries []ca.LedgerEntry) error {
-	confirmed, canary, all := entered(r, rotation.StepConfirmed), entered(r, rotation.StepCanary), entered(r, rotation.StepSigning)
-	if r.Aborted && !confirmed.Before(r.AbortedAt) {
-		confirmed = time.Time{} // that is the old root's, on the way back
-	}
-	for _, e := range entries {
-		if hex.EncodeToString(e.Root) != r.New.ID {
-			continue
-		}
-		switch {
-		case confirmed.IsZero():
-			return fmt.Errorf("entry %d (%s) was signed under a root that is not confirmed: %s, %+v", e.Index, e.ID, r.Step, r.Passed)
-		case e.IssuedAt.Before(confirmed.Truncate(time.Second)): // a moment of issue has whole seconds
-			return fmt.Errorf("entry %d (%s) was signed at %s, before its root was confirmed at %s", e.Index, e.ID, e.IssuedAt, confirmed)
-		case canary.IsZero() && (all.IsZero() || r.Aborted):
-			return fmt.Errorf("entry %d (%s) was signed under a root that had no share yet: %s, %+v", e.Index, e.ID, r.Step, r.Passed)
-		case (r.Aborted || all.IsZero() || e.IssuedAt.Before(all.Truncate(time.Second))) && !rotation.InShare(e.ID, r.Canary):
-			return fmt.Errorf("entry %d (%s) is not in the share of the root that signed it", e.Index, e.ID)
-		}
-	}
-	return nil
-}
-
-// removedEarly: the root that goes is in the bundle until the last certificate under it has ended; in an emergency half
-// of the bound from its retirement on, if that is sooner.
-func (s *sight) removedEarly(r rotation.Rollout, entries []ca.LedgerEntry) error {
-	goes := r.Goes().ID
-	var until time.Time
-	for _, e := range entries {
-		if hex.EncodeToString(e.Root) == goes && e.NotAfter.After(until) {
-			until = e.NotAfter
-		}
-	}
-	if r.Within > 0 {
-		if retired := entered(r, rotation.StepRetired); retired.IsZero() {
-			until = time.Now().Add(r.Within) // not before it has retired
-		} else if bound := retired.Add(r.Within / 2); bound.Before(until) {
-			until = bound
-		}
-	}
-	seen, gone := s.without[goes]
-	leaving := entered(r, rotation.StepLeaving)
-	switch {
-	case gone && seen.Before(until):
-		return fmt.Errorf("the root %s was gone from the bundle at %s, and was needed until %s", goes, seen, until)
-	case gone && leaving.IsZero():
-		return fmt.Errorf("the root %s is gone from the bundle, and the journal is at %s", goes, r.Step)
-	case !leaving.IsZero() && leaving.Before(until):
-		return fmt.Errorf("the root %s was to leave from %s on, and was needed until %s", goes, leaving, until)
-	}
-	if _, gone := s.without[r.Stays().ID]; gone {
-		return fmt.Errorf("the root %s, which stays, is gone from the bundle", r.Stays().ID)
-	}
-	return nil
-}
-
-// over: a Rollout that has ended has one root that is trusted and signs, the one that stays.
-func (w *witness) over(ctx context.Context, s *site) error {
-	a, err := s.authorities(ctx)
+	b, err := spiffebundle.Parse(domain, data)
 	if err != nil {
 		return err
 	}
-	r := a.GetRollout()
-	stays := r.GetNewRoot()
-	if r.GetAborted() {
-		stays = r.GetOldRoot()
+	sequence, _ := b.SequenceNumber()
+	if sequence < s.sequence {
+		return fmt.Errorf("the bundle's sequence went from %d to %d", s.sequence, sequence)
 	}
-	if roots := a.GetRoots(); len(roots) != 1 || roots[0].GetState() != "signing" || roots[0].GetId() != stays {
-		return fmt.Errorf("after %s, aborted %t, the roots are %v, want %s alone to sign", r.GetStep(), r.GetAborted(), roots, stays)
+	s.sequence, s.text = sequence, string(data)
+	var has []string
+	for _, r := range b.X509Authorities() {
+		has = append(has, ca.RootID(r))
+	}
+	return s.see(began, has)
+}
+
+// look reads the bundle file, as readers do, and tells what is wrong so far.
+func (w *witness) look() error {
+	began := time.Now()
+	data, err := os.ReadFile(filepath.Join(w.dir, "bundle.json"))
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note(w.file.bundle(began, data))
+	return w.wrong
+}
+
+func (w *witness) note(err error) {
+	if w.wrong == nil {
+		w.wrong = err
+	}
+}
+
+// served is told of a certificate that a peer has from the agent, and takes into use.
+func (w *witness) served(account string, chain []*x509.Certificate) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l, err := w.leafOf(chain)
+	if err != nil {
+		w.note(err)
+		return
+	}
+	now := time.Now()
+	w.issued[chain[0].SerialNumber.Text(16)] = l
+	w.peers[account].leaf = l
+	w.note(w.replaced(l.authority, l.notAfter.Add(-w.life)))
+	w.meet(now)
+}
+
+// told is told of roots that a peer has from the agent. It reports whether they are others than those in use.
+func (w *witness) told(account string, roots []*x509.Certificate) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p := w.peers[account]
+	ids := idsOf(roots)
+	w.note(p.sight.see(time.Now(), ids))
+	return p.trusted != nil && (len(p.trusted) != len(ids) || slices.ContainsFunc(ids, func(id string) bool { return !p.trusted[id] }))
+}
+
+// trusts is told of roots that a peer takes into use, a moment before it acknowledges them.
+func (w *witness) trusts(account string, roots []*x509.Certificate) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	p := w.peers[account]
+	p.trusted = map[string]bool{}
+	for _, r := range roots {
+		id := ca.RootID(r)
+		w.roots[id], p.trusted[id] = r, true
+		if _, known := p.since[id]; !known {
+			p.since[id] = now
+		}
+	}
+	w.meet(now)
+}
+
+func idsOf(roots []*x509.Certificate) (all []string) {
+	for _, r := range roots {
+		all = append(all, ca.RootID(r))
+	}
+	return all
+}
+
+// leafOf finds out what a chain is by its signatures.
+func (w *witness) leafOf(chain []*x509.Certificate) (leaf, error) {
+	last := chain[len(chain)-1]
+	if len(chain) != 2 || len(chain[0].URIs) != 1 || chain[0].CheckSignatureFrom(last) != nil {
+		return leaf{}, errors.New("what is served is no chain of a leaf and an intermediate")
+	}
+	l := leaf{id: chain[0].URIs[0].String(), authority: hex.EncodeToString(last.SubjectKeyId), notAfter: chain[0].NotAfter}
+	for range 2 {
+		for id, r := range w.roots {
+			if last.CheckSignatureFrom(r) == nil {
+				l.root = id
+				return l, nil
+			}
+		}
+		if err := w.dig(); err != nil { // one that nobody was told of
+			return leaf{}, err
+		}
+	}
+	return leaf{}, fmt.Errorf("what is served to %s is signed under no root that there is", l.id)
+}
+
+// dig takes in all roots that the CA has on disk.
+func (w *witness) dig() error {
+	made, err := filepath.Glob(filepath.Join(w.dir, "state", "roots", "*.crt"))
+	if err != nil {
+		return err
+	}
+	for _, file := range append(made, filepath.Join(w.dir, "state", "root.crt")) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		found, err := certificates(text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		w.roots[ca.RootID(found[0])] = found[0]
 	}
 	return nil
 }
+
+// equipped says what a peer still lacks; nil: all have certificates and roots in use.
+func (w *witness) equipped() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for account, p := range w.peers {
+		if p.root == "" || p.trusted == nil {
+			return fmt.Errorf("the peer of %s has nothing in use yet", account)
+		}
+	}
+	return nil
+}
+
+// renewed says which peer's certificate is not under this root, or was signed by an intermediate that was replaced since.
+func (w *witness) renewed(root string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	old := w.said.replaced
+	for account, p := range w.peers {
+		if p.root != root || old[p.authority] {
+			return fmt.Errorf("the peer of %s has a certificate under %s by %s, want one under %s that none of %v signed", account, p.root, p.authority, root, old)
+		}
+	}
+	return nil
+}
+
+func serialOf(e ca.LedgerEntry) string { return new(big.Int).SetBytes(e.Serial).Text(16) }

@@ -1,0 +1,227 @@
+package kill
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/store/bolt"
+	"github.com/meshca/meshca/rotation"
+)
+
+// What must not be.
+var (
+	errEarly     = errors.New("signed under a root that is not confirmed")
+	errShare     = errors.New("signed outside of the root's share")
+	errRemoved   = errors.New("a root is gone that was needed, or came back")
+	errHandshake = errors.New("a handshake would fail")
+	errLedger    = errors.New("the ledger does not tell what was issued")
+	errReplaced  = errors.New("signed by an intermediate that was replaced")
+)
+
+// early says what is wrong with a signature under a root that was made at a moment, or before: all peers must have taken the
+// root into use by then, and the bundle file's readers must have had their time. In an emergency half of the bound ends that.
+func (w *witness) early(root string, at time.Time) error {
+	if root == w.first {
+		return nil
+	}
+	missing, confirmed := "", time.Time{}
+	for account, p := range w.peers {
+		since, has := p.since[root]
+		if !has {
+			missing = account
+		}
+		confirmed = latest(confirmed, since)
+	}
+	if lacked, seen := w.file.roots[root]; seen && w.refresh > 0 {
+		confirmed = latest(confirmed, lacked.Add(w.refresh))
+	}
+	if missing == "" && !at.Before(confirmed) {
+		return nil
+	}
+	if w.hurried(at) {
+		return nil
+	}
+	if missing != "" {
+		return fmt.Errorf("%w: %s at %s, and %s lacks it", errEarly, root, at, missing)
+	}
+	return fmt.Errorf("%w: %s at %s, and it was not confirmed before %s", errEarly, root, at, confirmed)
+}
+
+// meet notes which peer would refuse which other one's certificate now. Who is not renewed, or does without a tainted root,
+// before its time is over fails for another reason.
+func (w *witness) meet(now time.Time) {
+	for server, s := range w.peers {
+		if s.root == "" || !now.Before(s.notAfter) || w.hurried(now) {
+			continue
+		}
+		for client, c := range w.peers {
+			if c.trusted != nil && !c.trusted[s.root] {
+				w.refused = append(w.refused, handshake{server, client, s.root, now})
+			}
+		}
+	}
+}
+
+// lapsed reports whether nobody counted at a moment after a root was published: nothing lived then that was issued to the
+// agent or through it, as when a slow machine keeps the CA away for long. Nobody has to confirm anything then.
+func (w *witness) lapsed(root string, until time.Time, entries []ca.LedgerEntry) bool {
+	from := w.file.roots[root]
+	var covered time.Time
+	for _, e := range slices.Backward(entries) { // they are newest first
+		at := e.IssuedAt.Add(time.Second) // at the latest
+		switch {
+		case e.Profile == ca.ProfileServer:
+			continue
+		case at.After(until):
+			return until.After(covered)
+		case !covered.IsZero() && at.After(from) && at.After(covered):
+			return true
+		}
+		covered = latest(covered, e.NotAfter)
+	}
+	return until.After(covered)
+}
+
+// hurried reports whether half of an emergency's bound is over: nobody is waited for any more.
+func (w *witness) hurried(now time.Time) bool {
+	for root := range w.said.tainted {
+		if w.forced(root, now) {
+			return true
+		}
+	}
+	return false
+}
+
+// forced reports whether a root was tainted and may be gone, whatever lives under it.
+func (w *witness) forced(root string, now time.Time) bool {
+	half, tainted := w.said.tainted[root]
+	return tainted && !now.Before(half)
+}
+
+// inspect reads the store of a CA that is not running, and says what is wrong. The journal is returned unread.
+func (w *witness) inspect(ctx context.Context) (rotation.Rollout, error) {
+	store, err := bolt.Open(filepath.Join(w.dir, "state", "meshca.db"))
+	if err != nil {
+		return rotation.Rollout{}, err
+	}
+	defer store.Close()
+	r, _, err := store.Rollout(ctx)
+	if err != nil {
+		return r, err
+	}
+	stored, err := store.Bundle(ctx)
+	if err != nil {
+		return r, err
+	}
+	var entries []ca.LedgerEntry
+	err = store.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) { entries = append(entries, e); return true, nil })
+	if err != nil {
+		return r, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.store.bundle(time.Now(), stored.JSON); err != nil {
+		return r, fmt.Errorf("the store: %w", err)
+	}
+	if w.store.sequence != stored.Sequence || w.store.sequence < w.file.sequence {
+		return r, fmt.Errorf("the store has the bundle %d, marked %d, and readers have seen %d", w.store.sequence, stored.Sequence, w.file.sequence)
+	}
+	return r, errors.Join(w.wrong, w.judge(entries))
+}
+
+// judge looks at all that was signed: what the ledger does not hold is not.
+func (w *witness) judge(entries []ca.LedgerEntry) error {
+	errs := []error{w.truthful(entries)}
+	for _, e := range entries {
+		if err := w.signed(e, entries); err != nil {
+			errs = append(errs, fmt.Errorf("entry %d (%s): %w", e.Index, e.ID, err))
+			break
+		}
+	}
+	for _, h := range w.refused {
+		if !w.lapsed(h.root, h.at, entries) {
+			errs = append(errs, fmt.Errorf("%w: at %s %s shows a certificate under %s, which %s does not trust", errHandshake, h.at, h.server, h.root, h.client))
+			break
+		}
+	}
+	sights := []*sight{&w.file, &w.store}
+	for _, p := range w.peers {
+		sights = append(sights, &p.sight)
+	}
+	for _, s := range sights {
+		for root, gone := range s.without {
+			errs = append(errs, w.removed(root, gone, entries))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// signed says what is wrong with a signature.
+func (w *witness) signed(e ca.LedgerEntry, entries []ca.LedgerEntry) error {
+	root := hex.EncodeToString(e.Root)
+	if w.said.barred[root] {
+		return fmt.Errorf("%w, and never will be: %s was given up", errEarly, root)
+	}
+	last := e.IssuedAt.Add(time.Second) // a moment of issue has whole seconds
+	if err := w.early(root, last); err != nil && !w.lapsed(root, last, entries) {
+		return err
+	}
+	bound := w.said.share > 0 && root != w.first && (w.said.free.IsZero() || !last.After(w.said.free))
+	if bound && !rotation.InShare(e.ID, w.said.share) {
+		return fmt.Errorf("%w: %s", errShare, root)
+	}
+	return w.replaced(hex.EncodeToString(e.AuthorityKeyID), e.IssuedAt)
+}
+
+// removed says what lives under a root that is gone since a moment, or since a while before it.
+func (w *witness) removed(root string, gone time.Time, entries []ca.LedgerEntry) error {
+	if w.forced(root, gone) {
+		return nil
+	}
+	for _, e := range entries {
+		if hex.EncodeToString(e.Root) == root && e.NotAfter.After(gone) {
+			return fmt.Errorf("%w: %s at %s, and entry %d (%s) under it ends at %s", errRemoved, root, gone, e.Index, e.ID, e.NotAfter)
+		}
+	}
+	return nil
+}
+
+// truthful compares what peers were really served with the ledger.
+func (w *witness) truthful(entries []ca.LedgerEntry) error {
+	left := len(w.issued)
+	for _, e := range entries {
+		l, served := w.issued[serialOf(e)]
+		if !served {
+			continue
+		}
+		left--
+		if l.id != e.ID || l.root != hex.EncodeToString(e.Root) || l.authority != hex.EncodeToString(e.AuthorityKeyID) || !l.notAfter.Equal(e.NotAfter) {
+			return fmt.Errorf("%w: entry %d says %s under %x, served was %+v", errLedger, e.Index, e.ID, e.Root, l)
+		}
+	}
+	if left > 0 {
+		return fmt.Errorf("%w: it lacks %d certificates that were served", errLedger, left)
+	}
+	return nil
+}
+
+// replaced says what is wrong with a signature by an intermediate that was made at a moment, or a little later.
+func (w *witness) replaced(authority string, at time.Time) error {
+	if w.said.done.IsZero() || !w.said.replaced[authority] || at.Before(w.said.done) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s signed at %s, and was replaced by %s", errReplaced, authority, at, w.said.done)
+}
+
+func latest(x, y time.Time) time.Time {
+	if x.After(y) {
+		return x
+	}
+	return y
+}
