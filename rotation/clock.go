@@ -37,14 +37,24 @@ const (
 	drift = time.Second
 )
 
-// NewClock returns a Clock that believes the wall clock as it is now.
-func NewClock() *Clock {
-	began, slept := time.Now(), asleep()
-	return newClock(time.Now, func() time.Duration { return time.Since(began) + asleep() - slept })
+// ClockOptions are where a Clock looks; the zero value is the machine's own clocks.
+type ClockOptions struct {
+	// Wall is the wall clock.
+	Wall func() time.Time
+	// Running is how long something runs that no setting of a clock changes.
+	Running func() time.Duration
 }
 
-func newClock(wall func() time.Time, running func() time.Duration) *Clock {
-	return &Clock{wall: wall, running: running, began: wall().Round(0).Add(-running())}
+// NewClock returns a Clock that believes the wall clock as it is now.
+func NewClock(o ClockOptions) *Clock {
+	if o.Wall == nil {
+		o.Wall = time.Now
+	}
+	if o.Running == nil {
+		began, slept := time.Now(), asleep()
+		o.Running = func() time.Duration { return time.Since(began) + asleep() - slept }
+	}
+	return &Clock{wall: o.Wall, running: o.Running, began: o.Wall().Round(0).Add(-o.Running())}
 }
 
 // Now returns the time. Who asks seldom learns of a jump late, and no jump is believed before it was seen for a day.

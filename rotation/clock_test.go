@@ -42,7 +42,7 @@ func TestAClockThatIsSetForwardIsBelievedAfterADay(t *testing.T) {
 		},
 	} {
 		var wall, running time.Duration
-		c := newClock(func() time.Time { return began.Add(wall) }, func() time.Duration { return running })
+		c := NewClock(ClockOptions{Wall: func() time.Time { return began.Add(wall) }, Running: func() time.Duration { return running }})
 		if got := c.Now(); !got.Equal(began) {
 			t.Fatalf("%s: it begins at %s", name, got)
 		}
@@ -59,7 +59,7 @@ func TestAClockThatIsSetForwardIsBelievedAfterADay(t *testing.T) {
 func TestAClockThatIsSlewed(t *testing.T) {
 	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	var wall, running time.Duration
-	c := newClock(func() time.Time { return began.Add(wall) }, func() time.Duration { return running })
+	c := NewClock(ClockOptions{Wall: func() time.Time { return began.Add(wall) }, Running: func() time.Duration { return running }})
 	for running < 30*24*time.Hour {
 		running += time.Minute
 		wall += time.Minute + 30*time.Millisecond // 500 ppm, the most that a kernel slews
@@ -70,7 +70,7 @@ func TestAClockThatIsSlewed(t *testing.T) {
 	if len(c.offsets) > 100 {
 		t.Errorf("it keeps %d offsets", len(c.offsets))
 	}
-	real := NewClock()
+	real := NewClock(ClockOptions{})
 	if late := time.Since(real.Now()); late < -time.Second || late > time.Minute {
 		t.Errorf("the machine's own: it is %s behind", late)
 	}
@@ -80,7 +80,7 @@ func TestAClockThatIsSlewed(t *testing.T) {
 func TestARolloutWhoseClockIsSetForward(t *testing.T) {
 	now := time.Now()
 	jump := time.Duration(0)
-	c := newClock(func() time.Time { return now.Add(jump) }, func() time.Duration { return 0 })
+	c := NewClock(ClockOptions{Wall: func() time.Time { return now.Add(jump) }, Running: func() time.Duration { return 0 }})
 	for name, r := range map[string]Rollout{
 		"the last certificate": {Old: oldRoot, New: newRoot, Step: StepRetired, NewShare: 100, Entered: now, LastEnd: now.Add(6 * time.Hour)},
 		"an emergency's confirmations": {

@@ -94,9 +94,14 @@ func open(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer) (*
 	return openOn(ctx, c, log, stderr, openUpstream)
 }
 
-// openOn puts the CA together, in a straight line. What it opened is closed again when it fails.
-func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, upstream openUpstreamFunc) (_ *daemon, err error) {
-	d := &daemon{config: c, log: log, started: time.Now(), clock: rotation.NewClock(), registry: prometheus.NewRegistry(), health: newUpstreamHealth(),
+// openOn puts the CA together with an upstream, on the machine's clocks.
+func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, upstream openUpstreamFunc) (*daemon, error) {
+	return openBy(ctx, rotation.NewClock(rotation.ClockOptions{}), c, log, stderr, upstream)
+}
+
+// openBy puts the CA together, in a straight line. What it opened is closed again when it fails.
+func openBy(ctx context.Context, clock *rotation.Clock, c *Config, log *slog.Logger, stderr io.Writer, upstream openUpstreamFunc) (_ *daemon, err error) {
+	d := &daemon{config: c, log: log, started: time.Now(), clock: clock, registry: prometheus.NewRegistry(), health: newUpstreamHealth(),
 		servingWake: make(chan struct{}, 1), attempts: attempts{"intermediate": {}, "server": {}}}
 	defer func() {
 		if err != nil {
