@@ -26,31 +26,26 @@ var (
 
 // early says what is wrong with a signature under a root that was made at a moment, or before: all peers must have taken the
 // root into use by then, and the bundle file's readers must have had their time. In an emergency half of the bound ends that.
-func (w *witness) early(root string, at time.Time) error {
-	if root == w.first {
+func (w *witness) early(root string, at time.Time, entries []ca.LedgerEntry) error {
+	if root == w.first || w.hurried(at) {
 		return nil
 	}
-	missing, confirmed := "", time.Time{}
 	for account, p := range w.peers {
-		since, has := p.since[root]
-		if !has {
-			missing = account
+		switch since, has := p.since[root]; {
+		case has && !at.Before(since):
+		case w.lapsed(account, root, at, entries):
+			w.excused = true
+		case has:
+			return fmt.Errorf("%w: %s at %s, and %s has it since %s", errEarly, root, at, account, since)
+		default:
+			return fmt.Errorf("%w: %s at %s, and %s lacks it", errEarly, root, at, account)
 		}
-		confirmed = latest(confirmed, since)
 	}
-	if lacked, seen := w.file.roots[root]; seen && w.refresh > 0 {
-		confirmed = latest(confirmed, lacked.Add(w.refresh))
+	lacked, seen := w.file.roots[root]
+	if until := lacked.Add(w.refresh); seen && w.refresh > 0 && at.Before(until) {
+		return fmt.Errorf("%w: %s at %s, and readers of the bundle file are given time until %s", errEarly, root, at, until)
 	}
-	if missing == "" && !at.Before(confirmed) {
-		return nil
-	}
-	if w.hurried(at) {
-		return nil
-	}
-	if missing != "" {
-		return fmt.Errorf("%w: %s at %s, and %s lacks it", errEarly, root, at, missing)
-	}
-	return fmt.Errorf("%w: %s at %s, and it was not confirmed before %s", errEarly, root, at, confirmed)
+	return nil
 }
 
 // meet notes which peer would refuse which other one's certificate now. Who is not renewed, or does without a tainted root,
@@ -68,15 +63,15 @@ func (w *witness) meet(now time.Time) {
 	}
 }
 
-// lapsed reports whether nobody counted at a moment after a root was published: nothing lived then that was issued to the
-// agent or through it, as when a slow machine keeps the CA away for long. Nobody has to confirm anything then.
-func (w *witness) lapsed(root string, until time.Time, entries []ca.LedgerEntry) bool {
-	from := w.file.roots[root]
+// lapsed reports whether a workload had no SVID that lived at a moment, about or after the time at which a root was published,
+// as when a slow machine keeps the CA away for long: such a one is not waited for.
+func (w *witness) lapsed(account, root string, until time.Time, entries []ca.LedgerEntry) bool {
+	from := w.file.roots[root].Add(-w.life)
 	var covered time.Time
 	for _, e := range slices.Backward(entries) { // they are newest first
 		at := e.IssuedAt.Add(time.Second) // at the latest
 		switch {
-		case e.Profile == ca.ProfileServer:
+		case e.ID != idOf(account):
 			continue
 		case at.After(until):
 			return until.After(covered)
@@ -145,7 +140,7 @@ func (w *witness) judge(entries []ca.LedgerEntry) error {
 		}
 	}
 	for _, h := range w.refused {
-		if !w.lapsed(h.root, h.at, entries) {
+		if !w.lapsed(h.client, h.root, h.at, entries) {
 			errs = append(errs, fmt.Errorf("%w: at %s %s shows a certificate under %s, which %s does not trust", errHandshake, h.at, h.server, h.root, h.client))
 			break
 		}
@@ -169,7 +164,7 @@ func (w *witness) signed(e ca.LedgerEntry, entries []ca.LedgerEntry) error {
 		return fmt.Errorf("%w, and never will be: %s was given up", errEarly, root)
 	}
 	last := e.IssuedAt.Add(time.Second) // a moment of issue has whole seconds
-	if err := w.early(root, last); err != nil && !w.lapsed(root, last, entries) {
+	if err := w.early(root, last, entries); err != nil {
 		return err
 	}
 	bound := w.said.share > 0 && root != w.first && (w.said.free.IsZero() || !last.After(w.said.free))

@@ -17,11 +17,12 @@ const (
 	// kills of each kind of Rollout, at least.
 	kills = 100
 	// atOnce is how many CAs run side by side: most of a Rollout's time is waiting for certificates to end.
-	atOnce = 40
+	atOnce = 48
 	// seed makes the choice of failpoints the same in each run of the tests.
 	seed = 20260817
-	// slowest is how long a peer takes to bring other roots into use, at most.
-	slowest = 1500 * time.Millisecond
+	// quick and slow are how long a peer takes to bring other roots into use, at most, and the other one at least: in the
+	// ledger a moment of issue has whole seconds.
+	quick, slow = time.Second, 1200 * time.Millisecond
 )
 
 // Kill -9 at every step of every kind of Rollout, where it persists, publishes and signs, often enough that each failpoint on
@@ -34,7 +35,7 @@ func TestKilledRolloutsEnd(t *testing.T) {
 	}
 	places := make(chan struct{}, atOnce)
 	var mu sync.Mutex
-	hit := map[string]int{}
+	hit, ended := map[string]int{}, 0
 	var running sync.WaitGroup
 	for _, k := range kinds {
 		running.Go(func() { // all side by side: the places alone bound them
@@ -48,9 +49,10 @@ func TestKilledRolloutsEnd(t *testing.T) {
 				if never := slices.DeleteFunc(c.points(), func(point string) bool { return c.hit[point] > 0 }); len(never) > 0 {
 					t.Errorf("no process died at %v", never)
 				}
-				t.Logf("%d variants, %d runs, %d processes killed, at %v", len(k.variants), c.runs, c.killed, c.hit)
+				t.Logf("%d variants, %d runs, %d of them excused, %d processes killed, at %v", len(k.variants), c.runs, c.excused, c.killed, c.hit)
 				mu.Lock()
 				defer mu.Unlock()
+				ended++
 				for point, n := range c.hit {
 					hit[point] += n
 				}
@@ -59,7 +61,7 @@ func TestKilledRolloutsEnd(t *testing.T) {
 	}
 	running.Wait()
 	for _, point := range steps {
-		if hit[point] == 0 {
+		if hit[point] == 0 && ended == len(kinds) { // -run may choose some
 			t.Errorf("no kind of Rollout passes the failpoint %s", point)
 		}
 	}
@@ -78,7 +80,9 @@ type campaign struct {
 	mu     sync.Mutex // guards what follows
 	runs   int
 	killed int
-	hit    map[string]int
+	// excused are runs on a machine so slow that SVIDs ended before they were renewed.
+	excused int
+	hit     map[string]int
 }
 
 // survey makes a run of each variant that nobody kills.
@@ -161,9 +165,8 @@ func (c *campaign) plan() (all []course) {
 		}
 		r := course{variant: turn % len(c.met)}
 		r.now = where(c.met[r.variant])
-		for range accounts {
-			r.slow = append(r.slow, time.Duration(c.rand.Int64N(int64(slowest))))
-		}
+		r.slow = []time.Duration{time.Duration(c.rand.Int64N(int64(quick))), slow + time.Duration(c.rand.Int64N(int64(quick)))}
+		c.rand.Shuffle(len(r.slow), func(i, j int) { r.slow[i], r.slow[j] = r.slow[j], r.slow[i] })
 		if len(all)%4 == 3 { // the one that follows dies too, on its way back
 			r.then = fault{c.any(c.met[r.variant]), 1}
 		}
@@ -218,6 +221,9 @@ func (c *campaign) one(r course) bool {
 	defer c.mu.Unlock()
 	c.runs++
 	c.killed += d.killed
+	if d.excused {
+		c.excused++
+	}
 	if d.killed > 0 {
 		c.hit[r.now.point]++
 	}

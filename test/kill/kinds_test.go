@@ -49,7 +49,7 @@ func amid(s rotation.Step, then ...order) []order {
 }
 
 var kinds = []kind{
-	{"plain", []variant{{settings{ttl: 5 * time.Second, published: 3 * time.Second}, []order{rotate(0)}, second}}},
+	{"plain", []variant{{short, []order{rotate(0)}, second}, {settings{ttl: 5 * time.Second, published: 4 * time.Second}, []order{rotate(0)}, second}}},
 	{"canary", []variant{{short, []order{rotate(share), goOn()}, second}}},
 	{"abort", aborts()},
 	// SVIDs that live longer than the bound: the old root is forced out.

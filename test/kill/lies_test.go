@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -72,6 +73,7 @@ func TestTheWitnessFindsOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var running sync.WaitGroup
 	for _, c := range []struct {
 		lie string
 		variant
@@ -80,30 +82,32 @@ func TestTheWitnessFindsOut(t *testing.T) {
 	}{
 		{lie: "asksNobody", variant: variant{short, []order{rotate(0)}, second}, want: errEarly},
 		{lie: "signsOnceItIsPublished", variant: variant{short, []order{rotate(0)}, second}, dies: fault{"rolloutStepEntered", 1}, want: errEarly},
-		{lie: "waitsForNothing", variant: variant{short, []order{rotate(0)}, second}, want: errRemoved},
+		{lie: "waitsForNothing", variant: variant{settings{ttl: 20 * time.Second}, []order{rotate(0)}, second}, want: errRemoved},
 		{lie: "withdrawsAtOnce", variant: variant{settings{ttl: time.Minute}, []order{taint("", theFirst)}, second}, want: errRemoved},
 		{lie: "signsForAll", variant: variant{short, []order{rotate(share), goOn()}, second}, want: errShare},
 		{lie: "recordsAnotherRoot", variant: variant{short, []order{rotate(0)}, second}, want: errLedger},
 		{lie: "keepsTheIntermediate", variant: variant{kept(short), []order{replaceIntermediates("", time.Second)}, first}, want: errReplaced},
 	} {
-		t.Run(c.lie, func(t *testing.T) {
-			t.Parallel()
-			d, end := begin(t, b, c.variant, course{now: c.dies, lie: c.lie, slow: []time.Duration{0, 2500 * time.Millisecond}})
-			defer end()
-			if d == nil {
-				return
-			}
-			err := d.run(t.Context())
-			if err == nil {
-				err = d.conclude(t.Context())
-			}
-			d.kill()
-			_, found := d.inspect(t.Context())
-			err = errors.Join(err, found)
-			if !errors.Is(err, c.want) {
-				t.Errorf("the witness found %v, want %v", err, c.want)
-			}
-			t.Log(err)
+		running.Go(func() {
+			t.Run(c.lie, func(t *testing.T) {
+				d, end := begin(t, b, c.variant, course{now: c.dies, lie: c.lie, slow: []time.Duration{0, 6 * time.Second}})
+				defer end()
+				if d == nil {
+					return
+				}
+				err := d.run(t.Context())
+				if err == nil {
+					err = d.conclude(t.Context())
+				}
+				d.kill()
+				_, found := d.inspect(t.Context())
+				err = errors.Join(err, found)
+				if !errors.Is(err, c.want) {
+					t.Errorf("the witness found %v, want %v", err, c.want)
+				}
+				t.Log(err)
+			})
 		})
 	}
+	running.Wait()
 }

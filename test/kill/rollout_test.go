@@ -189,12 +189,17 @@ func (d *drive) lead(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// patient gives a canary time to sign, before an operator speaks.
+// patient gives a canary time to sign, before an operator speaks: each SVID is renewed once in that. Where one is to be
+// found that it must not sign for, twice: a moment of issue has whole seconds.
 func (d *drive) patient(o order) bool {
 	if d.came.IsZero() {
 		d.came = time.Now()
 	}
-	return o.in != rotation.StepCanary || time.Since(d.came) > d.ttl/2
+	wait := d.ttl / 2
+	if d.lie != "" {
+		wait = d.ttl
+	}
+	return o.in != rotation.StepCanary || time.Since(d.came) > wait
 }
 
 // lingering is the failpoint's term that keeps the Rollout where the next order is to find it. A canary waits by itself.

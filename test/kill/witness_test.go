@@ -31,6 +31,8 @@ type witness struct {
 	// wrong is the first that was seen and must not be, refused the handshakes that would have failed.
 	wrong   error
 	refused []handshake
+	// excused: something was signed before a peer had its root, and that was not waited for.
+	excused bool
 	roots   map[string]*x509.Certificate
 	peers   map[string]*proxy // by account
 	// issued are all certificates that peers were served, by serial.
