@@ -41,6 +41,7 @@ func NewCredentials(serving func() (*tls.Certificate, error), bundle x509bundle.
 type callerInfo struct {
 	credentials.TLSInfo
 	caller registration.Caller
+	raw    net.Conn
 }
 
 // ServerHandshake is called by grpc for each connection.
@@ -54,7 +55,7 @@ func (c *Credentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 		_ = conn.Close()
 		return nil, nil, errors.New("issuance: the connection is not TLS")
 	}
-	return conn, callerInfo{TLSInfo: tlsInfo, caller: c.identify(raw.RemoteAddr().String(), tlsInfo.State)}, nil
+	return conn, callerInfo{TLSInfo: tlsInfo, caller: c.identify(raw.RemoteAddr().String(), tlsInfo.State), raw: raw}, nil
 }
 
 // Clone keeps the verification, which the embedded Clone would lose.
@@ -76,6 +77,15 @@ func (c *Credentials) identify(address string, state tls.ConnectionState) regist
 	caller.ID, caller.NotAfter = id, leaf.NotAfter
 	caller.Serial = ca.SerialString(leaf.SerialNumber)
 	return caller
+}
+
+// hangUp closes the connection of a call, and with it ends all that came through it.
+func hangUp(ctx context.Context) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(callerInfo); ok {
+			_ = info.raw.Close()
+		}
+	}
 }
 
 // callerOf returns who the connection's client proved to be.

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/tap"
 
+	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca/registration"
 )
@@ -29,8 +31,12 @@ type Limits struct {
 	RequestsPerSecond int `json:"requestsPerSecond"`
 	// OpenCalls of one peer, streams among them. Default 32.
 	OpenCalls int `json:"openCalls"`
-	// OpenCallsWithoutSVID of all callers together that show no SVID. Default 256.
+	// OpenCallsWithoutSVID of all callers together that show no SVID; one address may have an eighth of them. Default 64: each
+	// may leave 4 MiB half sent, for ten seconds.
 	OpenCallsWithoutSVID int `json:"openCallsWithoutSVID"`
+	// OpenMessages is the number of calls of all agents together whose message is still arriving; it may be 4 MiB long, and has
+	// ten seconds. Default 96.
+	OpenMessages int `json:"openMessages"`
 	// OpenRequests is the number of CSRs of one peer that the CA works on at a time. Default 1024.
 	OpenRequests int `json:"openRequests"`
 	// RequestsInFlight is the number of CSRs that the CA works on at a time, of all peers. Default 4096.
@@ -54,7 +60,7 @@ func (l Limits) Check() error {
 		{"callsPerSecond", l.CallsPerSecond}, {"callsPerSecondWithoutSVID", l.CallsPerSecondWithoutSVID},
 		{"bytesPerSecond", float64(l.BytesPerSecond)}, {"requestsPerSecond", float64(l.RequestsPerSecond)},
 		{"openCalls", float64(l.OpenCalls)}, {"openCallsWithoutSVID", float64(l.OpenCallsWithoutSVID)},
-		{"openRequests", float64(l.OpenRequests)}, {"requestsInFlight", float64(l.RequestsInFlight)},
+		{"openMessages", float64(l.OpenMessages)}, {"openRequests", float64(l.OpenRequests)}, {"requestsInFlight", float64(l.RequestsInFlight)},
 		{"connections", float64(l.Connections)}, {"connectionsPerAddress", float64(l.ConnectionsPerAddress)},
 	} {
 		if !(f.value >= 0 && f.value <= maxLimit) { // NaN lies nowhere
@@ -63,6 +69,13 @@ func (l Limits) Check() error {
 	}
 	return nil
 }
+
+const (
+	// addressShare is the part of the calls without an SVID that one address may have open.
+	addressShare = 8
+	// maxStreams bounds the Sync streams of one peer: an agent has one, for a moment two, and each can hold a message.
+	maxStreams = 4
+)
 
 // maxPeers bounds the memory of peers' accounts; idle ones are forgotten first.
 const maxPeers = 65_536
@@ -82,7 +95,8 @@ func (l Limits) withDefaults() Limits {
 	set(&l.BytesPerSecond, 4<<20)
 	set(&l.RequestsPerSecond, 250)
 	set(&l.OpenCalls, 32)
-	set(&l.OpenCallsWithoutSVID, 256)
+	set(&l.OpenCallsWithoutSVID, 64)
+	set(&l.OpenMessages, 96)
 	set(&l.OpenRequests, 1024)
 	set(&l.RequestsInFlight, 4096)
 	set(&l.Connections, 16384)
@@ -95,6 +109,10 @@ type accounts struct {
 	limits Limits
 	// record writes the audit line of a call that was refused as a whole.
 	record func(c registration.Caller, cluster string, err error)
+	// patience is how long a call's message may take to arrive.
+	patience time.Duration
+	// arriving are the agents' calls whose message has not.
+	arriving atomic.Int64
 
 	mu        sync.Mutex
 	peers     map[string]*account
@@ -105,6 +123,7 @@ type accounts struct {
 type account struct {
 	calls, bytes, requests *rate.Limiter
 	open                   int // calls
+	streams                int // of the open calls
 	inHand                 int // CSRs
 	last                   time.Time
 	told                   told
@@ -123,24 +142,70 @@ type tally struct {
 const tellEvery = 10 * time.Second
 
 func newAccounts(l Limits, record func(registration.Caller, string, error)) *accounts {
-	return &accounts{limits: l.withDefaults(), record: record, peers: make(map[string]*account), crowd: told{}}
+	return &accounts{limits: l.withDefaults(), record: record, patience: 10 * time.Second, peers: make(map[string]*account), crowd: told{}}
 }
 
 // admit is grpc's tap: it runs when a call's headers have come, before anything is read or kept for it. The call is
 // over when ctx is.
-func (a *accounts) admit(ctx context.Context, _ *tap.Info) (context.Context, error) {
+func (a *accounts) admit(ctx context.Context, info *tap.Info) (context.Context, error) {
 	caller, err := callerOf(ctx)
 	if err != nil {
 		return nil, refusal.Status(err)
 	}
-	if err := a.open(ctx, caller); err != nil {
+	_, stranger := peerKey(caller)
+	if !stranger {
+		err = a.expect()
+	}
+	if err == nil {
+		// Last of all that can refuse: grpc does not end the context of a call that it refuses here.
+		if err = a.open(ctx, caller, info.FullMethodName == meshcav1.IssuanceService_Sync_FullMethodName); err != nil && !stranger {
+			a.arriving.Add(-1)
+		}
+	}
+	if err != nil {
 		return nil, refusal.Status(a.tell(caller, "", err))
 	}
-	return ctx, nil
+	return a.await(ctx, caller, stranger), nil
+}
+
+// expect counts an agent's message that is to arrive.
+func (a *accounts) expect() error {
+	if n := a.arriving.Add(1); n > int64(a.limits.OpenMessages) {
+		a.arriving.Add(-1)
+		return refusal.New(refusal.Overloaded, "the messages of %d calls are arriving (openMessages)", n-1).After(time.Second)
+	}
+	return nil
+}
+
+// await gives a call its time for its message to arrive, which arrived ends. What has come of it by then is kept in memory, so
+// whoever lets the time pass has no use for the connection: it is closed.
+func (a *accounts) await(ctx context.Context, caller registration.Caller, stranger bool) context.Context {
+	late := time.AfterFunc(a.patience, func() {
+		_ = a.tell(caller, "", refusal.New(refusal.PeerLimit, "a call's message did not arrive within %v; its connection is closed", a.patience))
+		hangUp(ctx)
+	})
+	arrived := sync.OnceFunc(func() {
+		late.Stop()
+		if !stranger {
+			a.arriving.Add(-1)
+		}
+	})
+	context.AfterFunc(ctx, arrived)
+	return context.WithValue(ctx, arrivedKey{}, arrived)
+}
+
+// arrivedKey is where a call's context has what is to be told of its message.
+type arrivedKey struct{}
+
+// arrived is told that a call's message has arrived.
+func arrived(ctx context.Context) {
+	if tell, ok := ctx.Value(arrivedKey{}).(func()); ok {
+		tell()
+	}
 }
 
 // open takes a place for a call until ctx ends.
-func (a *accounts) open(ctx context.Context, caller registration.Caller) error {
+func (a *accounts) open(ctx context.Context, caller registration.Caller, stream bool) error {
 	key, stranger := peerKey(caller)
 	now := time.Now()
 	a.mu.Lock()
@@ -151,16 +216,23 @@ func (a *accounts) open(ctx context.Context, caller registration.Caller) error {
 		return err
 	case stranger && a.strangers >= a.limits.OpenCallsWithoutSVID:
 		return refusal.New(refusal.Overloaded, "%d calls without an SVID are open (openCallsWithoutSVID)", a.strangers).After(time.Second)
+	case stranger && p.open >= max(1, a.limits.OpenCallsWithoutSVID/addressShare):
+		return refusal.New(refusal.PeerLimit, "%d calls without an SVID are open from this address (an eighth of openCallsWithoutSVID)", p.open).After(time.Second)
+	case stream && p.streams >= maxStreams:
+		return refusal.New(refusal.PeerLimit, "%d streams of this peer are open: an agent needs one", p.streams).After(time.Second)
 	case p.open >= a.limits.OpenCalls:
 		return refusal.New(refusal.PeerLimit, "%d calls of this peer are open (openCalls)", p.open).After(time.Second)
 	case !p.calls.AllowN(now, 1):
 		return refusal.New(refusal.PeerLimit, "more than %g calls a second (%s)", p.calls.Limit(), callsKey(stranger)).After(time.Second)
 	}
 	p.open++
+	if stream {
+		p.streams++
+	}
 	if stranger {
 		a.strangers++
 	}
-	context.AfterFunc(ctx, func() { a.release(p, stranger) })
+	context.AfterFunc(ctx, func() { a.release(p, stranger, stream) })
 	return nil
 }
 
@@ -198,10 +270,13 @@ func (a *accounts) due(c registration.Caller, reason refusal.Reason, now time.Ti
 	return left, true
 }
 
-func (a *accounts) release(p *account, stranger bool) {
+func (a *accounts) release(p *account, stranger, stream bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.open--
+	if stream {
+		p.streams--
+	}
 	if stranger {
 		a.strangers--
 	}

@@ -264,6 +264,7 @@ func (s *Server) enter(caller registration.Caller, cluster string, n int, messag
 }
 
 func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	arrived(ctx)
 	defer func() {
 		if p := recover(); p != nil {
 			resp, err = nil, refusal.Status(s.panicked(info.FullMethod, p))
@@ -274,6 +275,7 @@ func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServer
 }
 
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	arrived(stream.Context()) // a stream waits for its first message by itself
 	defer func() {
 		if p := recover(); p != nil {
 			err = refusal.Status(s.panicked(info.FullMethod, p))

@@ -118,7 +118,7 @@ adminSocket: %[2]s/admin.sock
 stateDir: %[2]s/state
 audit: {file: %[2]s/audit.log}
 upstream: {disk: {}}
-limits: {callsPerSecond: 1000000, requestsPerSecond: 1000000, bytesPerSecond: 1000000000, openCalls: 128, openRequests: 10000, svidsPerPod: 1000000000}
+limits: {callsPerSecond: 1000000, requestsPerSecond: 1000000, bytesPerSecond: 1000000000, openCalls: 128, openRequests: 10000, openMessages: 1000, svidsPerPod: 1000000000}
 logLevel: warn
 clusters:
   - {name: one, mode: jwks, kubeconfig: %[3]s}
