@@ -179,3 +179,29 @@ func TestEndingsAreBounded(t *testing.T) {
 		t.Errorf("%d are held", held)
 	}
 }
+
+// Nodes come and go, and each has an agent of another name.
+func TestAgentsThatAreGoneAreForgotten(t *testing.T) {
+	e, now := NewEndings(), time.Now()
+	agent := func(i int) spiffeid.ID {
+		return spiffeid.RequireFromString(fmt.Sprintf("spiffe://mesh.test/meshca/agent/one/n%d", i))
+	}
+	for i := range 100 {
+		e.Of(agent(i))
+	}
+	e.add(agent(0).String(), "one", "web", now.Add(6*time.Hour))
+	e.forget(now.Add(time.Hour))
+	if len(e.told) != 100 {
+		t.Errorf("%d of 100 agents are known after an hour", len(e.told))
+	}
+	_, stale := e.Of(agent(1))
+	e.forget(now.Add(3 * time.Hour))
+	if len(e.told) != 1 || e.told[agent(0).String()] == nil {
+		t.Errorf("%d agents are known, want the one that holds something", len(e.told))
+	}
+	select {
+	case <-stale:
+	default:
+		t.Error("who follows an agent that was forgotten never hears again")
+	}
+}

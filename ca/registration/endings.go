@@ -28,6 +28,8 @@ const (
 	maxEndings = 2000
 	// maxEndingWhy bounds the sentence that goes with one, in bytes.
 	maxEndingWhy = 200
+	// forgetAgents is how long ago an agent asked that is gone: each of its connections, which last an hour, begins with that.
+	forgetAgents = 2 * time.Hour
 )
 
 // Ending says that what SVIDs were given for is no more. It is never changed once published.
@@ -44,7 +46,13 @@ type Ending struct {
 type Endings struct {
 	mu   sync.Mutex
 	held map[holding]*lifetime
-	told map[string]*rotation.Current[[]Ending] // by agent
+	told map[string]*told // by agent
+}
+
+// told is what an agent is told.
+type told struct {
+	*rotation.Current[[]Ending]
+	asked time.Time // when it was asked for last
 }
 
 // holding is who holds SVIDs, and by which objects of the cluster; all of them by UID, for names are used again.
@@ -62,24 +70,26 @@ type lifetime struct {
 
 // NewEndings knows nothing yet.
 func NewEndings() *Endings {
-	return &Endings{held: map[holding]*lifetime{}, told: map[string]*rotation.Current[[]Ending]{}}
+	return &Endings{held: map[holding]*lifetime{}, told: map[string]*told{}}
 }
 
 // Of returns what has ended of what was issued through an agent, and a channel that closes when that changes.
 func (e *Endings) Of(agent spiffeid.ID) ([]Ending, <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.ofAgent(agent.String()).Get()
+	t := e.ofAgent(agent.String())
+	t.asked = time.Now()
+	return t.Get()
 }
 
 // ofAgent is called with e.mu held.
-func (e *Endings) ofAgent(agent string) *rotation.Current[[]Ending] {
-	c := e.told[agent]
-	if c == nil {
-		c = rotation.NewCurrent[[]Ending](nil)
-		e.told[agent] = c
+func (e *Endings) ofAgent(agent string) *told {
+	t := e.told[agent]
+	if t == nil {
+		t = &told{rotation.NewCurrent[[]Ending](nil), time.Now()}
+		e.told[agent] = t
 	}
-	return c
+	return t
 }
 
 // issued notes an SVID that goes to an agent.
@@ -191,14 +201,23 @@ func alive(told []Ending, now time.Time) []Ending {
 	return slices.DeleteFunc(slices.Clone(told), func(x Ending) bool { return !now.Before(x.Until) })
 }
 
-// forget leaves out what has ended by itself meanwhile. That is news to nobody, so agents are told when it is worth it.
+// forget leaves out what has ended by itself meanwhile. That is news to nobody, so agents are told when it is worth it. An agent
+// that holds nothing, is told nothing and has not asked for long is forgotten: nodes come and go.
 func (e *Endings) forget(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, c := range e.told {
+	holding := map[string]bool{}
+	for h := range e.held {
+		holding[h.agent] = true
+	}
+	for agent, c := range e.told {
 		before := c.Value()
 		if kept := alive(before, now); len(kept) <= len(before)/2 && len(before) > 0 {
 			c.Set(kept)
+		}
+		if len(c.Value()) == 0 && !holding[agent] && now.Sub(c.asked) > forgetAgents {
+			delete(e.told, agent)
+			c.Set(nil) // who follows it in spite of all asks again
 		}
 	}
 }
