@@ -92,6 +92,31 @@ func ListenAt(path string, mode fs.FileMode) (*Socket, error) {
 	return &Socket{s}, nil
 }
 
+// TakeAt is ListenAt for a directory that is ours alone, where nothing else of ours listens. Another socket in its place, or a
+// symbolic link, is taken away: whoever put it there answers in our name. other says what it was; nil: there was none.
+func TakeAt(path string, mode fs.FileMode) (s *Socket, other, err error) {
+	s, err = ListenAt(path, mode)
+	if err == nil || !alone(filepath.Dir(path)) {
+		return s, nil, err
+	}
+	info, stat := os.Lstat(path)
+	if stat != nil || info.Mode()&(fs.ModeSocket|fs.ModeSymlink) == 0 {
+		return nil, nil, err // a file could be anybody's
+	}
+	other = err
+	if err := os.Remove(path); err != nil {
+		return nil, other, refusal.New(refusal.SocketPath, "what stands there cannot be removed: %w", err)
+	}
+	s, err = ListenAt(path, mode)
+	return s, other, err
+}
+
+// alone reports whether nobody but the agent and root can put anything into a directory, by the node's own file system.
+func alone(dir string) bool {
+	info, err := os.Lstat(dir)
+	return err == nil && info.IsDir() && looseness(info) == "" && info.Mode().Perm()&0o022 == 0
+}
+
 // Listener is the socket's. Close it by Socket.Close, which removes the file, too.
 func (s *Socket) Listener() *net.UnixListener { return s.s.UnixListener }
 

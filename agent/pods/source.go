@@ -34,6 +34,10 @@ type Peers interface {
 	Accept() (conn net.Conn, podUID string, err error)
 }
 
+// Invisible is what a refusal of Peers turns on (refusal.Error.Claim) that would meet every peer: the agent's pod does not see
+// the node's processes.
+const Invisible = "hostPID"
+
 // Config is what a Source is made of.
 type Config struct {
 	// Socket is the path of the shared socket. What lies beside it, pods see too: its directory should hold nothing else.
@@ -59,6 +63,11 @@ type Source struct {
 	refused error             // the last peer that was sent away, and when
 	at      time.Time
 	saved   error // of the state file
+	// blind is why no peer at all can be told, by the last one that came; nil: it could be.
+	blind error
+	// taken is the last time that the socket's place was another's, and when.
+	taken   error
+	takenAt time.Time
 }
 
 // podOf is one pod that is served.
@@ -121,7 +130,10 @@ func (s *Source) failed(ctx context.Context, err error) {
 
 // serve keeps the socket open until ctx ends or the socket is gone.
 func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
-	socket, err := agent.ListenAt(s.config.Socket, 0o666)
+	socket, other, err := agent.TakeAt(s.config.Socket, 0o666)
+	if other != nil {
+		s.robbed(other)
+	}
 	if err != nil {
 		return err
 	}
@@ -146,7 +158,7 @@ func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
 			if !socket.Intact() {
 				_ = closed()
 				<-accepting //nolint:errcheck // it ends because the socket was closed
-				return refusal.New(refusal.SocketPath, "the socket was removed or replaced")
+				return refusal.New(refusal.SocketPath, "the socket was removed or replaced by somebody who has its directory writable: pods must mount it with readOnly: true")
 			}
 		case err := <-accepting:
 			return err
@@ -165,6 +177,7 @@ func (s *Source) accept(a *agent.Agent, peers Peers) error {
 		if err != nil {
 			return err
 		}
+		s.sees()
 		k, err := s.find(a, uid)
 		if err == nil {
 			err = k.Serve(conn)
@@ -233,10 +246,31 @@ func (s *Source) over(now time.Time) map[string]*podOf {
 func (s *Source) sentAway(err error) {
 	s.mu.Lock()
 	s.refused, s.at = err, time.Now()
+	s.blind = nil
+	if e, ok := refusal.From(err); ok && e.Claim == Invisible {
+		s.blind = err
+	}
 	s.mu.Unlock()
 	if s.notes.Allow() {
 		s.config.Log.Warn("a peer of the shared socket was sent away", "socket", s.config.Socket, "error", err)
 	}
+}
+
+// sees notes that a peer could be told.
+func (s *Source) sees() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blind = nil
+}
+
+// robbed notes that something else stood in the socket's place, and was taken away.
+func (s *Source) robbed(by error) {
+	why := refusal.New(refusal.SocketInUse, "another socket stood in the place of the shared one, and was taken away (%w); pods that connected to it may "+
+		"have been served another's roots: find the pod that mounts the directory without readOnly: true", by)
+	s.config.Log.Error("the shared socket's place was taken", "socket", s.config.Socket, "error", why)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken, s.takenAt = why, time.Now()
 }
 
 // Standing is how the socket is.
@@ -244,7 +278,13 @@ func (s *Source) Standing() agent.Standing {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := agent.Standing{Subject: "the shared socket", Well: "pods are served at " + s.config.Socket, NotReady: s.broken}
-	if s.refused != nil && time.Since(s.at) < recently {
+	if st.NotReady == nil {
+		st.NotReady = s.blind
+	}
+	if s.taken != nil && time.Since(s.takenAt) < recently {
+		st.Faults = append(st.Faults, s.taken)
+	}
+	if s.refused != nil && s.blind == nil && time.Since(s.at) < recently {
 		st.Faults = append(st.Faults, s.refused)
 	}
 	if s.saved != nil {

@@ -49,6 +49,10 @@ func (s saying) Accept() (net.Conn, string, error) {
 			return conn, string(uid), nil
 		}
 		_ = conn.Close()
+		if string(uid[:2]) == "-?" {
+			s.refused(refusal.New(refusal.PeerUnknown, "the test does not see it").On(Invisible))
+			continue
+		}
 		s.refused(refusal.New(refusal.PeerNotInPod, "the test says so"))
 	}
 }
@@ -354,4 +358,92 @@ func TestTheSocketIsOpenedAgain(t *testing.T) {
 	n.eventually("it is told", func() bool { return n.source.Standing().NotReady != nil })
 	n.eventually("it is open again", func() bool { return n.source.Standing().NotReady == nil })
 	n.connect(uidA).served()
+}
+
+// say connects and says something that is no stream's beginning.
+func (n *node) say(text string) {
+	n.t.Helper()
+	c, err := net.Dial("unix", n.socket())
+	must(n.t, err)
+	n.t.Cleanup(func() { _ = c.Close() })
+	_, err = c.Write([]byte(text + strings.Repeat("-", len(uidA)-len(text))))
+	must(n.t, err)
+}
+
+// Without hostPID nobody can be served: that is not ready, until somebody is seen.
+func TestAnAgentThatSeesNobodyIsNotReady(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.say("-?")
+	n.eventually("it is not ready", func() bool { return refusal.Of(n.source.Standing().NotReady) == refusal.PeerUnknown })
+	n.say("--")
+	n.eventually("it is ready: one that is in no pod was seen", func() bool { return n.source.Standing().NotReady == nil })
+	n.say("-?")
+	n.eventually("it is not ready again", func() bool { return n.source.Standing().NotReady != nil })
+	n.ca.Pod(uidA, "/ns/shop/sa/a")
+	n.connect(uidA).served()
+	if why := n.source.Standing().NotReady; why != nil {
+		t.Errorf("not ready though a pod is served: %v", why)
+	}
+}
+
+// A pod that mounts the directory writable can put its own socket there, and serve others false roots.
+func TestTheSocketsPlaceIsTakenBack(t *testing.T) {
+	for what, rob := range map[string]func(path string) error{
+		"another socket": func(path string) error {
+			evil, err := net.Listen("unix", path)
+			if err == nil {
+				t.Cleanup(func() { _ = evil.Close() })
+			}
+			return err
+		},
+		"a symbolic link": func(path string) error { return os.Symlink("/tmp/elsewhere", path) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			n := newNode(t)
+			n.ca.Pod(uidA, "/ns/shop/sa/a")
+			n.start()
+			must(t, os.Remove(n.socket()))
+			must(t, rob(n.socket()))
+			n.eventually("the fault is shown", func() bool {
+				s := n.source.Standing()
+				return s.NotReady == nil && len(s.Faults) == 1 && refusal.Of(s.Faults[0]) == refusal.SocketInUse && strings.Contains(s.Faults[0].Error(), "readOnly: true")
+			})
+			n.connect(uidA).served()
+		})
+	}
+}
+
+// What is no socket could be anybody's, where the path was mistaken.
+func TestAFileInTheSocketsPlaceStays(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	must(t, os.Remove(n.socket()))
+	must(t, os.WriteFile(n.socket(), []byte("somebody's"), 0o600))
+	n.eventually("it is told", func() bool {
+		why := n.source.Standing().NotReady
+		return why != nil && strings.Contains(why.Error(), "a file that is no socket")
+	})
+	if text, err := os.ReadFile(n.socket()); err != nil || string(text) != "somebody's" {
+		t.Errorf("the file is gone: %v", err)
+	}
+}
+
+func TestPodsAreBounded(t *testing.T) {
+	n := newNode(t)
+	n.ca.Pod(uidA, "/ns/shop/sa/a")
+	n.start()
+	n.connect(uidA).served()
+	n.source.mu.Lock()
+	kept := n.source.served[uidA].kept
+	for i := 1; i < maxPods; i++ {
+		n.source.served[strings.Repeat("x", i)] = &podOf{kept, time.Now()}
+	}
+	n.source.mu.Unlock()
+	n.say(uidB)
+	n.eventually("the next pod is refused", func() bool {
+		f := n.source.Standing().Faults
+		return len(f) == 1 && refusal.Of(f[0]) == refusal.Overloaded
+	})
+	n.connect(uidA).served() // who is known stays served
 }

@@ -10,3 +10,7 @@
 // looked at, whatever its name. The pod's UID is all that comes out: whether there is such a pod, on this node, and what it
 // may have, is for whoever knows the cluster.
 package unixpeer
+
+// Invisible is what a refusal turns on (refusal.Error.Claim) that each peer would meet: the agent does not see the node's
+// processes.
+const Invisible = "hostPID"

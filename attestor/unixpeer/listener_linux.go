@@ -132,7 +132,7 @@ func (l *Listener) processOf(socket int) (*process, error) {
 	case err != nil:
 		return nil, refusal.New(refusal.PeerUnknown, "SO_PEERCRED: %w", err)
 	case cred.Pid <= 0:
-		return nil, refusal.New(refusal.PeerUnknown, "the agent does not see its process: the agent's pod must have hostPID: true")
+		return nil, refusal.New(refusal.PeerUnknown, "the agent does not see its process: the agent's pod must have hostPID: true").On(Invisible)
 	}
 	if !l.config.withoutPidfd {
 		pidfd, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
