@@ -20,7 +20,7 @@ import (
 // halfSent opens a call over a connection of its own, and never sends its message.
 func (d *door) halfSent(cert *tls.Certificate, method string) grpc.ClientStream {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(d.t.Context(), 20*time.Second)
 	d.t.Cleanup(cancel)
 	g, err := d.connect(cert).NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, method)
 	if err != nil {

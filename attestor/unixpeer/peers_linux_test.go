@@ -181,7 +181,7 @@ func TestAnAgentThatSeesNoProcesses(t *testing.T) {
 	a := start(t, "connect", socket, 0)
 	g.put(a.pid(), uidA)
 	a.goOn()
-	if got := blind.says(); !strings.Contains(got, "PEER_UNKNOWN") || !strings.Contains(got, "hostPID") {
+	if got := blind.says(); !strings.Contains(got, "PEER_UNKNOWN") || !strings.Contains(got, "turns on hostPID") {
 		t.Errorf("it says %q", got)
 	}
 }
@@ -190,7 +190,11 @@ func TestAnAgentThatSeesNoProcesses(t *testing.T) {
 func playBlind() {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: os.Getenv(socketKey), Net: "unix"})
 	play(err)
-	listener, err := New(l, Config{Refused: func(err error) { fmt.Println(err); os.Exit(0) }})
+	listener, err := New(l, Config{Refused: func(err error) {
+		e, _ := refusal.From(err)
+		fmt.Println(err, "turns on", e.Claim)
+		os.Exit(0)
+	}})
 	play(err)
 	fmt.Println("listens")
 	_, pod, err := listener.Accept()
