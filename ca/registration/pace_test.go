@@ -129,24 +129,34 @@ func TestPaceOfAServiceAccount(t *testing.T) {
 }
 
 func TestPaceIsBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := paceOf(t, 1)
-		for i := range 2 * paceShards * pacePerShard {
-			if _, err := p.take(inPod(t, fmt.Sprint(i)), time.Hour); err != nil {
-				t.Fatalf("pod %d: %v", i, err)
+	p := paceOf(t, 1)
+	for i := range p.shards { // full, of pods that asked long ago
+		p.shards[i].by = make(map[uint64]places, pacePerShard)
+		for k := range uint64(pacePerShard) {
+			p.shards[i].by[k] = places{1, -time.Hour}
+		}
+	}
+	const more = 2 * paceShards * paceLooks
+	for i := range more {
+		if _, err := p.take(inPod(t, fmt.Sprint(i)), time.Hour); err != nil {
+			t.Fatalf("pod %d: %v", i, err)
+		}
+	}
+	kept, fresh := 0, 0
+	for i := range p.shards {
+		kept += len(p.shards[i].by)
+		for _, x := range p.shards[i].by {
+			if x.at >= 0 {
+				fresh++
 			}
-			if i%1024 == 0 {
-				time.Sleep(time.Nanosecond)
-			}
 		}
-		kept := 0
-		for i := range p.shards {
-			kept += len(p.shards[i].by)
-		}
-		if kept > paceShards*pacePerShard {
-			t.Errorf("%d pods are remembered", kept)
-		}
-	})
+	}
+	if kept > paceShards*pacePerShard {
+		t.Errorf("%d pods are remembered", kept)
+	}
+	if fresh != more {
+		t.Errorf("%d of the %d pods that asked last are remembered", fresh, more)
+	}
 }
 
 func TestPaceRefusesWhatCannotBeMeant(t *testing.T) {
