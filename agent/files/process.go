@@ -53,19 +53,9 @@ func look(pid int) (process, error) {
 	return p, err
 }
 
-// age reads how long a process runs: its start is field 22 of /proc/PID/stat (proc_pid_stat(5)), counted from the name's
-// closing parenthesis, for names may hold anything.
+// age reads how long a process runs.
 func age(pid int) (time.Duration, error) {
-	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	const start = 22 - 3 // after the name comes field 3
-	if len(fields) <= start {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
-	}
-	ticks, err := strconv.ParseInt(fields[start], 10, 64)
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return 0, err
 	}
@@ -73,12 +63,29 @@ func age(pid int) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	first, _, _ := strings.Cut(string(up), " ")
-	seconds, err := strconv.ParseFloat(first, 64)
+	return ageOf(stat, up)
+}
+
+// ageOf counts in ticks, which both files do (the uptime as hundredths of a second): a fraction that no float has exactly
+// would make a process that began just now one of a negative age.
+func ageOf(stat, uptime []byte) (time.Duration, error) {
+	// The start is field 22 (proc_pid_stat(5)), counted from the name's closing parenthesis, for names may hold anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	const start = 22 - 3 // after the name comes field 3
+	if len(fields) <= start {
+		return 0, fmt.Errorf("a process's stat file has %d fields after its name", len(fields))
+	}
+	began, err := strconv.ParseInt(fields[start], 10, 64)
 	if err != nil {
 		return 0, err
 	}
-	return time.Duration(seconds*float64(time.Second)) - time.Duration(ticks)*tick, nil
+	up, _, _ := strings.Cut(string(uptime), " ")
+	seconds, hundredths, _ := strings.Cut(up, ".")
+	now, err := strconv.ParseInt(seconds+hundredths, 10, 64)
+	if err != nil || len(hundredths) != 2 {
+		return 0, fmt.Errorf("/proc/uptime begins with %.20q, which is no seconds and hundredths", up)
+	}
+	return time.Duration(now-began) * tick, nil
 }
 
 // named lists the topmost processes of a name in our PID namespace: workers have their master's name, and take signals

@@ -225,9 +225,6 @@ func (d *daemon) keepLines(ctx context.Context, came func()) {
 	defer running.Wait()
 	for {
 		lines, stale := d.authority.Lines()
-		if !d.authority.NotAfter().IsZero() { // another root signs since, whose intermediate came before that
-			signing()
-		}
 		now := map[*ca.Line]bool{}
 		for _, l := range lines {
 			now[l] = true
