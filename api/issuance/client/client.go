@@ -27,6 +27,10 @@ const (
 	MaxBatchBytes = 3 << 20
 	// maxAnswer bounds what is received: 500 chains of the largest kind, and a bundle.
 	maxAnswer = 16 << 20
+	// FlowWindow is what the CA may send before it is read, for a call and for the connection, in bytes: the answer to a
+	// call of 500 is about 700 KiB. That it is fixed spares both ends the ping and its answer with which grpc measures the
+	// line at each response: a packet of its own each way.
+	FlowWindow = 1 << 20
 )
 
 // Config is what a Client is made of.
@@ -95,6 +99,8 @@ func (c *Client) connect() (*link, error) {
 		grpc.WithUserAgent(c.config.UserAgent),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
 		grpc.WithMaxHeaderListSize(64 << 10),
+		grpc.WithStaticStreamWindowSize(FlowWindow),
+		grpc.WithStaticConnWindowSize(FlowWindow),
 		// An agent comes back quickly when the CA does: the jitter keeps a fleet apart, and each agent is one connection.
 		// A second at most: an SVID of seconds must not end while a CA that is back waits to be tried.
 		grpc.WithConnectParams(grpc.ConnectParams{

@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/meshca/meshca/api/issuance/client"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
 	"github.com/meshca/meshca/test/kube"
@@ -298,7 +299,8 @@ func (p *peer) drive(b *testing.B, calls []*meshcav1.IssueX509SVIDsRequest, batc
 
 func dial(b *testing.B, address string, config *tls.Config) meshcav1.IssuanceServiceClient {
 	b.Helper()
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithStaticStreamWindowSize(client.FlowWindow), grpc.WithStaticConnWindowSize(client.FlowWindow)) // as agents do
 	check(b, err)
 	b.Cleanup(func() { _ = conn.Close() })
 	return meshcav1.NewIssuanceServiceClient(conn)
