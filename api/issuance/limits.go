@@ -156,16 +156,22 @@ func (a *accounts) admit(ctx context.Context, info *tap.Info) (context.Context, 
 	if !stranger {
 		err = a.expect()
 	}
+	var release func()
 	if err == nil {
 		// Last of all that can refuse: grpc does not end the context of a call that it refuses here.
-		if err = a.open(ctx, caller, info.FullMethodName == meshcav1.IssuanceService_Sync_FullMethodName); err != nil && !stranger {
+		if release, err = a.open(caller, info.FullMethodName == meshcav1.IssuanceService_Sync_FullMethodName); err != nil && !stranger {
 			a.arriving.Add(-1)
 		}
 	}
 	if err != nil {
 		return nil, refusal.Status(a.tell(caller, "", err))
 	}
-	return a.await(ctx, caller, stranger), nil
+	arrived := a.await(ctx, caller, stranger)
+	context.AfterFunc(ctx, func() {
+		arrived()
+		release()
+	})
+	return context.WithValue(ctx, arrivedKey{}, arrived), nil
 }
 
 // expect counts an agent's message that is to arrive.
@@ -177,21 +183,19 @@ func (a *accounts) expect() error {
 	return nil
 }
 
-// await gives a call its time for its message to arrive, which arrived ends. What has come of it by then is kept in memory, so
-// whoever lets the time pass has no use for the connection: it is closed.
-func (a *accounts) await(ctx context.Context, caller registration.Caller, stranger bool) context.Context {
+// await gives a call its time for its message to arrive, and returns what ends the wait. What has come of it by then is kept in
+// memory, so whoever lets the time pass has no use for the connection: it is closed.
+func (a *accounts) await(ctx context.Context, caller registration.Caller, stranger bool) (arrived func()) {
 	late := time.AfterFunc(a.patience, func() {
 		_ = a.tell(caller, "", refusal.New(refusal.PeerLimit, "a call's message did not arrive within %v; its connection is closed", a.patience))
 		hangUp(ctx)
 	})
-	arrived := sync.OnceFunc(func() {
+	return sync.OnceFunc(func() {
 		late.Stop()
 		if !stranger {
 			a.arriving.Add(-1)
 		}
 	})
-	context.AfterFunc(ctx, arrived)
-	return context.WithValue(ctx, arrivedKey{}, arrived)
 }
 
 // arrivedKey is where a call's context has what is to be told of its message.
@@ -204,8 +208,8 @@ func arrived(ctx context.Context) {
 	}
 }
 
-// open takes a place for a call until ctx ends.
-func (a *accounts) open(ctx context.Context, caller registration.Caller, stream bool) error {
+// open takes a place for a call, until it is released.
+func (a *accounts) open(caller registration.Caller, stream bool) (release func(), err error) {
 	key, stranger := peerKey(caller)
 	now := time.Now()
 	a.mu.Lock()
@@ -213,17 +217,17 @@ func (a *accounts) open(ctx context.Context, caller registration.Caller, stream 
 	p, err := a.peer(key, stranger, now)
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case stranger && a.strangers >= a.limits.OpenCallsWithoutSVID:
-		return refusal.New(refusal.Overloaded, "%d calls without an SVID are open (openCallsWithoutSVID)", a.strangers).After(time.Second)
+		return nil, refusal.New(refusal.Overloaded, "%d calls without an SVID are open (openCallsWithoutSVID)", a.strangers).After(time.Second)
 	case stranger && p.open >= max(1, a.limits.OpenCallsWithoutSVID/addressShare):
-		return refusal.New(refusal.PeerLimit, "%d calls without an SVID are open from this address (an eighth of openCallsWithoutSVID)", p.open).After(time.Second)
+		return nil, refusal.New(refusal.PeerLimit, "%d calls without an SVID are open from this address (an eighth of openCallsWithoutSVID)", p.open).After(time.Second)
 	case stream && p.streams >= maxStreams:
-		return refusal.New(refusal.PeerLimit, "%d streams of this peer are open: an agent needs one", p.streams).After(time.Second)
+		return nil, refusal.New(refusal.PeerLimit, "%d streams of this peer are open: an agent needs one", p.streams).After(time.Second)
 	case p.open >= a.limits.OpenCalls:
-		return refusal.New(refusal.PeerLimit, "%d calls of this peer are open (openCalls)", p.open).After(time.Second)
+		return nil, refusal.New(refusal.PeerLimit, "%d calls of this peer are open (openCalls)", p.open).After(time.Second)
 	case !p.calls.AllowN(now, 1):
-		return refusal.New(refusal.PeerLimit, "more than %g calls a second (%s)", p.calls.Limit(), callsKey(stranger)).After(time.Second)
+		return nil, refusal.New(refusal.PeerLimit, "more than %g calls a second (%s)", p.calls.Limit(), callsKey(stranger)).After(time.Second)
 	}
 	p.open++
 	if stream {
@@ -232,8 +236,7 @@ func (a *accounts) open(ctx context.Context, caller registration.Caller, stream 
 	if stranger {
 		a.strangers++
 	}
-	context.AfterFunc(ctx, func() { a.release(p, stranger, stream) })
-	return nil
+	return func() { a.release(p, stranger, stream) }, nil
 }
 
 // tell records that a call was refused as a whole, for each peer and reason now and then, and returns err.
