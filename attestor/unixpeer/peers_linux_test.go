@@ -235,14 +235,20 @@ func TestAYoungProcessComesAgain(t *testing.T) {
 func TestAPIDThatIsUsedAgain(t *testing.T) {
 	for _, way := range []string{"pidfd", "older kernel"} {
 		t.Run(way, func(t *testing.T) {
-			g := newGroups(t)
-			a := start(t, "reuse", way+"\n"+g.dir+"\n"+g.root, unix.CLONE_NEWPID|unix.CLONE_NEWNS)
-			if got := a.says(); !strings.HasPrefix(got, "refused PEER_UNKNOWN") {
+			got := notAgain
+			for try := 0; got == notAgain && try < 20; try++ {
+				g := newGroups(t)
+				got = start(t, "reuse", way+"\n"+g.dir+"\n"+g.root, unix.CLONE_NEWPID|unix.CLONE_NEWNS).says()
+			}
+			if !strings.HasPrefix(got, "refused PEER_UNKNOWN") {
 				t.Errorf("the pod whose process has the number now: %s", got)
 			}
 		})
 	}
 }
+
+// notAgain is said when a thread of Go's took the number first, which then stays its own.
+const notAgain = "the number was not given again"
 
 func playReuse() {
 	args := strings.Split(os.Getenv(socketKey), "\n")
@@ -285,7 +291,8 @@ func playReuse() {
 		_ = victim.Wait()
 	}
 	if victim.Process.Pid != number {
-		play(errors.New("the number was not given again"))
+		fmt.Println(notAgain)
+		return
 	}
 	group := filepath.Join(args[1], "kubepods", "burstable", "pod"+uidB, id)
 	play(os.MkdirAll(group, 0o755))
