@@ -22,6 +22,7 @@ var (
 	errHandshake = errors.New("a handshake would fail")
 	errLedger    = errors.New("the ledger does not tell what was issued")
 	errReplaced  = errors.New("signed by an intermediate that was replaced")
+	errUnrenewed = errors.New("what was to be renewed was not")
 )
 
 // early says what is wrong with a signature under a root that was made at a moment, or before: all peers must have taken the

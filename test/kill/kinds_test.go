@@ -52,8 +52,8 @@ var kinds = []kind{
 	{"plain", []variant{{short, []order{rotate(0)}, second}, {settings{ttl: 5 * time.Second, published: 4 * time.Second}, []order{rotate(0)}, second}}},
 	{"canary", []variant{{short, []order{rotate(share), goOn()}, second}}},
 	{"abort", aborts()},
-	// SVIDs that live longer than the bound: the old root is forced out.
-	{"taint", []variant{{settings{ttl: time.Minute}, []order{taint("", theFirst)}, second}}},
+	// SVIDs that live longer than the bound, and that nothing else renews: the old root is forced out.
+	{"taint", []variant{{settings{ttl: 20 * time.Minute}, []order{taint("", theFirst)}, second}}},
 	{"taint of the old root", oldTainted()},
 	{"taint of the new root", newTainted()},
 	{"taint of both", bothTainted()},

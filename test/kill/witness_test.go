@@ -272,7 +272,7 @@ func (w *witness) renewed(root string) error {
 	old := w.said.replaced
 	for account, p := range w.peers {
 		if p.root != root || old[p.authority] {
-			return fmt.Errorf("the peer of %s has a certificate under %s by %s, want one under %s that none of %v signed", account, p.root, p.authority, root, old)
+			return fmt.Errorf("%w: the peer of %s has a certificate under %s by %s, want one under %s that none of %v signed", errUnrenewed, account, p.root, p.authority, root, old)
 		}
 	}
 	return nil
