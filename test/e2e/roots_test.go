@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -44,6 +45,21 @@ func (s *site) rollout() (r *meshcav1.RolloutStatus, roots int) {
 		return err
 	})
 	return r, roots
+}
+
+// newest is the end of the SVID that an account of the namespace shop got last.
+func (s *site) newest(account string) time.Time {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	defer cancel()
+	conn, err := client.Open(ctx, s.file("admin.sock"))
+	check(s.t, err)
+	defer conn.Close()
+	list, err := conn.CA.ListSVIDs(ctx, &meshcav1.ListSVIDsRequest{Namespace: "shop", ServiceAccount: account, Limit: 1})
+	check(s.t, err)
+	answer, err := list.Recv()
+	check(s.t, err)
+	return answer.GetEntries()[0].GetNotAfter().AsTime()
 }
 
 // Two Envoys under steady traffic, a handshake for every request, while the intermediate is replaced, the root is
@@ -129,6 +145,10 @@ func rootsUnderTraffic(t *testing.T, root holder) {
 	})
 	step("retired")
 	s.killCA()
+	// From now on SVIDs live so long that what comes does not find them renewed by their age.
+	config, err := os.ReadFile(s.file("ca.yaml"))
+	check(t, err)
+	s.write("ca.yaml", strings.Replace(string(config), "svid: {ttl: 20s}", "svid: {ttl: 30m}", 1))
 	s.startCA()
 	step("out")
 	first, roots := s.rollout()
@@ -136,7 +156,13 @@ func rootsUnderTraffic(t *testing.T, root holder) {
 		t.Errorf("%d roots are trusted: %v", roots, first)
 	}
 
-	// The new root's key is stolen: it goes within 40 seconds, whatever lives under it.
+	for _, account := range []string{"web", "db"} {
+		if left := time.Until(s.newest(account)); left < 10*time.Minute {
+			t.Errorf("the SVID of %s ends in %s, and was to live for half an hour", account, left)
+		}
+	}
+
+	// The new root's key is stolen: it goes within 40 seconds, whatever lives under it. What is renewed is renewed for that.
 	successor := root.next()
 	tainted := time.Now()
 	order(func(ctx context.Context, c meshcav1.AuthorityServiceClient) error {
