@@ -225,6 +225,43 @@ ca:
 	}
 }
 
+// TestReadersAreGivenTheirTime: a root signs when the slowest reader of what is published can have it.
+func TestReadersAreGivenTheirTime(t *testing.T) {
+	const byDefault = "" // as the CA's configuration has it: ten minutes
+	for _, test := range []struct{ set, want string }{
+		{"ca.publish=null", "3m"},
+		{"trust.refresh=5m", "5m"},
+		{"ca.publish.istio.name=i", byDefault},
+		{"ca.publish.clusterTrustBundle.name=b", byDefault},
+		{"ca.publish.linkerd.name=l,trust.refresh=20m", "20m"},
+		{"ca.publish.istio.name=i,ca.publish.refresh=30m", "30m"},
+		{"ca.publish.refresh=30m,trust.refresh=5m", "30m"},
+	} {
+		text := configMaps(t, must(chart.Render(t.Context(), "--set", test.set))(t))["meshca"]["meshca.yaml"]
+		var got struct {
+			Clusters []struct{ Publish struct{ Refresh string } }
+		}
+		if err := yaml.Unmarshal([]byte(text), &got); err != nil || len(got.Clusters) != 1 {
+			t.Fatalf("%s: %v\n%s", test.set, err, text)
+		}
+		if refresh := got.Clusters[0].Publish.Refresh; refresh != test.want {
+			t.Errorf("%s: refresh is %q, want %q", test.set, refresh, test.want)
+		}
+	}
+}
+
+// TestValuesThatDoNothing are refused, with the one that does.
+func TestValuesThatDoNothing(t *testing.T) {
+	for set, want := range map[string]string{
+		"ca.publish.agents.name=other":           "trust.configMap",
+		"agent.config.sharedSocket.enabled=true": "agent.sharedSocket.enabled",
+	} {
+		if out, err := chart.Render(t.Context(), "--set", set); err == nil || !strings.Contains(err.Error()+out, want) {
+			t.Errorf("%s: %v", set, err)
+		}
+	}
+}
+
 // TestVaultInPlaceOfTheDisk: the CA logs in with a token that its pod has, and nothing makes a root for it.
 func TestVaultInPlaceOfTheDisk(t *testing.T) {
 	rendered := must(chart.Render(t.Context(), "--set", "ca.upstream.vault.address=https://v,ca.upstream.vault.auth.kubernetes.role=meshca,ca.vaultAudience=v"))(t)

@@ -1,10 +1,16 @@
 {{/* The CA's configuration file. */}}
 {{- define "meshca.caConfig" -}}
 {{- $ca := .Values.ca }}
-{{- $publish := merge (dict
-  "agents" (dict "namespace" .Release.Namespace "name" .Values.trust.configMap)
-  "refresh" .Values.trust.refresh
-) (deepCopy ($ca.publish | default dict)) }}
+{{- $publish := deepCopy ($ca.publish | default dict) }}
+{{- if not (kindIs "invalid" $publish.agents) }}
+{{- fail "ca.publish.agents: where agents read the trust bundle is trust.configMap" }}
+{{- end }}
+{{- /* Agents alone read within trust.refresh; whoever else reads is given the CA's default, which is longer. */}}
+{{- $published := include "meshca.published" . | fromYaml }}
+{{- if and (not $publish.refresh) (or (ne .Values.trust.refresh "3m") (not (or $published.clusterTrustBundle $published.linkerd $published.istio))) }}
+{{- $_ := set $publish "refresh" .Values.trust.refresh }}
+{{- end }}
+{{- $_ := set $publish "agents" (dict "namespace" .Release.Namespace "name" .Values.trust.configMap) }}
 {{- $own := dict
   "name" .Values.cluster
   "mode" $ca.attestation
@@ -37,6 +43,11 @@
 {{/* The agents' configuration file. */}}
 {{- define "meshca.agentConfig" -}}
 {{- $agent := .Values.agent }}
+{{- if dig "sharedSocket" "enabled" false ($agent.config | default dict) }}
+{{- if not $agent.sharedSocket.enabled }}
+{{- fail "agent.config.sharedSocket.enabled: set agent.sharedSocket.enabled, which gives the agents the hostPID that it needs" }}
+{{- end }}
+{{- end }}
 {{- $config := dict
   "trustDomain" .Values.trustDomain
   "cluster" .Values.cluster
