@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meshca/meshca/agent"
+	"github.com/meshca/meshca/agent/selinux"
 	"github.com/meshca/meshca/api/refusal"
 )
 
@@ -56,7 +57,7 @@ func New(c Config) (*Driver, error) {
 	if c.Version == "" {
 		return nil, errors.New("csi: the version is missing")
 	}
-	return &Driver{config: c, log: c.Log, label: label, volumes: make(map[string]*volume)}, nil
+	return &Driver{config: c, log: c.Log, label: selinux.Label, volumes: make(map[string]*volume)}, nil
 }
 
 // Run serves the kubelet until ctx ends. A socket that cannot be opened is tried again, and until then the agent is not

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -40,27 +39,4 @@ func TestReadOnlyEverywhere(t *testing.T) {
 	must(t, unmount(filepath.Join(ours, "target")))
 	must(t, unmount(filepath.Join(ours, "nowhere")))
 	must(t, os.WriteFile(filepath.Join(kubelets, "target", "file"), nil, 0o600))
-}
-
-func TestLabel(t *testing.T) {
-	var set []string
-	setxattr := func(result error) func(string, string, []byte, int) error {
-		return func(path, attr string, data []byte, _ int) error {
-			set = append(set, path+" "+attr+" "+string(data))
-			return result
-		}
-	}
-	selinux := t.TempDir()
-	must(t, labelWhere(filepath.Join(selinux, "none"), "/dir", setxattr(nil)))
-	if len(set) > 0 {
-		t.Errorf("without SELinux: %q", set)
-	}
-	must(t, labelWhere(selinux, "/dir", setxattr(nil)))
-	if len(set) != 1 || set[0] != "/dir security.selinux system_u:object_r:container_file_t:s0\x00" {
-		t.Errorf("with SELinux: %q", set)
-	}
-	must(t, labelWhere(selinux, "/dir", setxattr(unix.ENOTSUP))) // a file system without labels has none to get wrong
-	if err := labelWhere(selinux, "/dir", setxattr(unix.EACCES)); !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), "/dir") {
-		t.Errorf("refused: %v", err)
-	}
 }

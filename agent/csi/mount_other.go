@@ -11,5 +11,3 @@ func bind(_, _, _ string) error { return errNotLinux }
 func unmount(string) error { return errNotLinux }
 
 func mounts() ([]mountPoint, error) { return nil, errNotLinux }
-
-func label(string) error { return nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/meshca/meshca/agent"
+	"github.com/meshca/meshca/agent/selinux"
 	"github.com/meshca/meshca/api/refusal"
 )
 
@@ -130,6 +132,13 @@ func (s *Source) failed(ctx context.Context, err error) {
 
 // serve keeps the socket open until ctx ends or the socket is gone.
 func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
+	dir := filepath.Dir(s.config.Socket)
+	if err := os.MkdirAll(dir, 0o755); err != nil { // pods mount it
+		return err
+	}
+	if err := selinux.Label(dir); err != nil { // before the socket is made, which has its label from it
+		return err
+	}
 	socket, other, err := agent.TakeAt(s.config.Socket, 0o666)
 	if other != nil {
 		s.robbed(other)
