@@ -7,7 +7,8 @@ import (
 
 // Inherit is the Rollout of a journal that was put back from a backup, with what a later one, the one that stood in its
 // place, knows of authorities that must not come back. Of those that are tainted the parties stay where they are, for
-// somebody has to follow them: they are barred. The others leave the set.
+// somebody has to follow them: they are barred, and the Roller brings the Rollout to its end without them. The others leave
+// the set.
 func (r Rollout) Inherit(later Rollout, now time.Time) Rollout {
 	r.Taints = r.taints()
 	for _, t := range later.taints() {
@@ -58,7 +59,8 @@ func (r Rollout) Keyed(keyOf func(id string) string) Rollout {
 
 // Barred says why the authority with this ID must not sign, though the journal says that it does; nil when it may. One that
 // is tainted signs for as long as an emergency needs to bring in another, and no journal comes elsewhere by itself: only
-// one that was put back from a backup does. Nor does an emergency need one that had left the set before.
+// one that was put back from a backup does. Nor does an emergency need one that had left the set before, and one whose
+// successor is tainted, too, brings in nobody.
 func (r Rollout) Barred(id string) error {
 	p := Party{ID: id}
 	for _, of := range []Party{r.Old, r.New} {
@@ -67,7 +69,8 @@ func (r Rollout) Barred(id string) error {
 		}
 	}
 	t, tainted := r.tainted(p)
-	if !tainted || r.Active() && id == r.Goes().ID && r.Within > 0 && !r.returned(p) {
+	_, successor := r.tainted(r.Stays())
+	if !tainted || r.Active() && id == r.Goes().ID && r.Within > 0 && !successor && !r.returned(p) {
 		return nil
 	}
 	return t.refused(id, "nothing is signed under it")
@@ -78,4 +81,42 @@ func (r Rollout) Barred(id string) error {
 func (r Rollout) returned(p Party) bool {
 	_, tainted := r.tainted(p)
 	return tainted && slices.Contains(r.Gone, p.ID)
+}
+
+// Returned says why nobody may be told of a set that has this authority; nil when that does not bar it.
+func (r Rollout) Returned(p Party) error {
+	if !r.returned(p) {
+		return nil
+	}
+	t, _ := r.tainted(p)
+	return t.refused(p.ID, "it had left the trusted set, and is back in it by a backup")
+}
+
+// expelled are the parties that returned and that nobody needs: those that sign for nobody, and the one that goes as soon as
+// the other one is in the set.
+func (r Rollout) expelled() (all []Party) {
+	if !r.Active() {
+		return nil
+	}
+	for _, p := range []Party{r.Old, r.New} {
+		if r.returned(p) && (!r.Signs(p.ID) || p.ID == r.Goes().ID && r.Step != StepChosen) {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// turned is the Rollout of a journal that was put back, whose staying party was tainted since: it goes to the other one, as
+// an order to do without that party would have it. It reports false where it stands still until a third one is named: the
+// other one is tainted, too, or on its way out of the set.
+func (r Rollout) turned(now time.Time) (Rollout, bool) {
+	t, tainted := r.tainted(r.Stays())
+	_, other := r.tainted(r.Goes())
+	switch {
+	case !tainted || other || !r.Active() || r.Step == StepLeaving:
+		return r, false
+	case r.Aborted:
+		return r.forth(now), true
+	}
+	return r.back(t.By, now), true
 }

@@ -59,29 +59,83 @@ func TestInherit(t *testing.T) {
 	}
 }
 
-// A restored rollout to a root that is tainted stands still until it is aborted; an emergency lets the one that goes sign.
-func TestARolloutToATaintedOneStandsStill(t *testing.T) {
+// A restored rollout to a root that is tainted goes to the other one; where that is tainted, too, it stands still, nothing is
+// signed, and an order with a third one leads out.
+func TestARolloutToATaintedOne(t *testing.T) {
 	now := time.Now()
-	for _, step := range []Step{StepChosen, StepPublished, StepConfirmed, StepSigning} {
-		p := &plain{record: Rollout{Old: oldRoot, New: newRoot, Step: step, Entered: now, Taints: []Taint{{ID: newRoot.ID}}}}
+	record := func(step Step, share int, aborted bool) Rollout {
+		return Rollout{Old: oldRoot, New: newRoot, Step: step, NewShare: share, Aborted: aborted, Entered: now, Begun: now, Canary: 5}
+	}
+	for _, c := range []struct {
+		from    Rollout
+		tainted Party
+		stays   Party
+	}{
+		{record(StepChosen, 0, false), newRoot, oldRoot},
+		{record(StepPublished, 0, false), newRoot, oldRoot},
+		{record(StepConfirmed, 0, false), newRoot, oldRoot},
+		{record(StepCanary, 5, false), newRoot, oldRoot},
+		{record(StepSigning, 100, false), newRoot, oldRoot},
+		{record(StepRetired, 100, false), newRoot, oldRoot},
+		{record(StepConfirmed, 5, true), oldRoot, newRoot},
+		{record(StepSigning, 0, true), oldRoot, newRoot},
+		{record(StepRetired, 0, true), oldRoot, newRoot},
+	} {
+		p := &plain{record: c.from.Inherit(Rollout{Taints: []Taint{{ID: c.tainted.ID, By: "op"}}, Gone: []string{c.tainted.ID}}, now)}
 		x := NewRoller(RollerOptions{Journal: p, Authorities: p})
 		for x.Move(t.Context()) {
 		}
-		if s, _ := x.Standing(); p.record.Step != step || refusal.Of(s.Err) != refusal.RootTainted {
-			t.Errorf("%s: it went to %s, %v", step, p.record.Step, s.Err)
+		r := p.record
+		if says := says(c.from); r.Step != StepOut || r.Stays() != c.stays || !r.Signs(c.stays.ID) || r.Signs(c.tainted.ID) || !slices.Contains(p.did, "withdraw "+c.tainted.ID) {
+			t.Errorf("%s, %s is tainted: it is %+v, and did %q", says, c.tainted.ID, r, p.did)
 		}
-		if _, err := x.Change(t.Context(), func(r Rollout) (Rollout, error) { return r.Abort("op", now) }); err != nil {
-			t.Fatal(err)
-		}
+		both := c.from.Inherit(Rollout{Taints: []Taint{{ID: "old"}, {ID: "new"}}}, now)
+		p = &plain{record: both}
+		x = NewRoller(RollerOptions{Journal: p, Authorities: p})
 		for x.Move(t.Context()) {
 		}
-		if p.record.Step != StepRetired && p.record.Step != StepOut || !p.record.Signs(oldRoot.ID) {
-			t.Errorf("%s: aborted, it is %s", step, p.record.Step)
+		if s, _ := x.Standing(); p.record.Step != c.from.Step || refusal.Of(s.Err) != refusal.RootTainted || both.Barred(both.Signer().ID) == nil {
+			t.Errorf("%s, both are tainted: it is %s, %v; %v", says(c.from), says(p.record), s.Err, both.Barred(both.Signer().ID))
+		}
+		third := Emergency{By: "op", Within: time.Hour, Signs: both.Signer(), Successor: thirdRoot}
+		if _, err := x.Change(t.Context(), func(r Rollout) (Rollout, error) { return r.Taint(both.Signer(), third, now) }); err != nil {
+			t.Errorf("%s, both are tainted: %v", says(c.from), err)
 		}
 	}
 	r := Rollout{Old: oldRoot, New: newRoot, Step: StepPublished, Within: time.Hour, Begun: now}
 	if err := r.Barred(oldRoot.ID); err != nil {
 		t.Errorf("in an emergency: %v", err)
+	}
+	if r.Taints = append(r.taints(), Taint{ID: "new"}); r.Barred(oldRoot.ID) == nil {
+		t.Error("it signs in an emergency that brings in nobody")
+	}
+}
+
+// A restored rollout away from a root that is tainted and had left the set takes it out before anybody hears of that, in
+// each step in which another one is there, and waits for nothing that lives under it.
+func TestARolloutAwayFromAReturnedOne(t *testing.T) {
+	now := time.Now()
+	for _, from := range []Rollout{
+		{Step: StepChosen}, {Step: StepPublished}, {Step: StepConfirmed}, {Step: StepCanary, NewShare: 5}, {Step: StepSigning, NewShare: 100},
+		{Step: StepRetired, NewShare: 100}, {Step: StepLeaving, NewShare: 100},
+	} {
+		from.Old, from.New, from.Entered, from.Begun, from.Canary, from.LastEnd = oldRoot, newRoot, now, now, 5, now.Add(6*time.Hour)
+		p := &plain{lastEnd: 6 * time.Hour, unconfirmed: []string{"agent"}, record: from.Inherit(Rollout{Taints: []Taint{{ID: "old", By: "op"}}, Gone: []string{"old"}}, now)}
+		if p.record.Returned(Party{ID: "old"}) == nil || p.record.Returned(Party{ID: "new"}) != nil {
+			t.Errorf("%s: who returned is not known", from.Step)
+		}
+		x := NewRoller(RollerOptions{Journal: p, Authorities: p})
+		for x.Move(t.Context()) {
+		}
+		if first := slices.Index(p.did, "withdraw old"); first < 0 || from.Step != StepChosen && first != 0 {
+			t.Errorf("%s: it did %q", from.Step, p.did)
+		}
+		p.unconfirmed = nil // they have seen the set without it
+		for x.Move(t.Context()) {
+		}
+		if p.record.Step != StepOut || p.record.Signer() != newRoot {
+			t.Errorf("%s: it is %s, and did %q", from.Step, says(p.record), p.did)
+		}
 	}
 }
 
@@ -105,10 +159,10 @@ func TestInheritedKeys(t *testing.T) {
 	}
 	p := &plain{record: rolling.Inherit(taint(next), now)}
 	x := NewRoller(RollerOptions{Journal: p, Authorities: p})
-	for x.Move(t.Context()) { // what is behind leaves
+	for x.Move(t.Context()) {
 	}
-	if s, _ := x.Standing(); p.record.Step != StepPublished || refusal.Of(s.Err) != refusal.RootTainted {
-		t.Errorf("it goes on to %s: %v", p.record.Step, s.Err)
+	if p.record.Step != StepOut || p.record.Signer() != old {
+		t.Errorf("it goes on to %s", says(p.record))
 	}
 }
 

@@ -167,7 +167,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 		return false
 	}
 	next, s := x.step(ctx, now)
-	if s.Rollout = now; next.Step == now.Step && len(next.Behind) == len(now.Behind) {
+	if s.Rollout = now; next.Step == now.Step && next.Aborted == now.Aborted && len(next.Behind) == len(now.Behind) {
 		x.stand(s)
 		return false
 	}
@@ -181,7 +181,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 		return false
 	}
 	// gofail: var rolloutStepEntered struct{}
-	if next.Step != now.Step {
+	if next.Step != now.Step || next.Aborted != now.Aborted {
 		x.o.Observe(next)
 	}
 	x.stand(Standing{Rollout: next})
@@ -217,8 +217,16 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		}
 		return r.without(b), Standing{}
 	}
-	if t, tainted := r.tainted(r.Stays()); tainted && r.Active() { // see Inherit
-		return failed(t.refused(r.Stays().ID, "the rollout to it stands still: abort it, or taint it again and name another one"))
+	for _, p := range r.expelled() { // before anybody hears of a set that has it
+		if err := a.Withdraw(ctx, p); err != nil {
+			return failed(err)
+		}
+	}
+	if next, turned := r.turned(x.now()); turned {
+		return next, Standing{}
+	}
+	if t, tainted := r.tainted(r.Stays()); tainted && r.Active() {
+		return failed(t.refused(r.Stays().ID, "the rollout to it stands still: taint it again, and name another one to go to"))
 	}
 	switch r.Step {
 	case StepChosen:
@@ -237,6 +245,9 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		}
 		return r.staying(x.now()), Standing{}
 	case StepCanary:
+		if _, tainted := r.tainted(r.Goes()); tainted {
+			return r.enter(StepSigning, r.all(), x.now()), Standing{}
+		}
 		if _, err := a.Assign(ctx, r); err != nil {
 			return failed(err)
 		}
@@ -250,7 +261,7 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		next.LastEnd = lastEnd
 		return next, Standing{}
 	case StepRetired:
-		if until := r.outBy(); x.now().Before(until) {
+		if until := r.outBy(); x.now().Before(until) && !r.returned(r.Goes()) {
 			return r, Standing{Waits: []string{"the last certificate under it to end"}, Until: until}
 		}
 		return r.enter(StepLeaving, r.NewShare, x.now()), Standing{}
@@ -265,11 +276,6 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 
 // confirm waits for those who count.
 func (x *Roller) confirm(ctx context.Context, r Rollout) (Rollout, Standing) {
-	if r.returned(r.Goes()) { // as soon as it is not the last one of the set, and before anybody hears of that
-		if err := x.o.Authorities.Withdraw(ctx, r.Goes()); err != nil {
-			return r, Standing{Err: err}
-		}
-	}
 	waits, err := x.o.Authorities.Unconfirmed(ctx, r.Set, r.Entered)
 	if err != nil {
 		return r, Standing{Err: err}

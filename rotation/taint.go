@@ -164,9 +164,18 @@ func (r Rollout) hasten(e Emergency, now time.Time) (Rollout, error) {
 // turn has the party that was to go sign for all, and the other one go.
 func (r Rollout) turn(e Emergency, now time.Time) Rollout {
 	r.Within, r.Since, r.Canary = e.Within, now, 0
-	if !r.Aborted {
+	switch {
+	case !r.Aborted && r.NewShare == 0: // it has signed for nobody: there is nothing to renew
+		r.Aborted, r.AbortedBy, r.AbortedAt = true, e.By, now
+		return r.enter(StepLeaving, 0, now)
+	case !r.Aborted:
 		return r.back(e.By, now)
 	}
+	return r.forth(now)
+}
+
+// forth turns an aborted Rollout round to New again.
+func (r Rollout) forth(now time.Time) Rollout {
 	r.Aborted, r.AbortedBy, r.AbortedAt, r.LastEnd = false, "", time.Time{}, time.Time{}
 	if r.NewShare > 0 { // whom it signs for, and all others, have confirmed it
 		return r.enter(StepConfirmed, r.NewShare, now)
