@@ -42,7 +42,9 @@ const (
 type Config struct {
 	Registration *registration.Authority
 	// Bundle is the trust bundle and a channel that closes when it is stale.
-	Bundle      func() (*spiffebundle.Bundle, <-chan struct{})
+	Bundle func() (*spiffebundle.Bundle, <-chan struct{})
+	// Hold says why no agent may be told of the bundle now; nil: it may. It is asked before the bundle.
+	Hold        func() error
 	Credentials *Credentials
 	Limits      Limits
 	Log         *slog.Logger
@@ -152,6 +154,9 @@ func (s *Server) AttestAgent(ctx context.Context, r *meshcav1.AttestAgentRequest
 		return nil, err
 	}
 	defer release()
+	if err := s.Hold(); err != nil { // the answer has the bundle
+		return nil, s.accounts.tell(caller, r.GetCluster(), err)
+	}
 	svid, err := s.Registration.AttestAgent(ctx, caller, r.GetCluster(), refusal.Clip(r.GetVersion(), maxVersion), registration.Request{
 		Door: door, Token: attestor.NewToken(r.GetToken()), CSR: r.GetCsr(),
 	})

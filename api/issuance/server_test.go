@@ -60,7 +60,7 @@ func newDoor(t testing.TB, limits issuance.Limits, adjust ...func(*issuance.Serv
 	}
 	bundle, _ := w.Trust.Bundle()
 	s := issuance.New(issuance.Config{
-		Registration: w.RA, Bundle: w.Trust.Bundle, Limits: limits, Log: slog.New(slog.DiscardHandler),
+		Registration: w.RA, Bundle: w.Trust.Bundle, Hold: func() error { return nil }, Limits: limits, Log: slog.New(slog.DiscardHandler),
 		Credentials: issuance.NewCredentials(func() (*tls.Certificate, error) { return serving.Certificate(nil) }, bundle),
 	})
 	for _, a := range adjust {

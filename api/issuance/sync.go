@@ -52,7 +52,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	for {
 		state, stales, err := s.state(caller)
 		if err != nil {
-			return err
+			return s.accounts.tell(caller, hello.GetCluster(), err)
 		}
 		// gofail: var stateMade struct{}
 		if err := stream.Send(state); err != nil {
@@ -177,6 +177,9 @@ func (s *Server) state(caller registration.Caller) (*meshcav1.SyncResponse, stal
 	var bundle *spiffebundle.Bundle
 	var standing *registration.Standing
 	var mark []byte
+	if err := s.Hold(); err != nil {
+		return nil, x, err
+	}
 	mark, x.mark = s.Registration.Continuity.Sealed() // first: an agent never witnesses what it was not told
 	bundle, x.bundle = s.Bundle()
 	standing, x.orders = s.Registration.Orders.Get()

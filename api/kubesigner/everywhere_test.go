@@ -153,7 +153,7 @@ func (c *crier) bundle(sequence uint64) {
 // look publishes once, and returns what a rollout that waits for the current bundle is told.
 func (c *crier) look() rollout.Publication {
 	c.t.Helper()
-	_ = c.publish(c.t.Context(), c.targets[0], c.b)
+	_ = c.publish(c.t.Context(), c.targets[0], c.b, nil)
 	sequence, _ := c.b.SequenceNumber()
 	all := c.Published(sequence)
 	if len(all) != 1 {

@@ -197,9 +197,10 @@ func (p *Publisher) watch(ctx context.Context, place string, follow func(context
 func (p *Publisher) keep(ctx context.Context, t *target, wake <-chan struct{}) {
 	failures := 0
 	for ctx.Err() == nil {
+		held := p.o.Hold() // before the bundle is looked at: what is told now has nothing of before that
 		bundle, stale := p.o.Bundle()
 		began := time.Now()
-		err := p.publish(ctx, t, bundle)
+		err := p.publish(ctx, t, bundle, held)
 		rest := time.Now().Add(min(restShare*time.Since(began), longestRest))
 		wait := lookAgain
 		switch {
@@ -233,11 +234,11 @@ func pause(ctx context.Context, d time.Duration, stale, wake <-chan struct{}) (w
 	return false
 }
 
-// publish brings one place up to date, and notes how that went.
-func (p *Publisher) publish(ctx context.Context, t *target, b *spiffebundle.Bundle) error {
+// publish brings one place up to date, unless that is held, and notes how that went.
+func (p *Publisher) publish(ctx context.Context, t *target, b *spiffebundle.Bundle, held error) error {
 	m, err := materialOf(b)
 	if err == nil {
-		err = p.o.Hold()
+		err = held
 	}
 	t.mu.Lock()
 	had, fault := t.sequence, t.fault

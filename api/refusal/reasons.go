@@ -104,6 +104,7 @@ const (
 	LintFailed            Reason = "LINT_FAILED"
 	SignerMismatch        Reason = "SIGNER_MISMATCH"
 	CARolledBack          Reason = "CA_ROLLED_BACK"
+	BundleHeld            Reason = "BUNDLE_HELD"
 	Stopping              Reason = "STOPPING"
 	CallEnded             Reason = "CALL_ENDED"
 	Internal              Reason = "INTERNAL"
@@ -351,6 +352,9 @@ var table = map[Reason]entry{
 	CARolledBack: {codes.Unavailable,
 		"The CA's store is older than what agents have followed: a backup was restored, and denials, roots or orders that came after it are missing. Nothing is issued.",
 		"Put what is missing back in (deny again, import roots; docs/operations.md tells how to find it), or restore a newer backup; then `certctl ca accept-rollback` has the CA go on. Agents keep what they have."},
+	BundleHeld: {codes.Unavailable,
+		"The CA's trust bundle has a root that was tainted: a backup of before was restored. Nobody is told of that bundle.",
+		"The CA takes the root out by itself, unless nobody else can sign: /readyz says so, and `certctl ca taint root --issuer REF` brings in another. Agents keep what they have."},
 	Stopping: {codes.Unavailable,
 		"The CA is shutting down.",
 		"Callers try again by themselves."},

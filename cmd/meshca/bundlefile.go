@@ -11,8 +11,10 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/rollout"
+	"github.com/meshca/meshca/rotation"
 )
 
 // bundleFile is a file that is kept equal to the trust bundle. Readers that cannot acknowledge have the bundle from it, and
@@ -46,8 +48,8 @@ const heldKept = 32
 // keep writes each bundle until ctx ends, and tries again what fails.
 func (f *bundleFile) keep(ctx context.Context) {
 	for {
+		err := f.hold() // before the bundle is looked at: what is written has nothing of before that
 		bundle, stale := f.bundle()
-		err := f.hold()
 		var data []byte
 		if err == nil {
 			data, err = bundle.Marshal()
@@ -142,12 +144,34 @@ func (d *daemon) mayTell() error {
 	if err := d.continuity.Ready(); err != nil {
 		return err
 	}
+	if _, err := d.returned(); err != nil {
+		return refusal.New(refusal.BundleHeld, "%w", err).After(heldPatience)
+	}
 	signs := d.authority.Assignment().Root.ID
 	bundle, _ := d.trust.Bundle()
 	if !slices.ContainsFunc(bundle.X509Authorities(), func(c *x509.Certificate) bool { return ca.RootID(c) == signs }) {
 		return nil // it has been taken out: another one is on its way in
 	}
-	return d.barred(signs)
+	if err := d.barred(signs); err != nil {
+		return refusal.New(refusal.BundleHeld, "%w", err).After(heldPatience)
+	}
+	return nil
+}
+
+// heldPatience is when whoever may not be told is to ask again: most often a root that returned is out within seconds.
+const heldPatience = 2 * time.Second
+
+// returned finds a root of the trust bundle that was tainted, had left it, and is back by a backup, and says so; nil: there
+// is none.
+func (d *daemon) returned() (*x509.Certificate, error) {
+	s, _ := d.roller.Standing()
+	bundle, _ := d.trust.Bundle()
+	for _, c := range bundle.X509Authorities() {
+		if err := s.Rollout.Returned(rotation.Party{ID: ca.RootID(c), Key: rollout.KeyOf(c)}); err != nil {
+			return c, err
+		}
+	}
+	return nil, nil
 }
 
 // published are the places that the CA writes the trust bundle to, for a rollout that has to wait for their readers.

@@ -5,12 +5,18 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/meshca/meshca/ca"
 )
 
 // notReady says why the CA cannot sign now, a sentence each.
 func (d *daemon) notReady() []string {
 	var why []string
-	if err := d.barred(d.authority.Assignment().Root.ID); err != nil {
+	signs := d.authority.Assignment().Root.ID
+	if c, err := d.returned(); err != nil && ca.RootID(c) != signs {
+		why = append(why, d.takenOut(err))
+	}
+	if err := d.barred(signs); err != nil {
 		why = append(why, fmt.Sprintf("the root that signs by the store was tainted: %v. `certctl ca taint root --issuer REF` brings in another", err))
 	} else if err := d.issuer.Ready(); err != nil {
 		why = append(why, err.Error())
@@ -37,6 +43,15 @@ func (d *daemon) notReady() []string {
 		why = append(why, faults...)
 	}
 	return why
+}
+
+// takenOut says what becomes of a root that is back by a backup, and what it takes.
+func (d *daemon) takenOut(returned error) string {
+	text := fmt.Sprintf("%v. Nobody is told of the trust bundle before it is out again, which the CA sees to by itself", returned)
+	if s, _ := d.roller.Standing(); s.Err != nil {
+		text += fmt.Sprintf("; the last try failed: %v", s.Err)
+	}
+	return text
 }
 
 // barred says why the root with this ID must not sign; nil when it may.

@@ -242,7 +242,7 @@ func (d *daemon) openDoor(members map[string]registration.Member, stderr io.Writ
 		return err
 	}
 	d.door = issuance.New(issuance.Config{
-		Registration: d.registration, Bundle: d.trust.Bundle, Limits: c.Limits.Limits, Log: d.log,
+		Registration: d.registration, Bundle: d.trust.Bundle, Hold: d.mayTell, Limits: c.Limits.Limits, Log: d.log,
 		Credentials: issuance.NewCredentials(func() (*tls.Certificate, error) { return d.serving.Certificate(nil) }, bundleSource{d.trust}),
 	})
 	return nil
