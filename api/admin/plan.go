@@ -69,6 +69,10 @@ func ends(r rotation.Rollout) []string {
 	if r.Aborted {
 		goes = "new"
 	}
+	if r.Step == rotation.StepLeaving && r.Within > 0 && r.Aborted {
+		return []string{"out: the new root signs for nobody, and is being taken out of the trust bundle; the old root signs for all",
+			"there is no way back to a root that is tainted"}
+	}
 	if r.Step == rotation.StepLeaving {
 		return []string{fmt.Sprintf("out: the %s root is being taken out of the trust bundle already", goes)}
 	}

@@ -27,7 +27,7 @@ func TestThePlanOfATaint(t *testing.T) {
 		"the one that signs": {rotation.Rollout{}, old, []string{"published: the new root", "after 4m0s those", "signing: it signs for all; the old", "over 3m0s", "out: 4m0s after that began the old", "no way back"}, 6},
 		"hastened":           {rolling(rotation.StepCanary, 5), old, []string{"signing: the new root signs for all; the old", "over 3m0s", "out: 4m0s", "no way back"}, 4},
 		"turned round":       {rolling(rotation.StepCanary, 5), next, []string{"confirmed: the old root signs as soon", "signing: it signs for all; the new", "over 3m0s", "the new root leaves", "no way back"}, 5},
-		"never used":         {rolling(rotation.StepPublished, 0), next, []string{"signing: the old root signs for all; the new", "over 3m0s", "the new root leaves", "no way back"}, 4},
+		"never used":         {rolling(rotation.StepPublished, 0), next, []string{"out: the new root signs for nobody, and is being taken out", "no way back"}, 2},
 		"on its way out":     {rolling(rotation.StepLeaving, 100), old, []string{"out: the old root is being taken out"}, 1},
 		"somebody else":      {rolling(rotation.StepCanary, 5), third, []string{"out: it signs for nobody here", "never trusted again"}, 2},
 	} {

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -43,6 +44,12 @@ func rolloutFinding(r *meshcav1.RolloutStatus, now time.Time) *meshcav1.Finding 
 	return f
 }
 
+// bounded reports whether a root leaves the trust bundle by a rollout that has a bound for that.
+func bounded(r rotation.Rollout, id string) bool {
+	behind := slices.ContainsFunc(r.Behind, func(b rotation.Behind) bool { return b.ID == id })
+	return r.Active() && (behind || r.Within > 0 && r.Goes().ID == id)
+}
+
 // rootFindings are what only the upstream knows.
 func rootFindings(v rollout.View) []*meshcav1.Finding {
 	var found []*meshcav1.Finding
@@ -53,12 +60,13 @@ func rootFindings(v rollout.View) []*meshcav1.Finding {
 		})
 	}
 	for _, r := range v.Roots {
-		if !r.Tainted.IsZero() && !v.Standing.Rollout.Active() {
-			found = append(found, &meshcav1.Finding{
-				Subject: "root", Level: levelError, Detail: fmt.Sprintf("%s (%.12s) is tainted since %s, and in the trust bundle", r.Certificate.Subject, r.ID, stampText(r.Tainted)),
-				Hint: "It is being taken out. If it stays, the CA's log says why.",
-			})
+		if r.Tainted.IsZero() || bounded(v.Standing.Rollout, r.ID) {
+			continue
 		}
+		found = append(found, &meshcav1.Finding{
+			Subject: "root", Level: levelError, Detail: fmt.Sprintf("%s (%.12s) is tainted since %s, and in the trust bundle", r.Certificate.Subject, r.ID, stampText(r.Tainted)),
+			Hint: fmt.Sprintf("It is being taken out. If it stays, /readyz and the CA's log say why; `certctl ca taint root %.12s` gives it a bound.", r.ID),
+		})
 	}
 	var usable []string
 	for _, c := range v.Candidates {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +11,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/ca/store/bolt"
+	"github.com/meshca/meshca/rotation"
 )
 
 // restoreFlags are those of `meshca restore`.
@@ -89,6 +95,28 @@ func restoreRefused(file string, f restoreFlags, err error) error {
 	return fmt.Errorf("%s: %w. Nothing was changed", file, err)
 }
 
+// returned are the roots of a restored bundle that nobody is to be told of.
+func returned(s bolt.State) (all []*x509.Certificate) {
+	name, err := s.Bundle.TrustDomain()
+	if err != nil {
+		return nil
+	}
+	td, err := spiffeid.TrustDomainFromString(name)
+	if err != nil {
+		return nil
+	}
+	bundle, err := spiffebundle.Parse(td, s.Bundle.JSON)
+	if err != nil {
+		return nil
+	}
+	for _, c := range bundle.X509Authorities() {
+		if s.Rollout.Returned(rotation.Party{ID: ca.RootID(c), Key: rollout.KeyOf(c)}) != nil {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
 func tellRestored(out io.Writer, c *Config, f restoreFlags, file string, r bolt.Restored) {
 	line := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
 	if f.dryRun {
@@ -117,9 +145,14 @@ func tellRestored(out io.Writer, c *Config, f restoreFlags, file string, r bolt.
 	if r.Aside != "" {
 		line("  kept aside   %s, with the ledger of the time since", r.Aside)
 	}
+	for _, c := range returned(r.State) {
+		line("The trust bundle of this backup has the root %q (SHA-256 %s), which was tainted since and had left it:", c.Subject, ca.RootID(c))
+		line("the CA tells nobody of the bundle before that root is out again.")
+	}
 	if err := r.State.Rollout.Barred(r.State.Rollout.Signer().ID); err != nil {
-		line("The root that signs by this backup was tainted since: %v. To go on, start the CA and run", err)
-		line("`certctl ca taint root --issuer REF` with the issuer that is to sign instead; `certctl ca status` lists those there are.")
+		line("The root that signs by this backup was tainted since: %v. If a rollout has another one,", err)
+		line("the CA goes to that by itself. Else, to go on, start the CA and run `certctl ca taint root --issuer REF` with the issuer that is")
+		line("to sign instead; `certctl ca status` lists those there are.")
 	}
 	line("What was issued after the backup is not in this ledger: `certctl svid list` does not know those serials, and `certctl svid deny`")
 	line("does not count them. They end within %s; the audit log has a line for each.", c.SVID.TTL.Duration)

@@ -205,6 +205,49 @@ func TestABackupOfBeforeATaintOverTheStore(t *testing.T) {
 	s.cannot("ROOT_TAINTED", "ca", "rotate", "root", "--issuer", ca.RootID(stolen))
 }
 
+// A backup of amid the rollout away from a root that was tainted later and has left, over a store that knows of it: the rollout
+// is brought to its end, and the agent is never told of that root again.
+func TestABackupOfAmidARolloutOverTheStore(t *testing.T) {
+	s := newSite(t)
+	s.write("ca.yaml", strings.Replace(string(read(t, s.file("ca.yaml"))), "ttl: 10s", "ttl: 1h", 1)) // the old root stays for that long
+	stolen := s.root("root/root.crt")
+	s.startCA()
+	s.ready(http.StatusOK, "ok")
+	s.startAgent()
+	s.workload("web", "fresh", "")
+	s.workload("db", "fresh", "")
+	s.order("ca", "rotate", "root", "--yes")
+	s.until("the old root has retired", func() error {
+		if st := s.standing(); st.Rollout.Step != "retired" {
+			return errors.New(st.Rollout.Step)
+		}
+		return nil
+	})
+	next := s.made()
+	s.order("backup", s.file("amid.backup"))
+	s.order("ca", "taint", "root", ca.RootID(stolen), "--within", "20s", "--yes")
+	s.rolledOut()
+	s.allBelow(next, stolen)
+	s.bundle(3)
+	s.gone(stolen)
+	s.killCA()
+
+	stop := s.never(stolen)
+	out, code := s.restore("--replace", "--accept-rollback", s.file("amid.backup"))
+	if code != 0 || !strings.Contains(out, "rollout      retired") || !strings.Contains(out, "(SHA-256 "+ca.RootID(stolen)+"), which was tainted since and had left it") {
+		t.Fatalf("exit code %d\n%s", code, out)
+	}
+	s.startCA()
+	s.ready(http.StatusOK, "ok")
+	s.rolledOut()
+	s.bundle(1000)
+	s.allBelow(next, stolen)
+	stop()
+	if ids := s.trusted(); !slices.Equal(ids, []string{ca.RootID(next)}) {
+		t.Errorf("trusted are %v", ids)
+	}
+}
+
 // A backup of before the taint of a root that is trusted beside the one that signs, and nothing else is left: the agent has
 // seen that it was taken out, and is not told of it again.
 func TestABackupOfBeforeATaintAfterTheDiskWasLost(t *testing.T) {
