@@ -216,7 +216,7 @@ func TestABackupOfAmidARolloutOverTheStore(t *testing.T) {
 	s.startAgent()
 	s.workload("web", "fresh", "")
 	s.workload("db", "fresh", "")
-	s.order("ca", "rotate", "root", "--yes")
+	s.order("ca", "rotate", "root")
 	s.until("the old root has retired", func() error {
 		if st := s.standing(); st.Rollout.Step != "retired" {
 			return errors.New(st.Rollout.Step)
