@@ -22,6 +22,8 @@ type RenewOrder struct {
 	IssuedBefore time.Time     `json:"issuedBefore"`
 	Spread       time.Duration `json:"spread"`
 	Until        time.Time     `json:"until"`
+	// For is the mark of what ordered it, where that may do so again after a crash, and has to know its own; else empty.
+	For string `json:"for,omitempty"`
 }
 
 // AgentRecord is what the CA knows of one agent SVID's holder. There may be several instances of an agent ID for a

@@ -163,12 +163,18 @@ func (o *Orders) Allow(ctx context.Context, id string) (bool, error) {
 }
 
 // Renew orders the renewal of what was issued before r.IssuedBefore. A later order for the same identity replaces the
-// earlier one, whose SVIDs it covers.
+// earlier one, whose SVIDs it covers, also where the clock was set back in between.
 func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now := o.standing.Value()
-	kept := slices.DeleteFunc(stillMatter(now.Renew, time.Now()), func(x ca.RenewOrder) bool { return x.ID == r.ID || r.ID == "" })
+	kept := slices.DeleteFunc(stillMatter(now.Renew, time.Now()), func(x ca.RenewOrder) bool {
+		replaced := x.ID == r.ID || r.ID == ""
+		if replaced && !x.IssuedBefore.Before(r.IssuedBefore) { // agents know an order by its moment, and follow each once
+			r.IssuedBefore, r.Until = x.IssuedBefore.Add(time.Nanosecond), later(r.Until, x.Until)
+		}
+		return replaced
+	})
 	if len(kept) >= maxRenewOrders {
 		return fmt.Errorf("there are %d renewal orders already; order the renewal of all instead", maxRenewOrders)
 	}
@@ -193,16 +199,16 @@ func (o *Orders) review(reviews map[string][]ca.RenewOrder, at time.Time) {
 	o.standing.Set(&next)
 }
 
-// RenewAll orders the renewal of all that has been issued, spread over a while, unless such an order from since or later
-// stands.
-func (o *Orders) RenewAll(ctx context.Context, since time.Time, spread time.Duration) error {
+// RenewAll orders the renewal of all that has been issued, spread over a while, unless the order with this very mark stands:
+// another one may have been given before the last that this one is for. Without a mark it orders always.
+func (o *Orders) RenewAll(ctx context.Context, mark string, spread time.Duration) error {
 	for _, r := range o.standing.Value().Renew {
-		if r.ID == "" && !r.IssuedBefore.Before(since) {
+		if mark != "" && r.For == mark {
 			return nil
 		}
 	}
 	now := time.Now()
-	return o.Renew(ctx, ca.RenewOrder{IssuedBefore: now, Spread: spread, Until: now.Add(ca.MaxTTL)})
+	return o.Renew(ctx, ca.RenewOrder{IssuedBefore: now, Spread: spread, Until: now.Add(ca.MaxTTL), For: mark})
 }
 
 func stillMatter(orders []ca.RenewOrder, now time.Time) []ca.RenewOrder {

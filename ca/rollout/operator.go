@@ -221,7 +221,6 @@ func (o *Operator) Abort(ctx context.Context, by string) (rotation.Rollout, erro
 // RotateIntermediate replaces the intermediates at once. With tainted, all that was issued is renewed, spread over it. It
 // returns until when certificates of the old ones would still be trusted, had their keys been stolen.
 func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration) (until time.Time, err error) {
-	since := time.Now()
 	lines, _ := o.roots.c.Authority.Lines()
 	for _, l := range lines {
 		if tainted == 0 {
@@ -243,7 +242,7 @@ func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration
 	// gofail: var intermediatesReplaced struct{}
 	if tainted > 0 {
 		o.roots.c.Serving()
-		return until, o.roots.c.Renewals.RenewAll(ctx, since, tainted)
+		return until, o.roots.c.Renewals.RenewAll(ctx, "", tainted)
 	}
 	return until, nil
 }

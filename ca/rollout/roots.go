@@ -26,10 +26,10 @@ type Ledger interface {
 	ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error
 }
 
-// Renewals orders the renewal of all that has been issued, spread over a while, unless such an order from since or later
-// stands.
+// Renewals orders the renewal of all that has been issued, spread over a while, unless the order with this very mark stands.
+// Without a mark it orders always.
 type Renewals interface {
-	RenewAll(ctx context.Context, since time.Time, spread time.Duration) error
+	RenewAll(ctx context.Context, mark string, spread time.Duration) error
 }
 
 // Config is what Roots are made of; every field but Readers, Published, Unrecorded and Now is needed.
@@ -162,6 +162,12 @@ func (x *Roots) Prepare(_ context.Context, p rotation.Party) error {
 // that fail at first.
 func renewalShare(within time.Duration) time.Duration { return within * 3 / 8 }
 
+// mark names a step that a rollout entered: what is ordered in it is ordered once, and nobody else's order passes for it. It
+// is compared with nothing but itself, for who orders by the wall clock and who enters steps differ where that was set.
+func mark(r rotation.Rollout) string {
+	return "rollout of " + r.Begun.UTC().Format(time.RFC3339Nano) + ", " + string(r.Step) + " at " + r.Entered.UTC().Format(time.RFC3339Nano)
+}
+
 // Assign has the roots sign for their shares.
 func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, error) {
 	next := Assignment(r, ca.Root{})
@@ -179,7 +185,7 @@ func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, erro
 	if err != nil || end.IsZero() || r.Within == 0 {
 		return end, err
 	}
-	if err := x.c.Renewals.RenewAll(ctx, r.Entered, renewalShare(r.Within)); err != nil {
+	if err := x.c.Renewals.RenewAll(ctx, mark(r), renewalShare(r.Within)); err != nil {
 		return time.Time{}, err
 	}
 	// gofail: var rolloutRenewing struct{}

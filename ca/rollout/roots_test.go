@@ -76,6 +76,7 @@ type agents struct {
 	unconfirmed []string
 	asleep      []string        // unconfirmed, and nothing that is known of lives below them
 	renewed     []time.Duration // spreads of the orders given
+	marks       []string        // of the orders given
 }
 
 func (a *agents) Unconfirmed(_ uint64, at time.Time) []string {
@@ -93,10 +94,10 @@ func (a *agents) confirm() {
 	a.unconfirmed = nil
 }
 
-func (a *agents) RenewAll(_ context.Context, _ time.Time, spread time.Duration) error {
+func (a *agents) RenewAll(_ context.Context, mark string, spread time.Duration) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.renewed = append(a.renewed, spread)
+	a.renewed, a.marks = append(a.renewed, spread), append(a.marks, mark)
 	return nil
 }
 
@@ -434,6 +435,45 @@ func TestAnEmergencyOrdersRenewals(t *testing.T) {
 	}
 	if !slices.Equal(h.agents.renewed, []time.Duration{7500 * time.Millisecond}) || !slices.Equal(h.trusted(), []string{r.New.ID}) {
 		t.Errorf("renewals %v, trusted %v", h.agents.renewed, h.trusted())
+	}
+}
+
+// An order to renew is known by the step that it belongs to, also by a process that finds the step in the journal; another
+// emergency's has another mark, and what is not a rollout's has none.
+func TestAnEmergencyKnowsItsOwnOrder(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	assign := func(r rotation.Rollout) string {
+		t.Helper()
+		_, err := h.roots.Assign(t.Context(), r)
+		h.must(err)
+		return h.agents.marks[len(h.agents.marks)-1]
+	}
+	h.issue("web")
+	root, now := h.auth.Assignment().Root, time.Now()
+	r := rotation.Rollout{Old: rotation.Party{ID: root.ID, Ref: root.Ref}, New: rotation.Party{ID: root.ID, Ref: root.Ref}, Step: rotation.StepSigning,
+		NewShare: 100, Begun: now, Entered: now.Add(time.Second), Within: bound}
+	first := assign(r)
+	h.must(h.store.SwapRollout(t.Context(), 0, r))
+	found, _, err := h.store.Rollout(t.Context())
+	h.must(err)
+	if again := assign(found); again != first || first == "" {
+		t.Errorf("the order of one step is %q, and then %q", first, again)
+	}
+	for what, another := range map[string]rotation.Rollout{
+		"that entered the step again": {Begun: r.Begun, Entered: r.Entered.Add(time.Nanosecond)},
+		"that began another time":     {Begun: r.Begun.Add(time.Nanosecond), Entered: r.Entered},
+	} {
+		next := r
+		next.Begun, next.Entered = another.Begun, another.Entered
+		if mark := assign(next); mark == first {
+			t.Errorf("the order of a rollout %s is the same: %q", what, mark)
+		}
+	}
+	_, err = h.operator.RotateIntermediate(t.Context(), time.Minute)
+	h.must(err)
+	if mark := h.agents.marks[len(h.agents.marks)-1]; mark != "" {
+		t.Errorf("an order of an operator's has the mark %q", mark)
 	}
 }
 

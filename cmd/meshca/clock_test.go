@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -143,6 +145,47 @@ func TestAClockThatIsSetForwardEndsNoWait(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A stolen intermediate is replaced, and then its root is tainted, on a machine whose wall clock was set forward today: what
+// was issued in between is ordered to renew, before the root leaves. The first order lies, by that clock, after all that the
+// second command began.
+func TestAClockThatIsSetForwardSparesNobodyTheRenewal(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		config := configIn(t, dir, clusterIn(t, dir, "a", false))
+		s := onSetClock(t, config)
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer stop()
+		running.Go(func() { s.keepLines(ctx, func() {}) })
+		time.Sleep(time.Second)
+		s.forward(10 * time.Minute)
+		if _, err := s.operator.RotateIntermediate(ctx, 2*time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		if _, err := s.serving.Renew(ctx); err != nil { // under the root that is tainted then
+			t.Fatal(err)
+		}
+		issued := time.Now()
+		time.Sleep(time.Second)
+		if _, err := s.operator.Rotate(ctx, rollout.RotateOptions{By: "test", Within: 10 * time.Minute}); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(time.Hour); s.operator.Standing().Rollout.Step != rotation.StepOut; time.Sleep(10 * time.Second) {
+			if time.Now().After(end) {
+				t.Fatalf("the root does not leave: %+v", s.operator.Standing())
+			}
+			for s.roller.Move(ctx) {
+			}
+		}
+		standing, _ := s.orders.Get()
+		if len(standing.Renew) != 1 || standing.Renew[0].ID != "" || !standing.Renew[0].IssuedBefore.After(issued) {
+			t.Errorf("the root is out, and what was issued under it at %s is not ordered to renew: %+v", issued, standing.Renew)
+		}
+	})
 }
 
 // holds enters an agent in the store of a CA that does not run, which has acknowledged nothing and holds something for a while.

@@ -48,7 +48,7 @@ func testRenewOrders(t *testing.T, open Opener) {
 	place := t.TempDir()
 	s := open(t, place)
 	now := time.Now().UTC().Truncate(time.Second)
-	all := ca.RenewOrder{IssuedBefore: now, Spread: time.Minute, Until: now.Add(time.Hour)}
+	all := ca.RenewOrder{IssuedBefore: now, Spread: time.Minute, Until: now.Add(time.Hour), For: "a step"}
 	one := ca.RenewOrder{ID: "spiffe://example.org/a", IssuedBefore: now, Until: now.Add(time.Hour)}
 	past := ca.RenewOrder{ID: "spiffe://example.org/b", IssuedBefore: now.Add(-time.Hour), Until: now.Add(-time.Second)}
 	for _, o := range []ca.RenewOrder{past, one, all} {
