@@ -63,7 +63,7 @@ var (
 	_ Policy    = (*policy.Policy)(nil)
 )
 
-// Config is what a Server is made of; every field but Checks is needed.
+// Config is what a Server is made of; every field but Checks and Now is needed.
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	// Status describes the CA as it is now. It is called for GetStatus and for Check.
@@ -95,6 +95,8 @@ type Config struct {
 	// Audit writes the line of a verb that changes something, or failed to.
 	Audit func(ctx context.Context, verb, peer string, attrs ...slog.Attr)
 	Log   *slog.Logger
+	// Now is the clock that rollouts go by: whom they wait for, and what has its end. It is time.Now by default.
+	Now func() time.Time
 }
 
 // Server answers AdminService. It is safe for concurrent use.
@@ -121,6 +123,9 @@ func New(c Config) (*Server, error) {
 		return nil, errors.New("admin: incomplete configuration")
 	case c.MaxLife <= 0:
 		return nil, errors.New("admin: the longest life of SVIDs is not set")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	return &Server{c: c, started: time.Now(), backingUp: make(chan struct{}, 1), backupTime: maxBackupTime}, nil
 }

@@ -93,7 +93,7 @@ func (s *Server) sequence() uint64 {
 
 // confirmations are the agents that count.
 func (s *Server) confirmations() []*meshcav1.AgentConfirmation {
-	now := time.Now()
+	now := s.c.Now()
 	var all []*meshcav1.AgentConfirmation
 	for _, a := range s.c.Agents() {
 		until := a.CountsUntil()
@@ -204,7 +204,8 @@ func (s *Server) RotateRoot(ctx context.Context, r *meshcav1.RotateRootRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return &meshcav1.RotateRootResponse{Rollout: encodeRollout(begun), Plan: plan(begun, tainted), AtOnce: atOnce(begun, tainted)}, nil
+	now := s.c.Now()
+	return &meshcav1.RotateRootResponse{Rollout: encodeRollout(begun), Plan: plan(begun, tainted, now), AtOnce: atOnce(begun, tainted, now)}, nil
 }
 
 // repoint has the same root signed for by another issuer; nil: the one that was named is of another root.

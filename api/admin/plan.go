@@ -7,9 +7,10 @@ import (
 	"github.com/meshca/meshca/rotation"
 )
 
-// plan says what is going to happen, a sentence a step. tainted is the root that was tainted; empty: none.
-func plan(r rotation.Rollout, tainted string) []string {
-	if atOnce(r, tainted) {
+// plan says what is going to happen, a sentence a step. tainted is the root that was tainted; empty: none. now is by the clock
+// that rollouts go by.
+func plan(r rotation.Rollout, tainted string, now time.Time) []string {
+	if atOnce(r, tainted, now) {
 		return []string{"out: it signs for nobody here, and is taken out of the trust bundle at once, if it is in there", "it is never trusted again"}
 	}
 	var also []string
@@ -23,13 +24,13 @@ func plan(r rotation.Rollout, tainted string) []string {
 }
 
 // atOnce reports whether the root that was tainted, and others of its key, have no part in the rollout, and leave at once.
-func atOnce(r rotation.Rollout, tainted string) bool {
+func atOnce(r rotation.Rollout, tainted string, now time.Time) bool {
 	t, _ := r.Tainted(tainted)
 	if tainted == "" || r.Active() && (tainted == r.Goes().ID || t.Key != "" && t.Key == r.Goes().Key) {
 		return false
 	}
 	by, behind := leavesBy(r, tainted)
-	return !r.Active() || !behind || !by.After(time.Now())
+	return !r.Active() || !behind || !by.After(now)
 }
 
 func leavesBy(r rotation.Rollout, id string) (by time.Time, behind bool) {

@@ -35,7 +35,7 @@ func TestThePlanOfATaint(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		got := plan(r, c.what.ID)
+		got := plan(r, c.what.ID, now)
 		if len(got) != c.wanted {
 			t.Errorf("%s: %q", name, got)
 		}
@@ -52,10 +52,15 @@ func TestThePlanOfATaint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := plan(r, "twin"); len(got) != 7 || !strings.Contains(got[0], "published: the new root") || !strings.HasPrefix(got[6], "out: root twin leaves") {
+	if got := plan(r, "twin", now); len(got) != 7 || !strings.Contains(got[0], "published: the new root") || !strings.HasPrefix(got[6], "out: root twin leaves") {
 		t.Errorf("%q", got)
 	}
 	e.Signs.Key = ""
+	// One that has yet to leave, by the clock that the rollout goes by.
+	leaves := rotation.Rollout{Old: old, New: next, Step: rotation.StepPublished, Behind: []rotation.Behind{{Party: third, By: now.Add(time.Hour)}}}
+	if atOnce(leaves, "third", now) || !atOnce(leaves, "third", now.Add(time.Hour)) {
+		t.Error("one that leaves in an hour leaves at once, or is there after it")
+	}
 	// Both of them, one after the other: a third one follows, and the first one leaves by its own bound.
 	r, err = rolling(rotation.StepPublished, 0).Taint(old, e, now)
 	if err != nil {
@@ -64,7 +69,7 @@ func TestThePlanOfATaint(t *testing.T) {
 	if r, err = r.Taint(next, e, now); err != nil {
 		t.Fatal(err)
 	}
-	if got := plan(r, "new"); len(got) != 7 || got[6] != "out: root new leaves the trust bundle by "+now.Add(e.Within).UTC().Format(time.RFC3339)+", whatever still lives under it" {
+	if got := plan(r, "new", now); len(got) != 7 || got[6] != "out: root new leaves the trust bundle by "+now.Add(e.Within).UTC().Format(time.RFC3339)+", whatever still lives under it" {
 		t.Errorf("%q", got)
 	}
 }

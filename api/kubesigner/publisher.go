@@ -30,7 +30,7 @@ const (
 // errNotServed is wrapped by the fault of what the cluster has no API for: nobody there can read it either.
 var errNotServed = errors.New("the cluster does not serve it")
 
-// PublisherOptions are what a Publisher is made of; all but Every are needed.
+// PublisherOptions are what a Publisher is made of; all but Every and Now are needed.
 type PublisherOptions struct {
 	// Cluster is the name of the cluster.
 	Cluster string
@@ -45,6 +45,9 @@ type PublisherOptions struct {
 	Log  *slog.Logger
 	// Every is how often it is looked for an API that is not served. Default 30s.
 	Every time.Duration
+	// Now says since when a place holds a bundle, by the clock of those who wait for its readers: see rotation.Clock.
+	// Default time.Now.
+	Now func() time.Time
 }
 
 // Publisher keeps objects of one cluster equal to the trust bundle. It is safe for concurrent use.
@@ -83,6 +86,9 @@ func NewPublisher(o PublisherOptions) (*Publisher, error) {
 	}
 	if o.Every <= 0 {
 		o.Every = 30 * time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	o.Log = o.Log.With("cluster", o.Cluster)
 	labels := prometheus.Labels{"cluster": o.Cluster}
@@ -258,7 +264,7 @@ func (p *Publisher) publish(ctx context.Context, t *target, b *spiffebundle.Bund
 		return err
 	}
 	if t.late || had == 0 { // what was found, readers may have since now for all that is known
-		t.since = time.Now()
+		t.since = p.o.Now()
 	}
 	t.sequence, t.late, t.apart = m.sequence, false, did.apart
 	return nil

@@ -31,6 +31,7 @@ func (d *daemon) adminServer() (*admin.Server, error) {
 		Decisions: d.journal.Ring(), Orders: d.orders, Policy: func() admin.Policy { return d.policy.current.Value() },
 		Clusters: attestors, Connected: d.connected, Authorities: d.operator, Roots: d.operator, Agents: d.agents.List,
 		Backup: d.backup, Continuity: accepting{d.continuity, d.roller}, MaxLife: ca.MaxTTL, Audit: d.journal.Admin, Log: d.log,
+		Now: d.clock.Now,
 	})
 }
 

@@ -16,7 +16,7 @@ func (d *daemon) openPublishers() error {
 		}
 		p, err := kubesigner.NewPublisher(kubesigner.PublisherOptions{
 			Cluster: k.Name, Config: k.Publish, Signer: k.Signers.Name, Connection: d.clusters[k.Name], Bundle: d.trust.Bundle,
-			Hold: d.mayTell, Log: d.log,
+			Hold: d.mayTell, Log: d.log, Now: d.clock.Now,
 		})
 		if err != nil {
 			return fmt.Errorf("cluster %s: publish: %w", k.Name, err)
