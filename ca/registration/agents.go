@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -46,41 +44,10 @@ type AgentBook struct {
 
 type agentState struct {
 	record ca.AgentRecord
-	// streams are the open Sync streams: of more than one instance, while an agent's pod is replaced by its successor. Each
-	// has proxies of its own below it, and says so for them alone.
+	// streams are the Sync streams, at most one of each instance: there is more than one instance while an agent's pod is
+	// replaced by its successor. Each has proxies of its own below it, and says so for them alone.
 	streams map[*AgentStream]struct{}
 	dirty   bool // record has news (seen, acked, holds) that Flush has not stored
-}
-
-// AgentStream is an open Sync stream of one instance of an agent. Its methods are safe for concurrent use.
-type AgentStream struct {
-	book *AgentBook
-	id   string
-	// from tells instances apart: the pod, or the SVID where there is none.
-	from string
-	// What book.mu guards:
-	acked uint64
-	lack  []string // who below it lacks the newest bundle, as it said last
-}
-
-// acked is the sequence that all instances which are connected have acknowledged; with none, the last such.
-func (s *agentState) acked() uint64 {
-	if len(s.streams) == 0 {
-		return s.record.AckedSequence
-	}
-	least := uint64(math.MaxUint64)
-	for x := range s.streams {
-		least = min(least, x.acked)
-	}
-	return least
-}
-
-func (s *agentState) lack() (all []string) {
-	for x := range s.streams {
-		all = append(all, x.lack...)
-	}
-	slices.Sort(all)
-	return all
 }
 
 // instance is one agent SVID that may call, with the evidence to check again.
@@ -195,51 +162,6 @@ func (b *AgentBook) issuedThrough(id string, notAfter time.Time) {
 	})
 }
 
-// Acknowledge notes that every open stream below this instance has the bundle of this sequence, and who lacks a newer one.
-func (x *AgentStream) Acknowledge(sequence uint64, lack []string) {
-	x.book.note(x.id, func(s *agentState) {
-		x.acked, x.lack = max(x.acked, sequence), lack
-		s.record.LastSeen = time.Now()
-		if _, open := s.streams[x]; open { // what was replaced says nothing any more
-			s.record.AckedSequence = s.acked()
-		}
-	})
-}
-
-// Close notes that the stream has ended.
-func (x *AgentStream) Close() {
-	x.book.note(x.id, func(s *agentState) {
-		delete(s.streams, x)
-		s.record.LastSeen = time.Now()
-		if len(s.streams) > 0 {
-			s.record.AckedSequence = s.acked()
-		}
-	})
-}
-
-// Connected notes an open Sync stream of the agent with the SVID of this serial, until that is closed. A stream that the same
-// instance had before is not waited for: it is a connection that nobody has found dead yet.
-func (b *AgentBook) Connected(id spiffeid.ID, serial, version string) *AgentStream {
-	x := &AgentStream{book: b, id: id.String(), from: serial}
-	b.note(x.id, func(s *agentState) {
-		for _, i := range s.record.Instances {
-			if i.Serial == serial && i.PodUID != "" {
-				x.from = i.PodUID
-			}
-		}
-		maps.DeleteFunc(s.streams, func(y *AgentStream, _ struct{}) bool { return y.from == x.from })
-		if s.streams == nil {
-			s.streams = map[*AgentStream]struct{}{}
-		}
-		s.streams[x] = struct{}{}
-		s.record.LastSeen = time.Now()
-		if version != "" {
-			s.record.Version = version
-		}
-	})
-	return x
-}
-
 func (b *AgentBook) note(id string, change func(*agentState)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -250,13 +172,16 @@ func (b *AgentBook) note(id string, change func(*agentState)) {
 }
 
 // List returns all agents by ID.
-func (b *AgentBook) List() []AgentView {
+func (b *AgentBook) List() []AgentView { return b.views(time.Now()) }
+
+// views are all agents by ID, as those of their instances have it that count at this moment.
+func (b *AgentBook) views(at time.Time) []AgentView {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	views := make([]AgentView, 0, len(b.byID))
 	for _, s := range b.byID {
-		v := AgentView{AgentRecord: s.record, Connected: len(s.streams) > 0, Rejections: s.lack()}
-		v.AckedSequence = s.acked()
+		v := AgentView{AgentRecord: s.record, Connected: s.connected(), Rejections: s.lack(at)}
+		v.AckedSequence = s.acked(at)
 		views = append(views, v)
 	}
 	slices.SortFunc(views, func(x, y AgentView) int {
@@ -276,7 +201,7 @@ func (b *AgentBook) Unconfirmed(set uint64, at time.Time) []string {
 	set = max(set, b.floor)
 	b.mu.RUnlock()
 	var names []string
-	for _, a := range b.List() {
+	for _, a := range b.views(at) {
 		if (at.IsZero() || at.Before(a.CountsUntil())) && a.AckedSequence < set {
 			names = append(names, a.ID)
 		}
@@ -350,7 +275,7 @@ func (b *AgentBook) Forget(ctx context.Context, since time.Time) error {
 	b.mu.Lock()
 	for id, s := range b.byID {
 		live := slices.ContainsFunc(s.record.Instances, func(i ca.AgentInstance) bool { return now.Before(i.NotAfter) })
-		if !live && len(s.streams) == 0 && s.record.HoldsUntil.Before(now) && s.record.LastSeen.Before(since) {
+		if !live && !s.connected() && s.record.HoldsUntil.Before(now) && s.record.LastSeen.Before(since) {
 			gone = append(gone, id)
 			delete(b.byID, id)
 		}

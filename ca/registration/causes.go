@@ -35,6 +35,7 @@ func (a *Authority) WatchCauses(ctx context.Context, scan func(ctx context.Conte
 			for ctx.Err() == nil {
 				began := time.Now()
 				a.look(ctx, name, member)
+				a.bury(ctx, name, member)
 				wait(ctx, min(max(lookEvery, lookShare*time.Since(began)), lookSlowest))
 			}
 		})

@@ -58,7 +58,7 @@ func (m *morgue) Ended(_ context.Context, held []*attestor.Evidence) map[int]*re
 
 func mortalAuthority(members map[string]Member) *Authority {
 	journal := NewJournal(new(bytes.Buffer), NewRing(10), NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
-	return &Authority{Config{Clusters: members, Endings: NewEndings(), Journal: journal}}
+	return &Authority{Config{Clusters: members, Agents: &AgentBook{}, Endings: NewEndings(), Journal: journal}}
 }
 
 func (e *Endings) add(agent, cluster, pod string, until time.Time) {
@@ -204,4 +204,49 @@ func TestAgentsThatAreGoneAreForgotten(t *testing.T) {
 	default:
 		t.Error("who follows an agent that was forgotten never hears again")
 	}
+}
+
+// An instance of an agent that is away counts for what it said last, until its cluster says that its pod is gone. One that is
+// connected says for itself.
+func TestAnInstanceEndsWithItsPod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one := &morgue{gone: map[string]bool{}}
+		a := mortalAuthority(map[string]Member{"one": {Cluster: one}})
+		record := ca.AgentRecord{ID: someAgent, Cluster: "one"}
+		for _, pod := range []string{"old", "next"} {
+			record.Instances = append(record.Instances, ca.AgentInstance{
+				Serial: pod, NotAfter: time.Now().Add(time.Hour), PodName: pod, PodUID: pod, NodeName: "n", NodeUID: "n",
+				Namespace: "meshca", ServiceAccount: "agent", ServiceAccountUID: "sa",
+			})
+		}
+		a.Agents.byID = map[string]*agentState{someAgent: {record: record}}
+		id := spiffeid.RequireFromString(someAgent)
+		old, next := a.Agents.Connected(id, "old", ""), a.Agents.Connected(id, "next", "")
+		old.Acknowledge(4, nil)
+		next.Acknowledge(5, nil)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); a.WatchCauses(ctx, nothing, slog.New(slog.DiscardHandler)) }()
+		waits := func(what string, want bool) {
+			t.Helper()
+			time.Sleep(2 * lookSlowest)
+			if names := a.Agents.Unconfirmed(5, time.Now()); (len(names) == 1) != want {
+				t.Errorf("%s: unconfirmed are %q", what, names)
+			}
+		}
+		one.take("old")
+		waits("its pod is said to be gone, and it is connected", true)
+		one.mu.Lock()
+		delete(one.gone, "old")
+		one.mu.Unlock()
+		old.Close()
+		waits("it is away", true)
+		one.take("old")
+		waits("its pod is gone", false)
+		old.Acknowledge(4, nil)
+		old.Close()
+		waits("a dead one says something", false)
+		stop()
+		<-ended
+	})
 }

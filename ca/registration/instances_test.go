@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/test/world"
 )
 
@@ -43,8 +45,69 @@ func TestAnInstanceConfirmsForItselfAlone(t *testing.T) {
 	again.Close()
 	next.Acknowledge(6, nil)
 	next.Close()
-	unconfirmed("both have left, the last one with it", 6, false)
-	if a := book.List()[0]; a.Connected || a.AckedSequence != 6 || len(a.Rejections) != 0 {
+	unconfirmed("both are away, and one has it", 6, true)
+	if a := book.List()[0]; a.Connected || a.AckedSequence != 5 || len(a.Rejections) != 0 {
 		t.Errorf("shown is %+v", a)
+	}
+}
+
+// A stream ends at each change of the trust bundle, to be opened anew. The proxies below the instance have what they have
+// meanwhile: it counts, and who looks in that moment sees what it said last.
+func TestAnInstanceIsNotItsStream(t *testing.T) {
+	for name, c := range map[string]struct {
+		then  func(w *world.World, first registration.Caller, book *registration.AgentBook)
+		at    time.Duration // from the end of the old one's SVID; 0: now
+		waits bool
+		lacks int
+	}{
+		"its stream is being opened anew": {waits: true, lacks: 1},
+		"it came back and said nothing, twice": {then: func(_ *world.World, first registration.Caller, book *registration.AgentBook) {
+			book.Connected(first.ID, first.Serial, "v1").Close()
+			book.Connected(first.ID, first.Serial, "v1").Close()
+		}, waits: true},
+		"it is back with it": {then: func(_ *world.World, first registration.Caller, book *registration.AgentBook) {
+			book.Connected(first.ID, first.Serial, "v1").Acknowledge(5, nil)
+		}},
+		"it is back with it, by another SVID": {then: func(w *world.World, _ registration.Caller, book *registration.AgentBook) {
+			renewed := w.AttestAgent(world.Agent)
+			book.Connected(renewed.ID, renewed.Serial, "v1").Acknowledge(5, nil)
+		}},
+		"its SVID lives yet": {at: -time.Second, waits: true, lacks: 1},
+		"its SVID has ended": {at: time.Second, lacks: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := world.New(t, "")
+			book := w.RA.Agents
+			w.RA.AgentTTL = time.Hour
+			first := w.AttestAgent(world.Agent)
+			old := book.Connected(first.ID, first.Serial, "v1")
+			old.Acknowledge(4, []string{"web.sock: rejects it: no"})
+			w.RA.AgentTTL = ca.MaxTTL
+			subject := world.Agent
+			subject.Pod, subject.PodUID = "agent-2", "pod-agent-2"
+			second := w.AttestAgent(subject)
+			book.Connected(second.ID, second.Serial, "v2").Acknowledge(5, nil)
+			old.Close()
+			if c.then != nil {
+				c.then(w, first, book)
+			}
+			at := time.Now()
+			if c.at != 0 {
+				at = first.NotAfter.Add(c.at)
+			}
+			if names := book.Unconfirmed(5, at); (len(names) == 1) != c.waits {
+				t.Errorf("unconfirmed are %q", names)
+			}
+			shown := uint64(4)
+			if !c.waits && c.at == 0 {
+				shown = 5
+			}
+			if a := book.List()[0]; !a.Connected || len(a.Rejections) != c.lacks || a.AckedSequence != shown {
+				t.Errorf("shown is %+v", a)
+			}
+			if names := book.Unconfirmed(4, time.Now()); len(names) != 0 {
+				t.Errorf("of the bundle before unconfirmed are %q", names)
+			}
+		})
 	}
 }
