@@ -168,6 +168,58 @@ func TestAReplacedRootEndsAndIsTakenAway(t *testing.T) {
 	})
 }
 
+// A key is destroyed by emptying its file, and nobody looks after files that are not used: no fault of theirs keeps the CA
+// from starting, and the log says what each is.
+func TestAReplacedRootIsDamaged(t *testing.T) {
+	dir := t.TempDir()
+	c := configIn(t, dir, clusterIn(t, dir, "a", false))
+	d := opened(t, c)
+	next := rotates(t, d, rollout.RotateOptions{By: "test"}).New.ID
+	if err := d.close(); err != nil {
+		t.Fatal(err)
+	}
+	starts := func(log, why string) {
+		t.Helper()
+		d, out, err := opens(t, c)
+		if err != nil {
+			t.Fatalf("the CA does not start over a root that nobody uses: %v", err)
+		}
+		signsUnder(t, d, next)
+		if said, told := out.find(log, "err"); !told || !strings.Contains(said, why) {
+			t.Errorf("it is not told:\n%s", out.b.String())
+		}
+		if err := d.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const named = "the issuer that the configuration names cannot be used; another one signs, so the CA goes on"
+	f := c.Upstream.Disk.files()
+	if err := os.Chmod(f.Key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	starts(named, "chmod 600")
+	for file, why := range map[string]string{f.Key: "", f.Cert: "the root's certificate"} {
+		if err := os.Truncate(file, 0); err != nil {
+			t.Fatal(err)
+		}
+		starts(named, why)
+	}
+	if err := os.WriteFile(filepath.Join(c.successors(), "stray.crt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	starts("an issuer of the upstream cannot be used", "stray.crt")
+	keys, err := filepath.Glob(filepath.Join(c.successors(), "root-*.key"))
+	if err != nil || len(keys) != 1 {
+		t.Fatal(keys, err)
+	}
+	if err := os.Truncate(keys[0], 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := opens(t, c); err == nil || !strings.Contains(err.Error(), "The root that signs has the SHA-256 "+next) || !strings.Contains(err.Error(), keys[0]) {
+		t.Errorf("the key of the root that signs is empty, too: %v", err)
+	}
+}
+
 // edited is an upstream whose issuers are others.
 type edited struct {
 	ca.Upstream

@@ -134,6 +134,8 @@ func (d *daemon) tellIssuers(issuers []ca.UpstreamIssuer, journal rotation.Rollo
 				"`certctl ca rotate root --issuer` goes to it", "signs", signer.Ref)
 		case i.Named:
 			log.Info("the configuration names an issuer that is not the one that signs", "signs", signer.Ref)
+		case i.Fault != nil:
+			log.Info("an issuer of the upstream cannot be used", "err", i.Fault)
 		}
 	}
 	if !there {

@@ -16,7 +16,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/big"
 	"net/url"
 	"path/filepath"
@@ -76,24 +75,21 @@ type issuer struct {
 	files Files
 	named bool
 	ref   string
-	chain []*x509.Certificate // the signing certificate first, the root last; empty where the file is missing
+	chain []*x509.Certificate // the signing certificate first, the root last; empty where the file could not be read
 	key   crypto.Signer
-	// fault says why it cannot sign: a file is missing, or its chain has ended.
+	// fault says why it cannot sign, as of when it was read.
 	fault error
 }
 
 var _ ca.Upstream = (*Upstream)(nil)
 
 // Open reads the roots and checks them: modes, that key and certificate belong together, that it is a CA that can have
-// an intermediate below it, and that it is valid now. A root that has ended, or whose files are missing, is a fault of its
-// issuer: one that was replaced may be taken away, and a successor that has ended is passed over. It is an error where no
+// an intermediate below it, and that it is valid now. Whatever is wrong with a root is a fault of its issuer alone: the key
+// of one that was replaced may be taken away or destroyed. A successor that has ended is passed over. It is an error where no
 // root is left that could sign, unless that is because it has ended. A token is not asked for its keys before they are to
 // sign, and then they must be those of the certificates: one that is away now makes a fault of the issuer, too.
 func Open(o Options) (*Upstream, error) {
-	named, err := open(o.Root)
-	if err != nil {
-		return nil, err
-	}
+	named := open(o.Root)
 	named.named = true
 	u := &Upstream{o: o, issuers: []*issuer{named}}
 	if o.Successors != "" {
@@ -122,12 +118,9 @@ func (u *Upstream) openSuccessors() error {
 	}
 	for _, cert := range certs {
 		f, err := u.successor(strings.TrimSuffix(cert, ".crt"))
+		i := open(f)
 		if err != nil {
-			return err
-		}
-		i, err := open(f)
-		if err != nil {
-			return err
+			i.fault = err
 		}
 		twice := slices.ContainsFunc(u.issuers, func(x *issuer) bool { return x.ref == i.ref && x.fault == nil })
 		if !twice && !errors.Is(i.fault, errEnded) {
@@ -137,13 +130,19 @@ func (u *Upstream) openSuccessors() error {
 	return nil
 }
 
-// open reads a root. What is wrong with it is an error, but what becomes of roots that were replaced: that is its fault.
-func open(f Files) (*issuer, error) {
+// open reads a root. What is wrong with it is its fault.
+func open(f Files) *issuer {
 	i, err := read(f)
-	if errors.Is(err, errEnded) || errors.Is(err, fs.ErrNotExist) {
-		i.fault, i.key, err = err, nil, nil
+	i.fault = err
+	return i
+}
+
+// unfit says why it cannot sign now. What is valid only later becomes so by itself, above all where the clock was wrong.
+func (i *issuer) unfit() error {
+	if errors.Is(i.fault, errEarly) {
+		return check(i.files, i.chain, i.key, time.Now())
 	}
-	return i, err
+	return i.fault
 }
 
 // read reads a root that is to sign. With an error it is as much of it as could be read.
@@ -179,11 +178,11 @@ func (u *Upstream) Issuers(context.Context) ([]ca.UpstreamIssuer, error) {
 
 func (i *issuer) shown() ca.UpstreamIssuer {
 	if len(i.chain) == 0 {
-		return ca.UpstreamIssuer{Name: i.files.Cert, Named: i.named, Fault: i.fault}
+		return ca.UpstreamIssuer{Name: i.files.Cert, Named: i.named, Fault: i.unfit()}
 	}
 	root := i.chain[len(i.chain)-1]
-	shown := ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, NotAfter: i.end(), Named: i.named, Fault: i.fault}
-	if k, ok := i.key.(*pkcs11.Key); ok {
+	shown := ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, NotAfter: i.end(), Named: i.named, Fault: i.unfit()}
+	if k, ok := i.key.(*pkcs11.Key); ok && shown.Fault == nil {
 		shown.Fault = k.Ready()
 	}
 	return shown
@@ -236,12 +235,13 @@ func (u *Upstream) issuer(ref string) (*issuer, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, i := range u.issuers {
-		if i.ref == ref && i.fault != nil {
-			return nil, fmt.Errorf("disk upstream: %w: put that right and restart, or go to another root: `certctl ca rotate root`", i.fault)
+		if i.ref != ref {
+			continue
 		}
-		if i.ref == ref {
-			return i, nil
+		if err := i.unfit(); err != nil {
+			return nil, fmt.Errorf("disk upstream: %w: put that right and restart, or go to another root: `certctl ca rotate root`", err)
 		}
+		return i, nil
 	}
 	return nil, fmt.Errorf("disk upstream: no root with the SHA-256 %.64q, neither at %s nor in %s", ref, u.o.Root.Cert, u.o.Successors)
 }
@@ -304,7 +304,10 @@ func same(a, b crypto.PublicKey) bool {
 	return ok && pub.Equal(b)
 }
 
-var errEnded = errors.New("ended")
+var (
+	errEnded = errors.New("ended")
+	errEarly = errors.New("is not valid yet")
+)
 
 // check says what is wrong with a root as it was read.
 func check(f Files, chain []*x509.Certificate, key crypto.Signer, now time.Time) error {
@@ -320,7 +323,7 @@ func check(f Files, chain []*x509.Certificate, key crypto.Signer, now time.Time)
 		case c.MaxPathLen >= 0 && c.MaxPathLen < i+1: // parsed: -1 is none
 			return fmt.Errorf("%s: certificate %d (%s) has path length %d: there is no room for an intermediate below", f.Cert, i+1, c.Subject, c.MaxPathLen)
 		case now.Before(c.NotBefore):
-			return fmt.Errorf("%s: certificate %d (%s) is valid from %s only: look at the clock", f.Cert, i+1, c.Subject, c.NotBefore.UTC().Format(time.RFC3339))
+			return fmt.Errorf("%s: certificate %d (%s) %w, but from %s on: look at the clock", f.Cert, i+1, c.Subject, errEarly, c.NotBefore.UTC().Format(time.RFC3339))
 		case now.After(c.NotAfter):
 			return fmt.Errorf("%s: certificate %d (%s) %w at %s", f.Cert, i+1, c.Subject, errEnded, c.NotAfter.UTC().Format(time.RFC3339))
 		}

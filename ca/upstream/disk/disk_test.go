@@ -399,8 +399,7 @@ func TestSuccessors(t *testing.T) {
 	}
 }
 
-// What was replaced may be taken away: the named root or a successor, its key or all of it. What others could have used
-// is refused, whoever signs, and so is a start where nothing is left.
+// What was replaced may be taken away: the named root or a successor, its key or all of it.
 func TestWhatWasReplacedMayBeGone(t *testing.T) {
 	for name, c := range map[string]struct {
 		gone  func(named, made Files) []string
@@ -443,18 +442,101 @@ func TestWhatWasReplacedMayBeGone(t *testing.T) {
 			if err := u.Check(t.Context()); err != nil {
 				t.Error(err)
 			}
-			left := made
-			if c.fault == 1 {
-				left = f
-			}
-			if err := os.Chmod(left.Key, 0o644); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := Open(o); err == nil {
-				t.Error("a key that others can read was passed over")
-			}
 		})
 	}
+}
+
+// A key that is to be gone is often emptied, and what nobody uses is looked after by nobody: whatever is wrong with one root
+// keeps no other from signing. It signs nothing itself, and a start where no other is left is none.
+func TestWhatIsWrongWithARootIsItsOwnFault(t *testing.T) {
+	empty := func(path string) error { return os.Truncate(path, 0) }
+	for name, c := range map[string]struct {
+		harm func(Files) error
+		says string
+		root bool
+	}{
+		"its key can be read by others": {func(f Files) error { return os.Chmod(f.Key, 0o644) }, "chmod 600", true},
+		"its key is empty":              {func(f Files) error { return empty(f.Key) }, "is not PEM", true},
+		"its certificate is empty":      {func(f Files) error { return empty(f.Cert) }, "the root's certificate", false},
+		"its key is another one's": {func(f Files) error {
+			return os.WriteFile(f.Key, keyPEM(t, newKey(t)), 0o600)
+		}, "does not belong to", true},
+		"its key is in a token": {func(f Files) error {
+			return os.WriteFile(strings.TrimSuffix(f.Cert, ".crt")+inToken, []byte("pkcs11:token=a;object=root-1\n"), 0o600)
+		}, "PKCS #11", true},
+	} {
+		for whose, harmed := range []string{"named", "successor"} {
+			if harmed == "named" && strings.Contains(name, "token") {
+				continue
+			}
+			t.Run(harmed+": "+name, func(t *testing.T) {
+				o := Options{Root: created(t, CreateOptions{}), Successors: filepath.Join(t.TempDir(), "roots"), TrustDomain: domain}
+				made := Files{Cert: filepath.Join(o.Successors, "b.crt"), Key: filepath.Join(o.Successors, "b.key")}
+				if _, err := Create(made, CreateOptions{TrustDomain: domain}); err != nil {
+					t.Fatal(err)
+				}
+				both := []Files{o.Root, made}
+				if err := c.harm(both[whose]); err != nil {
+					t.Fatal(err)
+				}
+				u, err := Open(o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all, err := u.Issuers(t.Context())
+				if err != nil || len(all) != 2 || all[1-whose].Fault != nil || (all[whose].Root != nil) != c.root {
+					t.Fatalf("issuers %+v, %v", all, err)
+				}
+				if err := all[whose].Fault; err == nil || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("its fault: %v", err)
+				}
+				if _, err := u.SignIntermediate(t.Context(), all[1-whose].Ref, request(t, time.Hour)); err != nil {
+					t.Errorf("the other one does not sign: %v", err)
+				}
+				if _, err := u.SignIntermediate(t.Context(), all[whose].Ref, request(t, time.Hour)); err == nil {
+					t.Error("it signs")
+				}
+				if err := empty(both[1-whose].Key); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := Open(o); err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "is not PEM") {
+					t.Errorf("a start where none can sign: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// Where the clock was wrong at the start, a root signs as soon as the clock is right.
+func TestARootThatIsNotValidYet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{Root: created(t, CreateOptions{}), Successors: filepath.Join(t.TempDir(), "roots"), TrustDomain: domain}
+		key := newKey(t)
+		later := put(t, keyPEM(t, key), certificate(t, "root", key, nil, nil, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }))
+		o.Root, later = later, o.Root
+		if err := os.Mkdir(o.Successors, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for from, to := range map[string]string{later.Cert: "b.crt", later.Key: "b.key"} {
+			if err := os.Rename(from, filepath.Join(o.Successors, to)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		u, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, signs := range []bool{false, true} {
+			all, err := u.Issuers(t.Context())
+			if err != nil || len(all) != 2 || (all[0].Fault == nil) != signs || all[1].Fault != nil {
+				t.Fatalf("issuers %+v, %v", all, err)
+			}
+			if _, err := u.SignIntermediate(t.Context(), all[0].Ref, request(t, time.Minute)); (err == nil) != signs {
+				t.Errorf("signs %v, want %v", err, signs)
+			}
+			time.Sleep(61 * time.Minute)
+		}
+	})
 }
 
 // The configuration may name the successor itself, once that signs.
@@ -489,12 +571,6 @@ func TestEndedSuccessorsArePassedOver(t *testing.T) {
 		}
 		if all, err := u.Issuers(t.Context()); err != nil || len(all) != 1 {
 			t.Errorf("issuers %+v, %v", all, err)
-		}
-		if err := os.Chmod(ended.Key, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := Open(o); err == nil {
-			t.Error("a key that others can read was passed over")
 		}
 	})
 }

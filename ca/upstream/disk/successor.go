@@ -87,24 +87,31 @@ func (u *Upstream) sweep() error {
 		return fmt.Errorf("looking for successors of the root: %w", err)
 	}
 	for _, file := range names {
-		if _, err := os.Lstat(strings.TrimSuffix(file, inToken) + ".crt"); !errors.Is(err, fs.ErrNotExist) {
+		cert := strings.TrimSuffix(file, inToken) + ".crt"
+		if _, err := os.Lstat(cert); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		name, err := u.uriOf(file)
-		if err != nil {
-			return err
-		}
-		key, err := pkcs11.Parse(name)
-		if err != nil {
-			return err
-		}
-		if u.o.Root.Tokens.Destroy(key) == nil {
-			if err := keyfile.Remove(file); err != nil {
-				return err
-			}
+		if err := u.destroy(file); err != nil {
+			u.issuers = append(u.issuers, &issuer{files: Files{Cert: cert}, fault: err})
 		}
 	}
 	return nil
+}
+
+// destroy destroys the key that a file names, and the file, unless the token is away.
+func (u *Upstream) destroy(file string) error {
+	name, err := u.uriOf(file)
+	if err != nil {
+		return err
+	}
+	key, err := pkcs11.Parse(name)
+	if err != nil {
+		return err
+	}
+	if u.o.Root.Tokens.Destroy(key) != nil {
+		return nil
+	}
+	return keyfile.Remove(file)
 }
 
 // Check asks the token for the keys in it, and says which one is missing or another one than the certificate's.

@@ -56,13 +56,30 @@ func TestASuccessorElsewhere(t *testing.T) {
 	if err := os.WriteFile(name, []byte("pkcs11:token=b;object=root-1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(Options{Root: f, Successors: successors, TrustDomain: domain})
-	if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "name the token's key as the root's") {
-		t.Errorf("got %v", err)
+	half := filepath.Join(successors, "root-2.pkcs11") // a crash came before its certificate
+	if err := os.WriteFile(half, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	faults := func() (half, whole string) {
+		u, err := Open(Options{Root: f, Successors: successors, TrustDomain: domain})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := u.Issuers(t.Context())
+		if err != nil || len(all) != 3 || all[0].Fault != nil || all[1].Fault == nil || all[2].Fault == nil || all[2].Root == nil {
+			t.Fatalf("issuers %+v, %v", all, err)
+		}
+		return all[1].Fault.Error(), all[2].Fault.Error()
+	}
+	if h, w := faults(); !strings.Contains(h, half) || !strings.Contains(w, name) || !strings.Contains(w, "name the token's key as the root's") {
+		t.Errorf("half made: %s; whole: %s", h, w)
 	}
 	f.Key, f.Tokens = "pkcs11:token=a;object=root?module-path=/m.so&pin-source=/pin", pkcs11.New()
-	if _, err = Open(Options{Root: f, Successors: successors, TrustDomain: domain}); err == nil || !strings.Contains(err.Error(), "another PKCS #11 token") {
-		t.Errorf("got %v", err)
+	if h, w := faults(); !strings.Contains(h, half) || !strings.Contains(w, "another PKCS #11 token") {
+		t.Errorf("half made: %s; whole: %s", h, w)
+	}
+	if err := os.Remove(half); err != nil {
+		t.Fatal(err)
 	}
 	// The token is not asked at the start; where it is away that is the issuer's fault, once somebody asked.
 	if err := os.WriteFile(name, []byte("pkcs11:token=a;object=root-1\n"), 0o600); err != nil {
