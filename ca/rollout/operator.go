@@ -32,7 +32,7 @@ type Operator struct {
 	roots  *Roots
 	roller *rotation.Roller
 	// changing is held while a rollout begins or a root is tainted, and while roots come into the trust bundle or go: else
-	// the one could begin with what the other takes away.
+	// the one could begin with what the other takes away. Nobody who holds it asks the upstream: an emergency waits for it.
 	changing sync.Mutex
 	seen     atomic.Pointer[sighting] // by the last view
 }

@@ -37,26 +37,32 @@ func (o *Operator) Repoint(ctx context.Context, issuer string, dryRun bool) (to 
 	if dryRun {
 		return to, true, nil
 	}
+	if err := o.repoint(ctx, party); err != nil {
+		return ca.Root{}, false, err
+	}
+	return to, true, o.try(ctx, to)
+}
+
+func (o *Operator) repoint(ctx context.Context, to rotation.Party) error {
 	o.changing.Lock()
 	defer o.changing.Unlock()
-	_, err = o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) {
-		next, moved := r.Repoint(party)
+	_, err := o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) {
+		next, moved := r.Repoint(to)
 		if !moved {
 			return r, errMeanwhile
 		}
 		return next, nil
 	})
-	if err != nil {
-		return ca.Root{}, false, err
+	if err == nil {
+		o.roots.c.Authority.Repoint(ca.Root{ID: to.ID, Ref: to.Ref})
 	}
-	o.roots.c.Authority.Repoint(to)
-	return to, true, o.try(ctx, to)
+	return err
 }
 
 var errMeanwhile = errors.New("another command came between, and nothing was changed: look at `certctl ca status`, and try again")
 
 // try has the issuer sign now, so that whoever named it sees whether it does. If it does not, the intermediate of before
-// stays in use.
+// stays in use. The upstream may be slow, so nothing is held that an emergency waits for.
 func (o *Operator) try(ctx context.Context, root ca.Root) error {
 	lines, _ := o.roots.c.Authority.Lines()
 	for _, l := range lines {

@@ -147,6 +147,58 @@ func sequenceOf(b interface{ SequenceNumber() (uint64, bool) }) uint64 {
 	return n
 }
 
+// mute is a mount that does not sign for an issuer before its caller gives up, and tells when it is asked.
+type mute struct {
+	*mount
+	ref   string
+	asked chan struct{}
+}
+
+func (m mute) SignIntermediate(ctx context.Context, ref string, r ca.IntermediateRequest) ([]*x509.Certificate, error) {
+	if ref != m.ref {
+		return m.mount.SignIntermediate(ctx, ref, r)
+	}
+	select {
+	case m.asked <- struct{}{}:
+	default:
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// The issuer that a root is re-pointed to is slow to sign. An emergency does not wait for that.
+func TestATaintDoesNotWaitForARepoint(t *testing.T) {
+	t.Parallel()
+	h, m := onMount(t, t.TempDir())
+	slow := mute{m, "again", make(chan struct{}, 1)}
+	h.wrap = func(u ca.Upstream) ca.Upstream { m.Upstream = u; return slow }
+	h.stop()
+	h.open()
+	stolen := anchor(t, nil, nil)
+	_, err := h.operator.TrustRoots(t.Context(), []*x509.Certificate{stolen})
+	h.must(err)
+	m.imported(h.auth.Assignment().Root.ID, slow.ref)
+	patient, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, _, err := h.operator.Repoint(patient, slow.ref, false)
+		done <- err
+	}()
+	<-slow.asked
+	_, err = h.operator.Rotate(t.Context(), rollout.RotateOptions{By: "test", Within: bound, Tainted: ca.RootID(stolen)})
+	h.must(err)
+	select {
+	case err := <-done:
+		t.Fatalf("the taint came behind the re-point: %v", err)
+	default:
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("the re-point: %v", err)
+	}
+}
+
 // The same while a rollout is under way, for the root that it goes to.
 func TestAnIssuerIsImportedAgainUnderARollout(t *testing.T) {
 	t.Parallel()
