@@ -39,6 +39,7 @@ type Agent struct {
 	endings endings
 	stage   stage
 	handed  *handed // connections that sources accepted
+	places  *places
 	readers readers
 	proxies *proxies
 	// policyReviewed is the moment that the CA's last state told; apply alone uses it.
@@ -56,7 +57,7 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	c = c.withDefaults()
-	a := &Agent{config: c, log: c.Log, started: time.Now(), handed: newHanded()}
+	a := &Agent{config: c, log: c.Log, started: time.Now(), handed: newHanded(), places: newPlaces()}
 	a.denials = newDenials(filepath.Join(c.StateDir, "denied.json"), c.Log)
 	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys"), c.now}

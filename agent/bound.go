@@ -1,19 +1,19 @@
 package agent
 
 import (
-	"math"
 	"net"
 	"sync"
 	"time"
-
-	"github.com/meshca/meshca/api/refusal"
 )
 
 // bound is a workload's listener. Its connections belong to that workload for as long as they are open, whatever becomes
 // of the path: a connection of a pod that is gone must not be served what the next one at the same path gets.
 type bound struct {
 	net.Listener
-	w *workload
+	w     *workload
+	door  door // of connections that Accept returns
+	done  chan struct{}
+	ended sync.Once
 
 	mu     sync.Mutex
 	open   map[*boundConn]struct{}
@@ -23,7 +23,8 @@ type bound struct {
 // boundConn is a connection that came through a workload's socket.
 type boundConn struct {
 	net.Conn
-	of *bound
+	of    *bound
+	leave func()
 }
 
 // boundAddr is the local address of a boundConn: that is where a gRPC handler finds whose the call is.
@@ -32,34 +33,43 @@ type boundAddr struct {
 	w *workload
 }
 
-func newBound(l net.Listener, w *workload) *bound {
-	return &bound{Listener: l, w: w, open: make(map[*boundConn]struct{})}
+func newBound(l net.Listener, w *workload, d door) *bound {
+	return &bound{Listener: l, w: w, door: d, done: make(chan struct{}), open: make(map[*boundConn]struct{})}
 }
 
-// Accept waits for the next connection.
+// Accept waits for the next connection, and for its place. Close ends both.
 func (b *bound) Accept() (net.Conn, error) {
 	c, err := b.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := b.take(c, math.MaxInt)
+	leave, err := b.door.await(b.done)
 	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	conn, err := b.take(c, leave)
+	if err != nil {
+		leave()
 		_ = c.Close()
 		return nil, err
 	}
 	return conn, nil
 }
 
-// take binds a connection to the workload, if fewer than so many are.
-func (b *bound) take(c net.Conn, most int) (net.Conn, error) {
-	conn := &boundConn{c, b}
+// Close ends Accept; connections stay.
+func (b *bound) Close() error {
+	b.ended.Do(func() { close(b.done) })
+	return b.Listener.Close()
+}
+
+// take binds a connection to the workload. leave gives its place back, when it is closed.
+func (b *bound) take(c net.Conn, leave func()) (net.Conn, error) {
+	conn := &boundConn{c, b, leave}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case b.closed:
+	if b.closed {
 		return nil, net.ErrClosed
-	case len(b.open) >= most:
-		return nil, refusal.New(refusal.PeerLimit, "the pod has %d connections open, as many as it may (sds.connectionsPerSocket)", most)
 	}
 	b.open[conn] = struct{}{}
 	return conn, nil
@@ -85,6 +95,7 @@ func (b *bound) cut(grace time.Duration) {
 	defer b.mu.Unlock()
 	for c := range b.open {
 		_ = c.Conn.Close()
+		c.leave()
 	}
 	clear(b.open)
 }
@@ -133,5 +144,6 @@ func (c *boundConn) Close() error {
 	c.of.mu.Lock()
 	delete(c.of.open, c)
 	c.of.mu.Unlock()
+	defer c.leave()
 	return c.Conn.Close()
 }

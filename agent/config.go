@@ -52,6 +52,8 @@ type Config struct {
 	SDS             sds.Limits
 	// ConnectionsPerSocket bounds the open connections of one workload's socket; 32 where it is 0.
 	ConnectionsPerSocket int
+	// ConnectionsPerPod and StreamsPerPod bound what all sockets of a pod have open together; 16 and 24 where they are 0.
+	ConnectionsPerPod, StreamsPerPod int
 	// Version is told to the CA and in status.
 	Version string
 	// Log gets what happens; slog.Default where it is nil.
@@ -82,8 +84,8 @@ type Workload struct {
 	PodUID string
 }
 
-// Pod names a pod.
-type Pod struct{ Namespace, Name string }
+// Pod names a pod. Workloads of one UID share what one may cost: connections, streams, names.
+type Pod struct{ Namespace, Name, UID string }
 
 // String is empty where no pod is named.
 func (p Pod) String() string {
@@ -103,6 +105,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ConnectionsPerSocket == 0 {
 		c.ConnectionsPerSocket = 32
+	}
+	if c.ConnectionsPerPod == 0 {
+		c.ConnectionsPerPod = 16
+	}
+	if c.StreamsPerPod == 0 {
+		c.StreamsPerPod = 24
 	}
 	if c.now == nil {
 		c.now = machineClocks()
@@ -155,8 +163,8 @@ func (c Config) Check() error {
 			wrong("opsAddress %q is not host:port", c.OpsAddress)
 		}
 	}
-	if c.ConnectionsPerSocket < 0 {
-		wrong("connectionsPerSocket is negative")
+	if c.ConnectionsPerSocket < 0 || c.ConnectionsPerPod < 0 || c.StreamsPerPod < 0 {
+		wrong("connectionsPerSocket, connectionsPerPod or streamsPerPod is negative")
 	}
 	if len(c.Workloads) > maxWorkloads {
 		wrong("%d workloads: at most %d are kept", len(c.Workloads), maxWorkloads)

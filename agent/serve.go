@@ -6,7 +6,6 @@ import (
 	"time"
 
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
-	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
 
@@ -41,6 +40,14 @@ func (a *Agent) newSDS() (*sds.Server, error) {
 				return w.Socket
 			}
 			return ""
+		},
+		Account: func(ctx context.Context) sds.Account {
+			w, err := a.workloadOf(ctx)
+			if err != nil {
+				return sds.Account{}
+			}
+			account := a.config.account(w.Workload)
+			return sds.Account{Name: account.name, Streams: account.streams}
 		},
 		PlainValidation: a.config.PlainValidation,
 		SystemBundle:    a.config.SystemBundle,
@@ -104,14 +111,14 @@ func (a *Agent) streamClosed(s sds.Stream, err error) {
 
 // serve keeps the workload's socket open until ctx ends. A socket that cannot be opened is its own workload's trouble
 // alone: it is tried again, also when somebody took the file away.
-func (w *workload) serve(ctx context.Context, server *grpc.Server, connections int) {
+func (w *workload) serve(ctx context.Context, server *grpc.Server, p door) {
 	look := time.NewTicker(watch)
 	defer look.Stop()
 	for ctx.Err() == nil {
 		s, err := listen(w.Socket, w.Mode, w.UID, w.GID)
 		w.listened(err)
 		if err == nil {
-			err = w.accept(ctx, server, s, connections, look.C)
+			err = w.accept(ctx, server, s, p, look.C)
 			if ctx.Err() != nil {
 				return
 			}
@@ -122,28 +129,26 @@ func (w *workload) serve(ctx context.Context, server *grpc.Server, connections i
 }
 
 // accept serves the socket until it is gone, which it looks for at each look; grpc closes it at the stop.
-func (w *workload) accept(ctx context.Context, server *grpc.Server, s *socket, connections int, look <-chan time.Time) error {
-	// At its limit it waits for a connection to end. Closing it, and not the socket alone, ends that wait too.
-	conns := newBound(s, w)
-	l := netutil.LimitListener(conns, connections)
+func (w *workload) accept(ctx context.Context, server *grpc.Server, s *socket, p door, look <-chan time.Time) error {
+	conns := newBound(s, w, p)
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(l) }()
+	go func() { done <- server.Serve(conns) }()
 	for {
 		select {
 		case err := <-done:
-			_ = l.Close()
+			_ = conns.Close()
 			if err == nil {
 				err = grpc.ErrServerStopped
 			}
 			return err
 		case <-look:
 			if !s.intact() {
-				_ = l.Close()
+				_ = conns.Close()
 				<-done //nolint:errcheck // it ends because the socket was closed
 				return refusal.New(refusal.SocketPath, "the socket was removed or replaced")
 			}
 		case <-ctx.Done():
-			_ = l.Close()
+			_ = conns.Close()
 			err := <-done
 			if w.finished() {
 				conns.cut(parting)

@@ -115,7 +115,7 @@ func (a *Agent) start(w *workload) {
 	ctx, cancel := context.WithCancel(a.stage.ctx)
 	w.cancel = cancel
 	if w.shared == nil {
-		w.running.Go(func() { w.serve(ctx, a.stage.transport, a.config.ConnectionsPerSocket) })
+		w.running.Go(func() { w.serve(ctx, a.stage.transport, a.door(w)) })
 	}
 	w.running.Go(func() { a.keepWorkload(ctx, w) })
 }
@@ -137,14 +137,19 @@ func (k *Kept) Remove() error {
 // Serve serves a connection of the workload's, one that has no socket of its own. It belongs to the agent then, also where an
 // error says that it was closed: the workload is gone, or has too many.
 func (k *Kept) Serve(conn net.Conn) error {
-	bound, err := k.w.shared.take(conn, k.agent.config.ConnectionsPerSocket)
-	if err == nil {
-		err = k.agent.handed.put(bound)
-	}
-	if err != nil {
+	d := k.agent.door(k.w)
+	leave, ok := d.enter()
+	if !ok {
 		_ = conn.Close()
+		return refusal.New(refusal.PeerLimit, "the pod has %d connections open, as many as it may (sds.connectionsPerPod)", d.connections)
 	}
-	return err
+	bound, err := k.w.shared.take(conn, leave)
+	if err != nil {
+		leave()
+		_ = conn.Close()
+		return err
+	}
+	return k.agent.handed.put(bound)
 }
 
 // Open is how many connections are open that were handed over by Serve.

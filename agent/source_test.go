@@ -400,7 +400,7 @@ func TestReadersShowThemselves(t *testing.T) {
 // A pod that the agent vouches for has no token and no socket; its connections are handed over, and end with it.
 func TestVouchedWorkloads(t *testing.T) {
 	n := newNode(t)
-	n.config.ConnectionsPerSocket = 2
+	n.config.ConnectionsPerPod = 2
 	id := n.ca.Pod("pod-uid", "/ns/test/sa/web")
 	p := newPods(n)
 	a := n.start()

@@ -98,7 +98,7 @@ func newWorkload(c Workload, h home, roots *trust, now func() instant, log *slog
 	}
 	w.orders.wake = w.renewNow
 	if c.PodUID != "" {
-		w.shared, w.state.tried = newBound(nil, w), true
+		w.shared, w.state.tried = newBound(nil, w, door{}), true
 		return w
 	}
 	w.state.listening = refusal.New(refusal.SocketPath, "the socket is not open yet")

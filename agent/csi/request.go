@@ -72,7 +72,7 @@ type pod struct {
 }
 
 func (p pod) String() string   { return p.Namespace + "/" + p.Name }
-func (p pod) named() agent.Pod { return agent.Pod{Namespace: p.Namespace, Name: p.Name} }
+func (p pod) named() agent.Pod { return agent.Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID} }
 
 // wish is what a volume's attributes ask for.
 type wish struct {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
+	"github.com/meshca/meshca/agent"
 	"github.com/meshca/meshca/api/refusal"
 )
 
@@ -150,4 +151,13 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("got %+v", a)
 		}
 	})
+}
+
+// All volumes of a pod share what it may cost.
+func TestVolumesCountForTheirPod(t *testing.T) {
+	v := newVolume(t.TempDir(), "key")
+	v.state = &state{Pod: pod{Namespace: "shop", Name: "web", UID: "uid-1"}}
+	if got := v.workload().Pod; got != (agent.Pod{Namespace: "shop", Name: "web", UID: "uid-1"}) {
+		t.Errorf("it counts for %+v", got)
+	}
 }

@@ -84,7 +84,7 @@ func newNode(t *testing.T) *node {
 	}
 	n.config = agent.Config{
 		TrustDomain: ca.Domain(), Cluster: "test", Server: address, TokenFile: n.path("agent.token"), BundleFile: n.path("bundle.json"),
-		RuntimeDir: n.path("run"), Log: slog.New(slog.DiscardHandler), ConnectionsPerSocket: 4,
+		RuntimeDir: n.path("run"), Log: slog.New(slog.DiscardHandler), ConnectionsPerPod: 4,
 	}
 	return n
 }

@@ -2,13 +2,17 @@ package sds
 
 import (
 	"context"
+	"net"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/tap"
 
+	"github.com/meshca/meshca/api/inbound"
 	"github.com/meshca/meshca/api/refusal"
 )
 
@@ -17,10 +21,12 @@ import (
 const window = 64 << 10
 
 // ServerOptions are the options of a gRPC server whose connections are held to the limits: calls, message and header sizes, the
-// time that a message may take to arrive, and a life sign every minute, so that the streams of a peer that vanished end.
+// time that a message may take to arrive, and a life sign every minute, so that the streams of a peer that vanished end. They are
+// for connections without TLS, as unix sockets have them: other grpc.Creds would take the watch over messages away.
 func (s *Server) ServerOptions() []grpc.ServerOption {
 	l := s.config.Limits
 	return []grpc.ServerOption{
+		grpc.Creds(inClear{insecure.NewCredentials(), l.FirstRequest}),
 		grpc.InTapHandle(s.admit),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 			arrived(ctx)
@@ -42,41 +48,61 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 	}
 }
 
+// inClear are the credentials of connections without TLS, on which messages are watched as they arrive.
+type inClear struct {
+	credentials.TransportCredentials
+	patience time.Duration
+}
+
+// ServerHandshake is called by grpc for each connection.
+func (c inClear) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return inbound.Watch(conn, c.patience), info, nil
+}
+
+// Clone keeps the watch, which the embedded Clone would lose.
+func (c inClear) Clone() credentials.TransportCredentials {
+	return inClear{c.TransportCredentials.Clone(), c.patience}
+}
+
 // calls counts the open calls of each peer. The zero calls is empty.
 type calls struct {
 	mu   sync.Mutex
 	open map[string]int
 }
 
-func (c *calls) enter(peer string, most int) error {
+func (c *calls) enter(a Account) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n := c.open[peer]; n >= most {
+	if n := c.open[a.Name]; n >= a.Streams {
 		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams and fetches open (limit: StreamsPerPeer)", n)
 	}
 	if c.open == nil {
 		c.open = map[string]int{}
 	}
-	c.open[peer]++
+	c.open[a.Name]++
 	return nil
 }
 
-func (c *calls) leave(peer string) {
+func (c *calls) leave(a Account) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.open[peer]--; c.open[peer] <= 0 {
-		delete(c.open, peer)
+	if c.open[a.Name]--; c.open[a.Name] <= 0 {
+		delete(c.open, a.Name)
 	}
 }
 
 // admit is grpc's tap: it runs when a call's headers have come, and before anything is read or kept for it. What is half sent
 // counts, so, and a call whose message does not arrive in time ends. grpc ends ctx with the call.
 func (s *Server) admit(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	peer := s.config.Peer(ctx)
-	if err := s.calls.enter(peer, s.config.Limits.StreamsPerPeer); err != nil {
+	account := s.account(ctx)
+	if err := s.calls.enter(account); err != nil {
 		return nil, refusal.Status(err)
 	}
-	context.AfterFunc(ctx, func() { s.calls.leave(peer) })
+	context.AfterFunc(ctx, func() { s.calls.leave(account) })
 	ctx, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(s.config.Limits.FirstRequest, cancel)
 	context.AfterFunc(ctx, func() { late.Stop() })

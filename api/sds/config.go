@@ -30,9 +30,11 @@ type Config struct {
 	// Source finds the source of the peer at the other end of ctx (credentials, socket), once for each stream or fetch
 	// and before anything is read from it. Its error refuses the peer.
 	Source func(ctx context.Context) (Source, error)
-	// Peer names who is at the other end: whom the limits of a peer are counted for, and what hooks and Streams show. Where it is
-	// nil that is the unix socket's path, or the host of the peer's address.
+	// Peer names who is at the other end: that is what hooks and Streams show. Where it is nil that is the unix socket's path, or
+	// the host of the peer's address.
 	Peer func(ctx context.Context) string
+	// Account is whom the limits of a peer are counted for. Nil: each peer has its own.
+	Account func(ctx context.Context) Account
 	// PlainValidation writes every validation context as a bare trusted_ca. A peer gets that for itself by node metadata
 	// `disable_spiffe_cert_validation: true`.
 	PlainValidation bool
@@ -43,8 +45,15 @@ type Config struct {
 	Observe      Observe
 }
 
-// Limits bound what a peer can cost. A zero field stands for its default. With the defaults a peer that does its worst holds
-// three megabytes: the peers of a node, 110 pods, fit into a few hundred.
+// Account is one party, which may be several peers: together they cost what one may.
+type Account struct {
+	Name string
+	// Streams takes the place of Limits.StreamsPerPeer; 0: it does not.
+	Streams int
+}
+
+// Limits bound what a peer can cost. A zero field stands for its default. With the defaults a peer that does its worst holds some
+// three megabytes: 32 streams with 64 KiB of a request and 20 KiB of their own, and 512 KiB of names; each connection takes 24 KiB.
 type Limits struct {
 	// Names is how many names a stream can be subscribed to at once; 10 000.
 	Names int
@@ -67,7 +76,8 @@ type Limits struct {
 	// RequestsPerSecond is how many requests of a peer are read, over all its streams and fetches; those beyond wait. 1000,
 	// in bursts of as many. A request counts once more for each 250 names that it holds or has the server look at.
 	RequestsPerSecond int
-	// FirstRequest is how long a stream may say nothing at first, and a fetch take to arrive (through ServerOptions); 10 s.
+	// FirstRequest is how long a stream may say nothing at first, and any request take to arrive that has begun (through
+	// ServerOptions); 10 s.
 	FirstRequest time.Duration
 	// Send is how long a peer may leave an answer unread; 30 s.
 	Send time.Duration

@@ -23,7 +23,7 @@ func nobodies(tb testing.TB, n int) (st *stream, names []string) {
 		tb.Fatal(err)
 	}
 	st = &stream{server: server, wire: unread{}, sub: newSubscription(Delta, &server.config.Limits, ""), shown: Stream{Protocol: Delta}}
-	if err := server.streams.enter(st, server.config.Limits); err != nil {
+	if err := server.streams.enter(st, Account{Name: "peer", Streams: 1}, server.config.Limits); err != nil {
 		tb.Fatal(err)
 	}
 	st.load.pace = rate.NewLimiter(rate.Inf, 0)

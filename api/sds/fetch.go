@@ -28,7 +28,7 @@ func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
 		server: s, source: source, sub: newSubscription(Fetch, &s.config.Limits, s.config.SystemBundle),
 		shown: Stream{Peer: s.config.Peer(ctx), Protocol: Fetch, Opened: time.Now()},
 	}
-	if err := s.streams.enter(st, s.config.Limits); err != nil {
+	if err := s.streams.enter(st, s.account(ctx), s.config.Limits); err != nil {
 		return answer{}, err
 	}
 	defer s.streams.leave(st)

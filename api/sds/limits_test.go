@@ -1,7 +1,9 @@
 package sds
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -11,6 +13,9 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -370,12 +375,102 @@ func TestAFetchThatArrivedIsNotHastened(t *testing.T) {
 	})
 }
 
-// The peers of one node, each at its bounds, must fit into what the chart gives an agent: 512 MiB.
-func TestWhatANodesPeersCanHold(t *testing.T) {
+// That the first request came gives a stream no more time for the next.
+func TestLaterRequestsThatAreHalfSent(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		conn, err := d.listen.DialContext(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		heard := make(chan error, 1)
+		go func() { _, err := io.Copy(io.Discard, conn); heard <- err }()
+		var headers, said bytes.Buffer
+		fields := hpack.NewEncoder(&headers)
+		for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "agent"},
+			{":path", secretv3.SecretDiscoveryService_StreamSecrets_FullMethodName}, {"te", "trailers"}, {"content-type", "application/grpc"}} {
+			err = errors.Join(err, fields.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
+		}
+		said.WriteString(http2.ClientPreface)
+		frames := http2.NewFramer(&said, nil)
+		err = errors.Join(err, frames.WriteSettings(),
+			frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headers.Bytes(), EndHeaders: true}),
+			frames.WriteData(1, false, []byte{0, 0, 0, 0, 0}), // asks for everything
+			frames.WriteData(1, false, []byte{0, 0, 0, 0, 9, 1}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(said.Bytes()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := len(d.server.Streams()); n != 1 {
+			t.Fatalf("%d streams have asked", n)
+		}
+		time.Sleep(d.server.config.Limits.FirstRequest + time.Second)
+		synctest.Wait()
+		if n := len(d.server.Streams()); n != 0 {
+			t.Errorf("%d streams are open that owe the rest of a request", n)
+		}
+		select {
+		case <-heard:
+		default:
+			t.Error("the connection stays open")
+		}
+	})
+}
+
+// Peers of one account share what one may cost, and the account may have other bounds than a peer.
+func TestPeersOfOneAccount(t *testing.T) {
+	var peer *atomic.Pointer[string]
+	adjust := func(c *Config) {
+		c.Limits.NameBytes, c.Limits.StreamsPerPeer, peer = 10_000, 3, everyone(c)
+		c.Account = func(ctx context.Context) Account {
+			if name := c.Peer(ctx); strings.HasPrefix(name, "pod") {
+				return Account{Name: "pod", Streams: 2}
+			}
+			return Account{Name: c.Peer(ctx)}
+		}
+	}
+	withDoor(t, adjust, func(t *testing.T, d *door) {
+		one, two, other := "pod/1", "pod/2", "other"
+		long := strings.Repeat("x", 6000)
+		peer.Store(&one)
+		first := d.delta()
+		first.say(subscribe(long))
+		first.next()
+		peer.Store(&two)
+		_, err := d.client.FetchSecrets(t.Context(), ask(long))
+		wantReason(t, err, refusal.PeerLimit)
+		second := d.sotw()
+		second.say(ask(NameDefault))
+		second.next()
+		if shown := d.server.Streams(); len(shown) != 2 || shown[0].Peer == shown[1].Peer {
+			t.Errorf("the peers are not told apart: %+v", shown)
+		}
+		wantReason(t, d.sotw().ended(), refusal.PeerLimit)
+		peer.Store(&other)
+		for range 3 {
+			p := d.delta()
+			p.say(subscribe(NameDefault))
+			p.next()
+		}
+		wantReason(t, d.sotw().ended(), refusal.PeerLimit)
+	})
+}
+
+// The pods of one node, each at the bounds that an agent has for it (agent.Config), must fit into what the chart gives an agent, 512
+// MiB, beside what the agent needs by itself. How many volumes a pod has does not count. What a stream and a connection take of
+// their own was measured, with what the garbage collector leaves: 1000 of each.
+func TestWhatANodesPodsCanHold(t *testing.T) {
 	l := Limits{}.withDefaults()
-	const pods, most = 110, 400 << 20
-	if each := l.StreamsPerPeer*max(l.RequestBytes, window) + l.NameBytes; pods*each > most {
-		t.Errorf("a peer can hold %d KiB, %d of them %d MiB", each>>10, pods, pods*each>>20)
+	const (
+		pods, streams, connections = 110, 24, 16
+		perStream, perConnection   = 20 << 10, 24 << 10
+		most                       = 340 << 20
+	)
+	if each := streams*(max(l.RequestBytes, window)+perStream) + connections*perConnection + l.NameBytes; pods*each > most {
+		t.Errorf("a pod can hold %d KiB, %d of them %d MiB", each>>10, pods, pods*each>>20)
 	}
 }
 

@@ -18,7 +18,7 @@ type registry struct {
 	mu sync.Mutex
 	// open has each stream that was let in; what it shows is written by its own goroutine under mu.
 	open map[*stream]struct{}
-	// peers has what each peer costs. One that has left is known until its pace is as good as new, or it would come back
+	// peers has what each peer costs, by its account. One that has left is known until its pace is as good as new, or it would come back
 	// for another burst.
 	peers map[string]*load
 	swept time.Time
@@ -33,7 +33,7 @@ type load struct {
 }
 
 // enter lets a stream in, or refuses it.
-func (r *registry) enter(st *stream, l Limits) error {
+func (r *registry) enter(st *stream, a Account, l Limits) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.open) >= l.Streams {
@@ -43,12 +43,12 @@ func (r *registry) enter(st *stream, l Limits) error {
 	if r.open == nil {
 		r.open, r.peers = map[*stream]struct{}{}, map[string]*load{}
 	}
-	p := r.peers[st.shown.Peer]
+	p := r.peers[a.Name]
 	if p == nil {
 		p = &load{pace: rate.NewLimiter(rate.Limit(l.RequestsPerSecond), l.RequestsPerSecond)}
-		r.peers[st.shown.Peer] = p
+		r.peers[a.Name] = p
 	}
-	if p.streams >= l.StreamsPerPeer {
+	if p.streams >= a.Streams {
 		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams open (limit: StreamsPerPeer)", p.streams)
 	}
 	p.streams++

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"context"
 	"errors"
 
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
@@ -29,10 +30,20 @@ func New(c Config) (*Server, error) {
 	if c.Peer == nil {
 		c.Peer = peerOf
 	}
+	if c.Account == nil {
+		c.Account = func(ctx context.Context) Account { return Account{Name: c.Peer(ctx)} }
+	}
 	if c.SystemBundle == "" {
 		c.SystemBundle = DefaultSystemBundle
 	}
 	return &Server{config: c}, nil
+}
+
+// account is the peer's, with its limits.
+func (s *Server) account(ctx context.Context) Account {
+	a := s.config.Account(ctx)
+	orDefault(&a.Streams, s.config.Limits.StreamsPerPeer)
+	return a
 }
 
 // StreamSecrets serves one state-of-the-world stream.

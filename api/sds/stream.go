@@ -52,7 +52,7 @@ func (s *Server) serve(ctx context.Context, p Protocol, w wire) error {
 		sub:   newSubscription(p, &s.config.Limits, s.config.SystemBundle),
 		shown: Stream{Peer: s.config.Peer(ctx), Protocol: p, Opened: time.Now()},
 	}
-	if err := s.streams.enter(st, s.config.Limits); err != nil {
+	if err := s.streams.enter(st, s.account(ctx), s.config.Limits); err != nil {
 		return refusal.Status(err)
 	}
 	defer s.streams.leave(st)

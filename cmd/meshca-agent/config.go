@@ -93,30 +93,37 @@ type SDSConfig struct {
 	// SystemBundle is the path, in the proxy's file system, that the name `file-root:system` stands for. Default
 	// "/etc/ssl/certs/ca-certificates.crt".
 	SystemBundle string `json:"systemBundle"`
-	// ConnectionsPerSocket is how many connections a workload may have open; further ones wait. Default 32.
+	// ConnectionsPerSocket is how many connections each of `workloads` may have open; further ones wait. Default 32.
 	ConnectionsPerSocket int `json:"connectionsPerSocket"`
-	// StreamsPerSocket is how many SDS streams and fetches a workload may have open; an Envoy opens one for each secret that its
-	// configuration names. Default 32. On each of them a proxy can leave a request half sent: with the defaults the workloads
-	// of 110 pods that do their worst stay below the memory that the chart gives an agent.
+	// StreamsPerSocket is how many SDS streams and fetches each of `workloads` may have open; an Envoy opens one for each secret
+	// that its configuration names. Default 32. On each of them a proxy can leave a request half sent, for firstRequest.
 	StreamsPerSocket int `json:"streamsPerSocket"`
+	// ConnectionsPerPod is how many a pod may have open over all its volumes and the shared socket; further ones wait, at the
+	// shared socket they are closed. Default 16.
+	ConnectionsPerPod int `json:"connectionsPerPod"`
+	// StreamsPerPod is how many SDS streams and fetches a pod may have open over all its volumes and the shared socket. Default
+	// 24. With the defaults 110 pods of 16 volumes each that do their worst take 313 MiB together, of the 512 that the chart gives
+	// an agent: for each pod 24 streams of 84 KiB, 16 connections of 24 KiB, and 512 KiB of names.
+	StreamsPerPod int `json:"streamsPerPod"`
 	// Streams is how many all workloads may have open together. Default 20000.
 	Streams int `json:"streams"`
 	// NamesPerStream is how many secrets a stream may ask for at once. Default 10000.
 	NamesPerStream int `json:"namesPerStream"`
 	// StreamsPerConnection is how many a connection carries at once; further ones wait in the proxy. Default 100.
 	StreamsPerConnection uint32 `json:"streamsPerConnection"`
-	// NameBytesPerSocket is what the names that a workload asks for over all its streams can take, in bytes, with 128 for
-	// the keeping of each. Default 524288 (512 KiB).
+	// NameBytesPerSocket is what the names that a workload, or a pod, asks for over all its streams can take, in bytes, with 128
+	// for the keeping of each. Default 524288 (512 KiB).
 	NameBytesPerSocket int `json:"nameBytesPerSocket"`
 	// RequestBytes is the size of one request: about a thousand names, by default 65536 (64 KiB). A proxy can leave one half
 	// sent on each of its streams.
 	RequestBytes int `json:"requestBytes"`
 	// AnswerBytes is the size at which an answer is split. gRPC clients take 4 MiB by default. Default 2097152 (2 MiB).
 	AnswerBytes int `json:"answerBytes"`
-	// RequestsPerSecond is how many requests of a workload are read, over all its streams and fetches, in bursts of as
+	// RequestsPerSecond is how many requests of a workload, or a pod, are read, over all its streams and fetches, in bursts of as
 	// many; those beyond wait. Default 1000.
 	RequestsPerSecond int `json:"requestsPerSecond"`
-	// FirstRequest is how long a stream may say nothing at first, and a fetch take to arrive. Default "10s".
+	// FirstRequest is how long a stream may say nothing at first, and a request that has begun take to arrive: else the connection
+	// is closed. Default "10s".
 	FirstRequest Duration `json:"firstRequest"`
 	// Send is how long a proxy may leave an answer unread. Default "30s".
 	Send Duration `json:"send"`
@@ -204,6 +211,7 @@ func (c *Config) agent(log *slog.Logger) (agent.Config, error) {
 		TrustDomain: td, Cluster: c.Cluster, Server: c.Server, TokenFile: c.TokenFile, BundleFile: c.BundleFile,
 		RuntimeDir: c.RuntimeDir, StateDir: c.StateDir, CleanUp: c.CleanUp, AdminSocket: c.AdminSocket, OpsAddress: c.OpsAddress,
 		PlainValidation: c.SDS.PlainValidation, SystemBundle: c.SDS.SystemBundle, ConnectionsPerSocket: c.SDS.ConnectionsPerSocket,
+		ConnectionsPerPod: c.SDS.ConnectionsPerPod, StreamsPerPod: c.SDS.StreamsPerPod,
 		SDS:     c.SDS.limits(),
 		Version: version, Log: log,
 	}
@@ -230,7 +238,8 @@ func (c *SDSConfig) limits() sds.Limits {
 func (c *SDSConfig) check() error {
 	var errs []error
 	for key, n := range map[string]int64{
-		"connectionsPerSocket": int64(c.ConnectionsPerSocket), "streamsPerSocket": int64(c.StreamsPerSocket), "streams": int64(c.Streams),
+		"connectionsPerSocket": int64(c.ConnectionsPerSocket), "streamsPerSocket": int64(c.StreamsPerSocket),
+		"connectionsPerPod": int64(c.ConnectionsPerPod), "streamsPerPod": int64(c.StreamsPerPod), "streams": int64(c.Streams),
 		"namesPerStream": int64(c.NamesPerStream), "nameBytesPerSocket": int64(c.NameBytesPerSocket), "requestBytes": int64(c.RequestBytes),
 		"answerBytes": int64(c.AnswerBytes), "requestsPerSecond": int64(c.RequestsPerSecond),
 		"firstRequest": int64(c.FirstRequest.Duration), "send": int64(c.Send.Duration),

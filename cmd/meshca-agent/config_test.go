@@ -78,6 +78,8 @@ func TestEveryLimitOfSDSIsASetting(t *testing.T) {
 	c, err := parseConfig([]byte(minimal + `sds:
   connectionsPerSocket: 1
   streamsPerSocket: 2
+  connectionsPerPod: 12
+  streamsPerPod: 13
   streams: 3
   namesPerStream: 4
   streamsPerConnection: 5
@@ -99,8 +101,8 @@ func TestEveryLimitOfSDSIsASetting(t *testing.T) {
 		StreamsPerPeer: 2, Streams: 3, Names: 4, StreamsPerConnection: 5, NameBytes: 6, RequestBytes: 7, AnswerBytes: 8,
 		RequestsPerSecond: 9, FirstRequest: 10 * time.Second, Send: 11 * time.Second,
 	}
-	if a.SDS != want || a.ConnectionsPerSocket != 1 {
-		t.Errorf("got %+v and %d connections, want %+v", a.SDS, a.ConnectionsPerSocket, want)
+	if a.SDS != want || a.ConnectionsPerSocket != 1 || a.ConnectionsPerPod != 12 || a.StreamsPerPod != 13 {
+		t.Errorf("got %+v, %d connections, and of a pod %d with %d streams; want %+v", a.SDS, a.ConnectionsPerSocket, a.ConnectionsPerPod, a.StreamsPerPod, want)
 	}
 	for i, limits := 0, reflect.ValueOf(want); i < limits.NumField(); i++ {
 		if limits.Field(i).IsZero() {

@@ -1,0 +1,238 @@
+package inbound
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+const patience = 10 * time.Second
+
+// client is the other end of a connection that is watched, and reads and writes nothing by itself.
+type client struct {
+	t *testing.T
+	*http2.Framer
+	server *http2.Framer // what the server writes
+	gone   atomic.Bool   // the server's reading ended
+}
+
+// withClient runs a test in a bubble, whose server reads whatever comes.
+func withClient(t *testing.T, test func(c *client)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		w := Watch(far, patience)
+		c := &client{t: t, Framer: http2.NewFramer(near, nil), server: http2.NewFramer(w, nil)}
+		go func() { _, _ = io.Copy(io.Discard, near) }()
+		go func() {
+			_, _ = io.Copy(io.Discard, struct{ io.Reader }{w})
+			c.gone.Store(true)
+		}()
+		if _, err := io.WriteString(near, http2.ClientPreface); err != nil {
+			t.Fatal(err)
+		}
+		c.must(c.WriteSettings())
+		test(c)
+		_, _ = w.Close(), near.Close()
+	})
+}
+
+func (c *client) must(err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// call opens a stream.
+func (c *client) call(stream uint32) {
+	c.t.Helper()
+	c.must(c.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: []byte{0x80}, EndHeaders: true}))
+}
+
+// stands reports whether the connection is still open after d.
+func (c *client) stands(d time.Duration) bool {
+	time.Sleep(d)
+	synctest.Wait()
+	return !c.gone.Load()
+}
+
+// message is one of n bytes, none of them content.
+func message(n int) []byte { return append([]byte{0, 0, 0, byte(n >> 8), byte(n)}, make([]byte, n)...) }
+
+func TestMessagesThatDoNotEnd(t *testing.T) {
+	for what, pieces := range map[string][][]byte{
+		"the first one":             {message(100)[:50]},
+		"a later one":               {message(10), message(0), message(100)[:50]},
+		"begun in the same frame":   {append(message(10), message(100)[:50]...)},
+		"not even its length":       {message(10), message(100)[:3]},
+		"its length alone":          {message(100)[:5]},
+		"the last byte is missing":  {message(3000)[:1000], message(3000)[1000:3004]},
+		"after others on a stream":  {message(3000)[:1000], message(3000)[1000:], message(7)[:6]},
+		"in a piece now and then":   {message(100)[:50], {1}, {1}},
+		"a message without content": {message(0), message(0)[:4]},
+	} {
+		t.Run(what, func(t *testing.T) {
+			withClient(t, func(c *client) {
+				c.call(1)
+				for _, p := range pieces {
+					c.must(c.WriteDataPadded(1, false, p, make([]byte, 7)))
+				}
+				if !c.stands(patience - time.Second) {
+					t.Fatal("it is not given its time")
+				}
+				if c.stands(2 * time.Second) {
+					t.Error("the connection stays open")
+				}
+			})
+		})
+	}
+}
+
+// Whoever sends whole messages may rest between them for as long as he likes, and may give a call up halfway; the server may, too.
+func TestConnectionsThatStay(t *testing.T) {
+	for what, say := range map[string]func(c *client){
+		"no message":   func(*client) {},
+		"whole ones":   func(c *client) { c.must(c.WriteData(1, false, slices.Concat(message(10), message(0), message(3000)))) },
+		"not a stream": func(c *client) { c.must(c.WriteData(3, false, message(9)[:8])) },
+		"an empty part": func(c *client) {
+			c.must(c.WriteData(1, false, nil))
+			c.must(c.WriteDataPadded(1, false, nil, make([]byte, 3)))
+		},
+		"in time": func(c *client) {
+			c.must(c.WriteData(1, false, message(9)[:8]))
+			time.Sleep(patience - time.Second)
+			c.must(c.WriteData(1, false, append(message(9)[8:], message(9)[:8]...)))
+			time.Sleep(patience - time.Second)
+			c.must(c.WriteData(1, false, message(9)[8:]))
+		},
+		"reset": func(c *client) {
+			c.must(c.WriteData(1, false, message(9)[:8]))
+			c.must(c.WriteRSTStream(1, http2.ErrCodeCancel))
+		},
+		"ended": func(c *client) { c.must(c.WriteData(1, true, message(9)[:8])) },
+		"reset by the server": func(c *client) {
+			c.must(c.WriteData(1, false, message(9)[:8]))
+			c.must(c.server.WriteRSTStream(1, http2.ErrCodeNo))
+		},
+		"ended by the server": func(c *client) {
+			c.must(c.WriteData(1, false, message(9)[:8]))
+			c.must(c.server.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x80}, EndHeaders: true, EndStream: true}))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			withClient(t, func(c *client) {
+				c.call(1)
+				say(c)
+				if !c.stands(time.Hour) {
+					t.Error("the connection was closed")
+				}
+			})
+		})
+	}
+}
+
+func TestMessagesInCrumbs(t *testing.T) {
+	send := func(c *client, size, piece int) {
+		c.call(1)
+		for m := range slices.Chunk(message(size), piece) {
+			if c.gone.Load() || c.WriteData(1, false, m) != nil {
+				return
+			}
+		}
+	}
+	withClient(t, func(c *client) {
+		send(c, 1000, 1)
+		if c.stands(0) {
+			t.Error("a message in single bytes is taken")
+		}
+	})
+	for _, piece := range []int{600, 1000, 16 << 10} {
+		withClient(t, func(c *client) {
+			send(c, 60_000, piece)
+			if !c.stands(0) {
+				t.Errorf("a message in pieces of %d bytes is not taken", piece)
+			}
+		})
+	}
+}
+
+func TestStreamsOfAConnectionAreBounded(t *testing.T) {
+	withClient(t, func(c *client) {
+		for i := range uint32(maxStreams) {
+			c.call(1 + 2*i)
+		}
+		if !c.stands(0) {
+			t.Fatal("too few are taken")
+		}
+		c.call(1 + 2*maxStreams)
+		if c.stands(0) {
+			t.Error("one more is taken")
+		}
+	})
+}
+
+// However the bytes come, the same is seen.
+func FuzzFrames(f *testing.F) {
+	var b bytes.Buffer
+	frames := http2.NewFramer(&b, nil)
+	for _, err := range []error{
+		frames.WriteSettings(), frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x80}, EndHeaders: true}),
+		frames.WriteDataPadded(1, false, message(10), make([]byte, 7)), frames.WriteData(1, true, nil),
+	} {
+		if err != nil {
+			f.Fatal(err)
+		}
+	}
+	f.Add(slices.Concat([]byte(http2.ClientPreface), b.Bytes()), 3)
+	f.Add(slices.Concat([]byte(http2.ClientPreface), []byte{0, 0, 1, typeData, flagPadded, 0, 0, 0, 1, 200}), 1)
+	f.Fuzz(func(t *testing.T, p []byte, size int) {
+		see := func(size int) (seen []byte, begun, ended []frame) {
+			r := &streamed{}
+			for piece := range slices.Chunk(p, max(1, size)) {
+				r.see(piece)
+			}
+			return r.data, r.begun, r.ended
+		}
+		data, begun, ended := see(len(p))
+		other, begun2, ended2 := see(size)
+		if !bytes.Equal(data, other) || !slices.Equal(begun, begun2) || !slices.Equal(ended, ended2) {
+			t.Errorf("in pieces of %d: %x, %v, %v, and in one: %x, %v, %v", size, other, begun2, ended2, data, begun, ended)
+		}
+		w := Watch(nowhere{r: bytes.NewReader(p)}, patience)
+		_, _ = io.Copy(io.Discard, struct{ io.Reader }{w})
+		_ = w.Close()
+	})
+}
+
+// streamed is what frames tells of.
+type streamed struct {
+	frames
+	started      bool
+	data         []byte
+	begun, ended []frame
+}
+
+func (s *streamed) see(p []byte) {
+	if !s.started {
+		s.skip, s.started = preface, true
+	}
+	s.frames.see(p, func(f frame) { s.begun = append(s.begun, f) },
+		func(_ uint32, p []byte) { s.data = append(s.data, p...) }, func(f frame) { s.ended = append(s.ended, f) })
+}
+
+// nowhere is a connection to read from alone.
+type nowhere struct {
+	net.Conn
+	r io.Reader
+}
+
+func (n nowhere) Read(p []byte) (int, error) { return n.r.Read(p) }
+func (nowhere) Close() error                 { return nil }
