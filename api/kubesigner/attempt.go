@@ -62,17 +62,16 @@ func (d *door) work(ctx context.Context) {
 }
 
 func (d *door) tryAndTell(ctx context.Context, key objectKey) {
-	d.mu.Lock()
-	it := d.items[key]
-	if it == nil { // the queue was told twice, and the first time was enough
-		d.mu.Unlock()
+	it := d.up(key)
+	if it == nil {
 		return
 	}
-	it.again = false // whatever was seen so far is read now
-	d.mu.Unlock()
 	err := d.try(ctx, key, it)
 	if err == nil {
 		d.done(key)
+		return
+	}
+	if !d.limited(key, it, refusal.Of(err) == refusal.PodLimit) {
 		return
 	}
 	it.failures++

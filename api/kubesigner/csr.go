@@ -2,6 +2,7 @@ package kubesigner
 
 import (
 	"encoding/pem"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -48,9 +49,14 @@ func signingRequests(cluster, signer string) protocol {
 			return r.Spec.SignerName == signer && r.DeletionTimestamp == nil && len(r.Status.Certificate) == 0 &&
 				!hasCondition(r, certificatesv1.CertificateDenied) && !hasCondition(r, certificatesv1.CertificateFailed)
 		},
+		owner: func(obj object) string {
+			r := signingRequest(obj)
+			return r.Spec.Username + "/" + strings.Join(r.Spec.Extra[extraPodUID], "/")
+		},
 		strip: func(obj object) {
 			r := signingRequest(obj)
-			r.ManagedFields, r.Spec.Request, r.Spec.Extra, r.Spec.Groups = nil, nil, nil, nil
+			r.ManagedFields, r.Spec.Request, r.Spec.Groups = nil, nil, nil
+			maps.DeleteFunc(r.Spec.Extra, func(key string, _ certificatesv1.ExtraValue) bool { return key != extraPodUID })
 			if len(r.Status.Certificate) > 0 {
 				r.Status.Certificate = []byte{0} // open asks whether there is one
 			}

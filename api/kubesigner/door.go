@@ -15,12 +15,8 @@ import (
 	"github.com/meshca/meshca/ca/registration"
 )
 
-const (
-	// workers are the requests of one kind that are in hand at once.
-	workers = 8
-	// maxPending bounds the names of open requests that are kept. Beyond it they are left to a later list.
-	maxPending = 10_000
-)
+// workers are the requests of one kind that are in hand at once.
+const workers = 8
 
 // The states of a door.
 const (
@@ -37,7 +33,7 @@ type DoorStatus struct {
 	API, Version string
 	// State is one of the states above; Why says more where it is neither starting nor serving.
 	State, Why string
-	// Pending are open requests.
+	// Pending are open requests that are kept. What a pod has beyond its limits is not among them.
 	Pending int
 }
 
@@ -54,7 +50,9 @@ type door struct {
 
 	mu       sync.Mutex
 	items    map[objectKey]*item // open requests: in the queue, waiting for it, or in hand
+	owners   map[string]*owner   // of items
 	missed   bool                // some were seen and not kept
+	wanted   bool                // owners have room again for what they had none for
 	relist   func()              // ends the round that follows; nil between rounds
 	state    string
 	why      string
@@ -64,9 +62,10 @@ type door struct {
 // item is what is remembered of an open request between two tries.
 type item struct {
 	// seen is the UID of the object that was seen last; again, that another one of that name was seen since a worker took the name
-	// up. Both are guarded by the door's mu.
+	// up. They are guarded by the door's mu.
 	seen  string
 	again bool
+	owner string // so is this: a key of the door's owners
 
 	// The rest is for the worker that has the name in hand.
 	failures int
@@ -79,7 +78,7 @@ type item struct {
 
 func newDoor(o SignerOptions, a *api, p protocol, by *registration.Admitted, tell func(string)) *door {
 	return &door{
-		protocol: p, o: o, api: a, by: by, tell: tell, items: map[objectKey]*item{}, state: StateStarting,
+		protocol: p, o: o, api: a, by: by, tell: tell, items: map[objectKey]*item{}, owners: map[string]*owner{}, state: StateStarting,
 		queue: workqueue.NewTypedDelayingQueue[objectKey](),
 	}
 }
@@ -169,8 +168,9 @@ func (d *door) follow(ctx context.Context, r resource) {
 	round, stop := context.WithCancel(ctx)
 	defer stop()
 	d.mu.Lock()
-	d.relist, d.missed, d.askAgain = stop, false, false
+	d.relist, d.missed, d.wanted, d.askAgain = stop, false, false, false
 	d.mu.Unlock()
+	go d.relistWanted(round, stop)
 	f := following{
 		api: d.api, resource: r, selector: fields.OneTermEqualSelector("spec.signerName", d.o.Config.Name), example: d.empty(),
 		seen: d.seen, strip: func(obj any) {
@@ -188,44 +188,6 @@ func (d *door) follow(ctx context.Context, r resource) {
 		},
 	}
 	_ = f.run(round) // why it ended is what the next look finds
-}
-
-// seen puts an open request into the queue.
-func (d *door) seen(obj any) {
-	o, ok := obj.(object)
-	if !ok || !d.open(o) {
-		return
-	}
-	key, uid := objectKey{o.GetNamespace(), o.GetName()}, string(o.GetUID())
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch it := d.items[key]; {
-	case it != nil && it.seen == uid: // it has its turn, and is read anew then
-	case it != nil: // another one of that name: what the one before waits for is none of its business
-		it.seen, it.again = uid, true
-		d.queue.Add(key)
-	case len(d.items) >= maxPending:
-		d.missed = true
-	default:
-		d.items[key] = &item{seen: uid}
-		d.queue.Add(key)
-	}
-}
-
-// done forgets a request. Where others had no place beside it, they are listed again once there is room.
-func (d *door) done(key objectKey) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if it := d.items[key]; it.again {
-		it.again = false
-		d.queue.Add(key)
-		return
-	}
-	delete(d.items, key)
-	if d.relist != nil && d.missed && len(d.items) < maxPending/2 {
-		d.missed = false
-		d.relist()
-	}
 }
 
 // refused is told that the API server did not let an answer be written.

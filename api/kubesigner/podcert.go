@@ -34,6 +34,7 @@ func podCertificates(cluster, signer string) protocol {
 		},
 		empty: func() object { return &certificatesv1beta1.PodCertificateRequest{} },
 		open:  func(obj object) bool { return podCertificateOpen(podCertificate(obj), signer) },
+		owner: func(obj object) string { return obj.GetNamespace() + "/" + string(podCertificate(obj).Spec.PodUID) },
 		strip: func(obj object) {
 			r := podCertificate(obj)
 			r.ManagedFields, r.Spec.StubPKCS10Request, r.Spec.PKIXPublicKey, r.Spec.ProofOfPossession = nil, nil, nil, nil //nolint:staticcheck // 1.35's form

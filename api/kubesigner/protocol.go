@@ -28,7 +28,9 @@ type protocol struct {
 	empty func() object
 	// open reports whether a request waits for this signer's answer.
 	open func(obj object) bool
-	// strip drops what open does not look at.
+	// owner says whose a request is: that of a pod has its UID in it.
+	owner func(obj object) string
+	// strip drops what open and owner do not look at.
 	strip func(obj object)
 	// ask reads what a request asks for. The request that it returns says whose it claims to be also with an error, a
 	// *refusal.Error, which says what this door does not allow.

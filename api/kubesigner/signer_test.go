@@ -239,7 +239,7 @@ func TestAnObjectMadeAnewWhileTheOldOneWaits(t *testing.T) {
 
 func request(name string) *certificatesv1beta1.PodCertificateRequest {
 	return &certificatesv1beta1.PodCertificateRequest{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name)}, Spec: certificatesv1beta1.PodCertificateRequestSpec{SignerName: DefaultName},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name)}, Spec: certificatesv1beta1.PodCertificateRequestSpec{SignerName: DefaultName, PodUID: types.UID(name)},
 	}
 }
 
