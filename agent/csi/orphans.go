@@ -2,7 +2,6 @@ package csi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -31,7 +30,7 @@ func (d *Driver) Known() ([]agent.Workload, error) {
 	if err != nil {
 		return nil, err
 	}
-	mounted := d.look()
+	mounted, looked := d.look()
 	var known []agent.Workload
 	for _, e := range entries {
 		v := newVolume(d.config.Dir, e.Name())
@@ -41,7 +40,7 @@ func (d *Driver) Known() ([]agent.Workload, error) {
 			v.state, v.mounted, v.asked, v.podUID = s, true, time.Now(), s.Pod.UID
 			d.volumes[v.key()] = v
 			known = append(known, v.workload())
-		case err != nil && len(mounted[v.key()]) > 0:
+		case err != nil && (len(mounted[v.key()]) > 0 || !looked):
 			// The pod can have it back: the kubelet's next call tells all that was lost.
 			d.log.Error("the state of a volume that a pod uses is lost; it is served again when the kubelet calls", "volume", v.key(), "error", err)
 		default:
@@ -54,15 +53,15 @@ func (d *Driver) Known() ([]agent.Workload, error) {
 	return known, nil
 }
 
-// look finds where the driver's directories are mounted, by key, and whether new mounts reach the kubelet.
-func (d *Driver) look() map[string][]string {
+// look finds where the driver's directories are mounted, by key, and whether new mounts reach the kubelet. ok: it could see that.
+func (d *Driver) look() (found map[string][]string, ok bool) {
 	all, err := mounts()
 	if err != nil {
 		d.log.Error("the mounts of this node cannot be read; what is left of an earlier run may stay", "error", err)
-		return nil
+		return nil, false
 	}
 	kubeletDir := resolved(d.config.KubeletDir)
-	found := make(map[string][]string)
+	found = make(map[string][]string)
 	for _, b := range boundOf(all, resolved(d.config.Dir), kubeletDir) {
 		found[b.key] = append(found[b.key], b.at)
 	}
@@ -73,7 +72,7 @@ func (d *Driver) look() map[string][]string {
 		d.blind = refusal.New(refusal.MountFailed,
 			"the mount at %s is not shared: where the kubelet runs in another mount namespace, pods would find empty volumes", m.at)
 	}
-	return found
+	return found, true
 }
 
 // resolved is a path as mountinfo has it.
@@ -116,26 +115,26 @@ func (d *Driver) sweepUntilDone(ctx context.Context) {
 
 // sweep ends volumes that are not mounted (any more), and that the kubelet has not asked for in a long time: what it began
 // and gave up, and what went while it was away. A volume that is mounted is left to the kubelet, which may be down for
-// as long as it likes; but one of which nothing is known by then is nobody's.
+// as long as it likes: also one of which nothing is known. Its next call tells whose it is, or ends it.
 func (d *Driver) sweep(now time.Time) {
 	entries, err := os.ReadDir(d.config.Dir)
 	if err != nil {
 		d.log.Error("the directory for volumes cannot be read", "error", err)
 		return
 	}
-	mounted := d.look()
+	mounted, looked := d.look()
+	if !looked {
+		return
+	}
 	for _, e := range entries {
 		v, release, ok := d.takeIdle(e.Name())
 		if !ok {
 			continue
 		}
-		if last, ok := v.lastUse(); ok && now.Sub(last) > abandoned && (v.state == nil || !v.at(v.state.Target)) {
+		used := len(mounted[v.key()]) > 0 || v.state != nil && v.at(v.state.Target)
+		if last, ok := v.lastUse(); ok && now.Sub(last) > abandoned && !used {
 			d.log.Warn("a volume that nobody asks for any more is taken away", "volume", v.key())
-			var errs []error
-			for _, at := range mounted[v.key()] {
-				errs = append(errs, unmount(at))
-			}
-			if err := errors.Join(append(errs, d.end(v))...); err != nil {
+			if err := d.end(v); err != nil {
 				d.log.Error("a volume that nobody asks for any more cannot be taken away", "volume", v.key(), "error", err)
 			}
 		}

@@ -97,29 +97,44 @@ func TestAReboot(t *testing.T) {
 	}
 }
 
-// TestDamagedStateIsHealed: the pod still has the directory mounted, and the kubelet tells again all that was lost.
+// TestDamagedStateIsHealed: the pod still has the directory mounted, and the kubelet tells again all that was lost. Until then
+// nobody takes the volume away, however long ago its directory changed.
 func TestDamagedStateIsHealed(t *testing.T) {
 	n := newNode(t)
 	n.start()
-	web, nobody := n.pod("web"), n.pod("nobody")
-	for _, p := range []*made{web, nobody} {
+	web, ended, unmounted := n.pod("web"), n.pod("ended"), n.pod("unmounted")
+	for _, p := range []*made{web, ended, unmounted} {
 		must(t, p.publish())
 	}
 	n.halt()
-	for _, p := range []*made{web, nobody} {
+	old := time.Now().Add(-2 * abandoned)
+	for _, p := range []*made{web, ended, unmounted} {
 		must(t, os.WriteFile(filepath.Join(p.dir(), "state.json"), []byte("{"), 0o600))
+		must(t, os.Chtimes(p.dir(), old, old))
 	}
+	var before, after unix.Stat_t
+	must(t, unix.Stat(web.target, &before))
 	n.start()
-	n.ca.Stop() // a republish does not wait for it
+	n.driver.sweep(time.Now().Add(sweepEvery))
+	n.driver.sweep(time.Now().Add(24 * time.Hour)) // a kubelet that is away for as long
+	n.ca.Stop()                                    // a republish does not wait for it
 	must(t, web.publish())
 	_, err := n.ca.Start()
 	must(t, err)
 	if web.sees() == "" {
 		t.Error("the pod does not have its identity back")
 	}
-	n.driver.sweep(time.Now().Add(abandoned + time.Second))
-	if left := nobody.left(); len(left) != 1 || left[0] != nobody.target {
-		t.Errorf("of a volume that nobody asks for, left are %v", left)
+	if must(t, unix.Stat(web.target, &after)); before.Ino != after.Ino {
+		t.Error("the directory is another: the container that runs does not see it")
+	}
+	must(t, ended.unpublish())
+	if left := ended.left(); len(left) > 0 {
+		t.Errorf("of a volume that the kubelet ended, left are %v", left)
+	}
+	must(t, unix.Unmount(unmounted.target, 0))
+	n.driver.sweep(time.Now())
+	if left := unmounted.left(); len(left) != 1 || left[0] != unmounted.target {
+		t.Errorf("of a volume that nobody uses, left are %v", left)
 	}
 	if web.sees() == "" {
 		t.Error("the volume of a pod that runs was swept away")
