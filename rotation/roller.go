@@ -208,25 +208,8 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 			return failed(err)
 		}
 	}
-	for _, b := range r.Behind {
-		if x.now().Before(b.By) {
-			continue
-		}
-		if err := a.Withdraw(ctx, b.Party); err != nil {
-			return failed(err)
-		}
-		return r.without(b), Standing{}
-	}
-	for _, p := range r.expelled() { // before anybody hears of a set that has it
-		if err := a.Withdraw(ctx, p); err != nil {
-			return failed(err)
-		}
-	}
-	if next, turned := r.turned(x.now()); turned {
-		return next, Standing{}
-	}
-	if t, tainted := r.tainted(r.Stays()); tainted && r.Active() {
-		return failed(t.refused(r.Stays().ID, "the rollout to it stands still: taint it again, and name another one to go to"))
+	if next, changed, err := x.shed(ctx, r); changed || err != nil {
+		return next, Standing{Err: err}
 	}
 	switch r.Step {
 	case StepChosen:
@@ -272,6 +255,31 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		return r.enter(StepOut, r.NewShare, x.now()).Forget(r.Goes().ID), Standing{}
 	}
 	return r, Standing{}
+}
+
+// shed does without those that leave whatever the step is, and says why the Rollout stands still where that cannot be.
+func (x *Roller) shed(ctx context.Context, r Rollout) (next Rollout, changed bool, err error) {
+	for _, b := range r.Behind {
+		if x.now().Before(b.By) {
+			continue
+		}
+		if err := x.o.Authorities.Withdraw(ctx, b.Party); err != nil {
+			return r, false, err
+		}
+		return r.without(b), true, nil
+	}
+	for _, p := range r.expelled() { // before anybody hears of a set that has it
+		if err := x.o.Authorities.Withdraw(ctx, p); err != nil {
+			return r, false, err
+		}
+	}
+	if next, turned := r.turned(x.now()); turned {
+		return next, true, nil
+	}
+	if t, tainted := r.tainted(r.Stays()); tainted && r.Active() {
+		return r, false, t.refused(r.Stays().ID, "the rollout to it stands still: taint it again, and name another one to go to")
+	}
+	return r, false, nil
 }
 
 // confirm waits for those who count.
