@@ -7,7 +7,7 @@ import (
 
 // Clock is the wall clock for those who end something when its time is over, and cannot take that back. A clock that is set
 // forward says at once that all has ended; so what it was ahead of before is believed only when it has stood for a day. One
-// that is set back is followed at once: then everything lasts longer.
+// that is set back is followed at once: then everything lasts longer, but for what has a bound (RollerOptions.Running).
 //
 // It is the wall clock less what it was set forward by within the last day, measured against the monotonic clock. A clock
 // that was wrong before the process began cannot be told from a right one. It is safe for concurrent use.
@@ -66,6 +66,9 @@ func (c *Clock) Now() time.Time {
 	c.see(by, running)
 	return c.began.Add(running + min(by, c.offsets[0].by))
 }
+
+// Running is how long the clock has run, whatever the wall clock was set to meanwhile.
+func (c *Clock) Running() time.Duration { return c.running() }
 
 // Ahead is how far the wall clock is ahead of Now: what it was set forward by.
 func (c *Clock) Ahead() time.Duration { return c.wall().Round(0).Sub(c.Now()) }

@@ -35,7 +35,7 @@ type Authorities interface {
 	Withdraw(ctx context.Context, p Party) error
 }
 
-// RollerOptions are what a Roller needs: all but Observe, Every and Now.
+// RollerOptions are what a Roller needs: all but Observe, Every, Now and Running.
 type RollerOptions struct {
 	Journal     Journal
 	Authorities Authorities
@@ -45,6 +45,9 @@ type RollerOptions struct {
 	Observe func(Rollout)
 	// Now says what is over; time.Now by default. It must not jump forward: see Clock.
 	Now func() time.Time
+	// Running is how long something runs that no setting of a clock changes; the time since NewRoller by default. A clock
+	// that is set back does not put off an emergency's bounds: they are kept by this, too, from when they were seen first.
+	Running func() time.Duration
 }
 
 // Roller moves the Rollout of a Journal. What it does follows from the journal alone, so that a process that dies
@@ -54,6 +57,8 @@ type Roller struct {
 	o    RollerOptions
 	now  func() time.Time
 	wake chan struct{}
+	// bounds are the emergencies'.
+	bounds bounds
 	// standing is the Rollout as last seen, and what it waits for.
 	standing Current[Standing]
 }
@@ -80,7 +85,11 @@ func NewRoller(o RollerOptions) *Roller {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Roller{o: o, now: o.Now, wake: make(chan struct{}, 1)}
+	if o.Running == nil {
+		began := time.Now()
+		o.Running = func() time.Duration { return time.Since(began) }
+	}
+	return &Roller{o: o, now: o.Now, wake: make(chan struct{}, 1), bounds: bounds{running: o.Running}}
 }
 
 // Standing returns how things are, and a channel that closes when they change.
@@ -244,7 +253,7 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		next.LastEnd = lastEnd
 		return next, Standing{}
 	case StepRetired:
-		if until := r.outBy(); x.now().Before(until) && !r.returned(r.Goes()) {
+		if until := x.outBy(r); x.now().Before(until) && !r.returned(r.Goes()) {
 			return r, Standing{Waits: []string{"the last certificate under it to end"}, Until: until}
 		}
 		return r.enter(StepLeaving, r.NewShare, x.now()), Standing{}
@@ -260,7 +269,7 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 // shed does without those that leave whatever the step is, and says why the Rollout stands still where that cannot be.
 func (x *Roller) shed(ctx context.Context, r Rollout) (next Rollout, changed bool, err error) {
 	for _, b := range r.Behind {
-		if x.now().Before(b.By) {
+		if now := x.now(); now.Before(x.bounds.of(b.By, now)) {
 			continue
 		}
 		if err := x.o.Authorities.Withdraw(ctx, b.Party); err != nil {
@@ -290,6 +299,9 @@ func (x *Roller) confirm(ctx context.Context, r Rollout) (Rollout, Standing) {
 	}
 	waits = slices.DeleteFunc(waits, func(name string) bool { return slices.Contains(r.Despite, name) })
 	until := r.confirmedBy()
+	if !until.IsZero() {
+		until = x.bounds.of(until, x.now())
+	}
 	if len(waits) > 0 && (until.IsZero() || x.now().Before(until)) {
 		return r, Standing{Waits: waits, Until: until}
 	}

@@ -195,7 +195,7 @@ func (d *daemon) openRoller(ctx context.Context) error {
 		_, byKey := s.Rollout.TaintedKey(p.Key)
 		return byID || byKey
 	}}
-	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled, Now: d.clock.Now})
+	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled, Now: d.clock.Now, Running: d.clock.Running})
 	d.operator = rollout.NewOperator(roots, d.roller)
 	if err := d.operator.Settle(ctx); err != nil {
 		return err
