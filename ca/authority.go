@@ -34,6 +34,9 @@ type AuthorityConfig struct {
 	LeafTTL time.Duration
 	// Keys makes and keeps the intermediates' keys. By default they live in memory, and end with the process.
 	Keys Keyring
+	// Barred says why intermediates below a chain must not be used, though it leads to a root that is trusted: one of its keys
+	// is not to be. It is asked about certificates above an intermediate, some of them; nil: none is barred.
+	Barred func(above []*x509.Certificate) error
 	// Log is told what becomes of keys that were kept, and of those that could not be destroyed; nil: nobody is.
 	Log *slog.Logger
 }
@@ -99,6 +102,9 @@ func NewAuthority(c AuthorityConfig) (*Authority, error) {
 	if c.Keys == nil {
 		c.Keys = memoryKeys{}
 	}
+	if c.Barred == nil {
+		c.Barred = func([]*x509.Certificate) error { return nil }
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -110,6 +116,9 @@ func NewAuthority(c AuthorityConfig) (*Authority, error) {
 
 // Life is how long an intermediate is asked to live.
 func (a *Authority) Life() time.Duration { return a.c.Life }
+
+// Barred says why intermediates below these certificates must not be used; nil when they may.
+func (a *Authority) Barred(above []*x509.Certificate) error { return a.c.Barred(above) }
 
 // TrustDomain is the one that it issues in.
 func (a *Authority) TrustDomain() spiffeid.TrustDomain { return a.trustDomain }

@@ -130,7 +130,7 @@ func (l *Line) check(kept Kept) (*Signer, error) {
 	}
 	now := time.Now()
 	request := IntermediateRequest{PublicKey: kept.Key.Public(), TrustDomain: l.authority.trustDomain, Life: c.Life}
-	notAfter, err := checkIntermediate(kept.Chain, request, []*x509.Certificate{root}, now)
+	notAfter, err := l.vet(kept.Chain, request, root, now)
 	switch {
 	case err != nil:
 		return nil, err

@@ -112,7 +112,7 @@ func (l *Line) obtain(ctx context.Context) (_ *Signer, err error) {
 		return nil, err
 	}
 	now := time.Now()
-	notAfter, err := checkIntermediate(chain, request, []*x509.Certificate{root}, now)
+	notAfter, err := l.vet(chain, request, root, now)
 	if err != nil {
 		return nil, fmt.Errorf("ca: the intermediate that the upstream returned: %w", err)
 	}
@@ -121,6 +121,15 @@ func (l *Line) obtain(ctx context.Context) (_ *Signer, err error) {
 			"look at the ends of the upstream's own certificates", left.Round(time.Second))
 	}
 	return &Signer{rootSum: fingerprint(root), chain: chain, key: key, received: now, notAfter: notAfter}, nil
+}
+
+// vet says whether a chain is what was asked for, and none of its keys is barred. It returns the earliest end of its certificates.
+func (l *Line) vet(chain []*x509.Certificate, r IntermediateRequest, root *x509.Certificate, now time.Time) (time.Time, error) {
+	end, err := checkIntermediate(chain, r, []*x509.Certificate{root}, now)
+	if err != nil {
+		return end, err
+	}
+	return end, l.authority.Barred(chain[1:]) // of the root itself the journal says how long it signs
 }
 
 // began reports whether the line has had an intermediate in use.

@@ -31,6 +31,8 @@ type UpstreamIssuer struct {
 	Name string
 	// Root is the self-signed end of its chain; nil when it is not known, and then Fault says why.
 	Root *x509.Certificate
+	// Path is what leads to Root, without that, the issuer's own certificate first; empty where that is the root itself.
+	Path []*x509.Certificate
 	// NotAfter is the earliest end in its chain.
 	NotAfter time.Time
 	// Named says that the configuration names it: the first start trusts and uses it.

@@ -106,7 +106,7 @@ func (o *Operator) TrustFound(ctx context.Context, issuers []ca.UpstreamIssuer) 
 	var failed []error
 	for _, i := range issuers {
 		bundle, _ := o.roots.c.Trust.Bundle()
-		if i.Root == nil || i.Fault != nil || bundle.HasX509Authority(i.Root) || record.Leaves(ca.RootID(i.Root)) || taintOf(record, i.Root) != nil {
+		if i.Root == nil || i.Fault != nil || bundle.HasX509Authority(i.Root) || record.Leaves(ca.RootID(i.Root)) || barred(record, i) != nil {
 			continue
 		}
 		err := i.Root.CheckSignatureFrom(i.Root)

@@ -136,10 +136,8 @@ func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x Rotate
 	case len(found) != 1:
 		return rotation.Party{}, fmt.Errorf("%d of the upstream's issuers fit; name one of them by its reference: %s", len(found), listed(issuers))
 	}
-	if i := found[0]; i.Root != nil {
-		if t := taintOf(record, i.Root); t != nil {
-			return rotation.Party{}, tainted(i.Root, *t)
-		}
+	if err := barred(record, found[0]); err != nil {
+		return rotation.Party{}, err
 	}
 	return usable(found[0], o.roots.c.Authority.Life())
 }
@@ -147,7 +145,7 @@ func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x Rotate
 // stands reports whether an issuer could follow without being named: somebody has trusted its root before, it can be used,
 // and it has no part in what is under way.
 func (o *Operator) stands(record rotation.Rollout, i ca.UpstreamIssuer) bool {
-	if i.Root == nil || i.Fault != nil || taintOf(record, i.Root) != nil {
+	if i.Root == nil || i.Fault != nil || barred(record, i) != nil {
 		return false
 	}
 	bundle, _ := o.roots.c.Trust.Bundle()

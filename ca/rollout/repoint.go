@@ -18,15 +18,21 @@ func (o *Operator) Repoint(ctx context.Context, issuer string, dryRun bool) (to 
 	if err != nil {
 		return ca.Root{}, false, fmt.Errorf("asking the upstream for its issuers: %w", err)
 	}
+	record, failed := o.roller.Record(ctx)
+	if failed != nil {
+		return ca.Root{}, false, failed
+	}
 	for _, i := range issuers {
+		if i.Root != nil && i.Fault == nil {
+			i.Fault = barred(record, i)
+		}
 		if i.Root != nil && (i.Ref == issuer || i.Name == issuer) && (i.Fault == nil || to.ID == "") {
 			to, err = ca.Root{ID: ca.RootID(i.Root), Ref: i.Ref}, i.Fault
 		}
 	}
 	party := rotation.Party{ID: to.ID, Ref: to.Ref}
-	record, failed := o.roller.Record(ctx)
-	if failed != nil || to.ID == "" {
-		return ca.Root{}, false, failed
+	if to.ID == "" {
+		return ca.Root{}, false, nil
 	}
 	if _, moved = record.Repoint(party); !moved {
 		return ca.Root{}, false, nil

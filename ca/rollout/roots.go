@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/meshca/meshca/ca"
@@ -128,6 +129,9 @@ func (x *Roots) find(ctx context.Context, p rotation.Party) (*x509.Certificate, 
 			return nil, fmt.Errorf("the upstream's issuer %s (%s) cannot be used: %w", i.Name, i.Ref, i.Fault)
 		case i.Root == nil || ca.RootID(i.Root) != p.ID:
 			return nil, fmt.Errorf("the upstream's issuer %s (%s) leads to another root than %.16s…, which was chosen", i.Name, i.Ref, p.ID)
+		}
+		if err := x.c.Authority.Barred(append(slices.Clip(i.Path), i.Root)); err != nil {
+			return nil, fmt.Errorf("the upstream's issuer %s (%s): %w", i.Name, i.Ref, err)
 		}
 		return i.Root, nil
 	}

@@ -193,7 +193,10 @@ func (h *house) open() {
 	}
 	h.trust, err = ca.NewTrust(ctx, trust)
 	h.must(err)
-	h.auth, err = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: domain, Upstream: upstream, Trust: h.trust, LeafTTL: ca.MinTTL})
+	h.auth, err = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: domain, Upstream: upstream, Trust: h.trust, LeafTTL: ca.MinTTL, Barred: func(above []*x509.Certificate) error {
+		s, _ := h.roller.Standing()
+		return rollout.Barred(s.Rollout, above)
+	}})
 	h.must(err)
 	h.ledger, err = ca.NewSequencer(ca.SequencerConfig{Store: h.store})
 	h.must(err)

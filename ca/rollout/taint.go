@@ -184,11 +184,27 @@ func Tainted(r rotation.Rollout, root *x509.Certificate) error {
 	return nil
 }
 
+// Barred says why none of these certificates may stand above an intermediate; nil when they may. Who has stolen a key signs
+// with it below whatever root certifies it.
+func Barred(r rotation.Rollout, above []*x509.Certificate) error {
+	for _, c := range above {
+		if err := Tainted(r, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// barred says why an issuer may not be used; nil when it may.
+func barred(r rotation.Rollout, i ca.UpstreamIssuer) error {
+	return Barred(r, append(slices.Clip(i.Path), i.Root))
+}
+
 func tainted(root *x509.Certificate, t rotation.Taint) error {
 	what := "it"
 	if id := ca.RootID(root); id != t.ID {
 		what = fmt.Sprintf("its key, which the root %.16s… has too,", t.ID)
 	}
-	return refusal.New(refusal.RootTainted, "the root %q (SHA-256 %s): %s was tainted at %s by %s", root.Subject, ca.RootID(root), what,
+	return refusal.New(refusal.RootTainted, "the CA certificate %q (SHA-256 %s): %s was tainted at %s by %s", root.Subject, ca.RootID(root), what,
 		t.At.UTC().Format(time.RFC3339), t.By)
 }

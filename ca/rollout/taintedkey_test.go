@@ -2,18 +2,23 @@ package rollout_test
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"go.step.sm/crypto/pemutil"
 
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/rotation"
@@ -41,6 +46,87 @@ func (h *house) twin() (id string) {
 	h.stop()
 	h.open()
 	return ca.RootID(root)
+}
+
+// crossed brings an issuer to the upstream whose key is the first root's, and whose root is another one, which has certified
+// that key: it returns the root. The process starts anew.
+func (h *house) crossed() *x509.Certificate {
+	h.t.Helper()
+	read, err := pemutil.Read(h.files().Key)
+	h.must(err)
+	stolen := read.(crypto.Signer)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	h.must(err)
+	var chain []*x509.Certificate
+	template := x509.Certificate{IsCA: true, BasicConstraintsValid: true, MaxPathLen: -1, KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10000 * time.Hour)}
+	for n, pub := range []crypto.PublicKey{key.Public(), stolen.Public()} {
+		c := template
+		c.SerialNumber, c.Subject = big.NewInt(int64(n+1)), pkix.Name{CommonName: []string{"Another Root", "Cross-Signed"}[n]}
+		parent := &c
+		if n > 0 {
+			parent = chain[0]
+		}
+		der, err := x509.CreateCertificate(rand.Reader, &c, parent, pub, key)
+		h.must(err)
+		parsed, err := x509.ParseCertificate(der)
+		h.must(err)
+		chain = append([]*x509.Certificate{parsed}, chain...)
+	}
+	dir := filepath.Join(h.dir, "roots")
+	h.must(os.MkdirAll(dir, 0o700))
+	var text []byte
+	for _, c := range chain {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	h.must(os.WriteFile(filepath.Join(dir, "crossed.crt"), text, 0o600))
+	_, err = pemutil.Serialize(stolen, pemutil.ToFile(filepath.Join(dir, "crossed.key"), 0o600))
+	h.must(err)
+	h.stop()
+	h.open()
+	return chain[1]
+}
+
+// A key that was tainted signs under no other root that has certified it either: such an issuer is not gone to by its name,
+// its root is not published for it, and an intermediate that comes from it is not used.
+func TestATaintedKeyThatAnotherRootHasCertified(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	root := h.crossed()
+	id := ca.RootID(root)
+	defer h.run()()
+	at := rotation.Party{ID: id, Ref: id, Key: rollout.KeyOf(root)}
+	publish := func() error {
+		_, err := h.roots.Publish(t.Context(), at)
+		return err
+	}
+	renew := func() error {
+		_, err := h.auth.Prepare(ca.Root{ID: id, Ref: id}).Renew(t.Context())
+		return err
+	}
+	named := func(within time.Duration) error {
+		_, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{By: "test", Issuer: id, Within: within, DryRun: true})
+		return err
+	}
+	h.must(named(0))
+	h.must(publish())
+	h.must(renew())
+	if err := named(bound); refusal.Of(err) != refusal.RootTainted {
+		t.Errorf("without the root whose key it is: %v", err)
+	}
+	h.taint(h.issue("web"))
+	h.at(rotation.StepOut)
+	for what, do := range map[string]func() error{"named": func() error { return named(0) }, "published": publish, "an intermediate": renew} {
+		if err := do(); refusal.Of(err) != refusal.RootTainted || !strings.Contains(err.Error(), "Cross-Signed") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	h.must(h.operator.RemoveRoot(t.Context(), id))
+	v, err := h.operator.View(t.Context())
+	h.must(err)
+	if i := slices.IndexFunc(v.Candidates, func(i ca.UpstreamIssuer) bool { return i.Ref == id }); i < 0 || refusal.Of(v.Candidates[i].Fault) != refusal.RootTainted {
+		t.Errorf("shown as %+v", v.Candidates)
+	}
 }
 
 // to begins a rollout to a root of the upstream.

@@ -75,8 +75,8 @@ func (o *Operator) View(ctx context.Context) (View, error) {
 	v.UpstreamErr, v.LeftOut = seen.err, seen.leftOut
 	for _, i := range seen.issuers {
 		if i.Root == nil || index[ca.RootID(i.Root)] == nil {
-			if t := taintOf(standing.Rollout, i.Root); t != nil && i.Fault == nil {
-				i.Fault = tainted(i.Root, *t)
+			if i.Fault == nil {
+				i.Fault = barred(standing.Rollout, i)
 			}
 			v.Candidates = append(v.Candidates, i)
 			continue

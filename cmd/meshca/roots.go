@@ -46,6 +46,10 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	}
 	authority := ca.AuthorityConfig{
 		TrustDomain: c.trustDomain, Upstream: d.upstream, Trust: d.trust, Life: c.Intermediate.TTL.Duration, LeafTTL: c.SVID.TTL.Duration, Log: d.log,
+		Barred: func(above []*x509.Certificate) error {
+			s, _ := d.roller.Standing()
+			return rollout.Barred(s.Rollout, above)
+		},
 	}
 	if d.keys != nil {
 		authority.Keys = d.keys

@@ -181,7 +181,7 @@ func (i *issuer) shown() ca.UpstreamIssuer {
 		return ca.UpstreamIssuer{Name: i.files.Cert, Named: i.named, Fault: i.unfit()}
 	}
 	root := i.chain[len(i.chain)-1]
-	shown := ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, NotAfter: i.end(), Named: i.named, Fault: i.unfit()}
+	shown := ca.UpstreamIssuer{Ref: i.ref, Name: root.Subject.CommonName, Root: root, Path: i.chain[:len(i.chain)-1], NotAfter: i.end(), Named: i.named, Fault: i.unfit()}
 	if k, ok := i.key.(*pkcs11.Key); ok && shown.Fault == nil {
 		shown.Fault = k.Ready()
 	}

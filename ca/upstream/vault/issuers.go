@@ -274,7 +274,7 @@ func (u *Upstream) show(id, name string, x *issuer, failed error, all *pool) ca.
 	case err != nil:
 		s.Fault = fmt.Errorf("%w: name the one that is to be trusted in upstream.vault.rootFile", err)
 	default:
-		s.Root = path[len(path)-1]
+		s.Root, s.Path = path[len(path)-1], path[:len(path)-1]
 	}
 	s.NotAfter = earliestEnd(append(path, x.cert))
 	if s.Fault == nil {
