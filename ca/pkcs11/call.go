@@ -22,6 +22,10 @@ const (
 // errSilent is for a token that has not answered for too long: nobody else waits for it.
 var errSilent = errors.New("it does not answer")
 
+// errStuck is for a library that would have to be closed and cannot be.
+var errStuck = errors.New("its library must be opened anew, and cannot be: a call is in it whose answer was lost, and which nothing can call off. " +
+	"If it does not return, restart the CA")
+
 // underway is a call in a library.
 type underway struct {
 	uri   URI
@@ -58,6 +62,18 @@ func (mod *module) silent(u URI) error {
 	}
 	return fmt.Errorf("%w: a call has been under way for %s, and nothing can call it off. It goes on by itself when the token answers; if it does "+
 		"not, although the token works, restart the CA", errSilent, took.Round(time.Second))
+}
+
+// stuck reports whether a call is in the library that returns no more, as far as is known: nobody may wait for it.
+func (mod *module) stuck() bool {
+	mod.mu.Lock()
+	defer mod.mu.Unlock()
+	for c := range mod.under {
+		if c.lost {
+			return true
+		}
+	}
+	return false
 }
 
 // call does something with a token. It returns when that is done, at the end of ctx, or when the token has kept it waiting for

@@ -145,8 +145,12 @@ func (mod *module) with(ctx context.Context, open func(URI, string) (device, err
 	}
 }
 
-// connect opens a token, unless it is open.
+// connect opens a token, unless it is open. That needs all slots, so it fails at once while a call holds one whose answer
+// was lost.
 func (mod *module) connect(ctx context.Context, open func(URI, string) (device, error), u URI) error {
+	if mod.stuck() {
+		return errStuck
+	}
 	if err := mod.slots.Acquire(ctx, maxCalls); err != nil {
 		return errFull
 	}
