@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/meshca/meshca/api/inbound"
 )
 
 // listenOps opens the ops address; nil where there is none.
@@ -42,7 +44,7 @@ func (a *Agent) serveOps(ctx context.Context, l net.Listener) error {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
-		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		IdleTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
 	}
 	done := make(chan struct{})
 	defer func() { <-done }()
@@ -53,7 +55,7 @@ func (a *Agent) serveOps(ctx context.Context, l net.Listener) error {
 		_ = server.Shutdown(ending)
 		_ = server.Close()
 	})
-	err := server.Serve(l)
+	err := server.Serve(inbound.LimitOps(l))
 	if stop() {
 		close(done)
 	}

@@ -3,7 +3,6 @@ package issuance
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/tap"
 
+	"github.com/meshca/meshca/api/inbound"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca/registration"
@@ -357,24 +357,7 @@ func peerKey(c registration.Caller) (key string, stranger bool) {
 	if !c.ID.IsZero() {
 		return c.ID.String(), false
 	}
-	return addressKey(c.Address), true
-}
-
-// addressKey is the address without its port; of IPv6 the /64, which is what one host is given.
-func addressKey(address string) string {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return address
-	}
-	ip := at.Addr().Unmap()
-	if ip.Is4() {
-		return ip.String()
-	}
-	prefix, err := ip.WithZone("").Prefix(64)
-	if err != nil {
-		return ip.String()
-	}
-	return prefix.String()
+	return inbound.Host(c.Address), true
 }
 
 // slots is a semaphore that never waits: who finds none is told to come back.

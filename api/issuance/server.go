@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/meshca/meshca/api/inbound"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/attestor"
@@ -135,7 +136,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer stop()
 	defer s.workers.stop()
 	defer s.grpc.Stop() // returns when the last call has
-	if err := s.grpc.Serve(limitConnections(l, s.accounts.limits.Connections, s.accounts.limits.ConnectionsPerAddress)); err != nil {
+	if err := s.grpc.Serve(inbound.Limit(l, s.accounts.limits.Connections, s.accounts.limits.ConnectionsPerAddress)); err != nil {
 		return fmt.Errorf("gRPC at %s: %w", l.Addr(), err)
 	}
 	return nil

@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/meshca/meshca/api/inbound"
 )
 
 // opsHandler answers /livez, /readyz and /metrics. notReady returns why the CA cannot sign now, a sentence each; none when
@@ -36,7 +38,7 @@ func opsHandler(metrics *prometheus.Registry, notReady, degraded func() []string
 func serveOps(ctx context.Context, l net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		WriteTimeout: 30 * time.Second, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
 	}
 	stop := context.AfterFunc(ctx, func() {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -44,7 +46,7 @@ func serveOps(ctx context.Context, l net.Listener, handler http.Handler) error {
 		_ = server.Shutdown(last)
 	})
 	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(inbound.LimitOps(l)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("opsAddress %s: %w", l.Addr(), err)
 	}
 	return nil
