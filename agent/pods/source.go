@@ -24,6 +24,9 @@ const (
 	reopen = 5 * time.Second
 	// recently is for how long a peer that was sent away is something that wants looking at.
 	recently = 10 * time.Minute
+	// lastWord is how long connections of a pod that has ended stay open: streams on them hear why. Their descriptors may have been
+	// passed on to one that goes on.
+	lastWord = 10 * time.Second
 	// maxPods bounds the pods of one node: kubelets run 110 by default, and a few hundred where they are told to.
 	maxPods = 1000
 )
@@ -76,6 +79,8 @@ type Source struct {
 type podOf struct {
 	kept *agent.Kept
 	seen time.Time // when a connection was last open
+	// ended is when it was seen first that the pod has ended; zero: it has not.
+	ended time.Time
 }
 
 var (
@@ -107,7 +112,7 @@ func (s *Source) workload(uid string) agent.Workload {
 func (s *Source) Run(ctx context.Context, a *agent.Agent) error {
 	for _, uid := range s.kept() {
 		if k := a.Find(s.workload(uid).Socket); k != nil {
-			s.served[uid] = &podOf{k, time.Now()}
+			s.served[uid] = &podOf{kept: k, seen: time.Now()}
 		}
 	}
 	for ctx.Err() == nil {
@@ -214,7 +219,7 @@ func (s *Source) find(a *agent.Agent, uid string) (*agent.Kept, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.served[uid] = &podOf{k, time.Now()}
+	s.served[uid] = &podOf{kept: k, seen: time.Now()}
 	s.save()
 	return k, nil
 }
@@ -236,7 +241,13 @@ func (s *Source) over(now time.Time) map[string]*podOf {
 	for uid, p := range s.served {
 		m, _ := p.kept.Materials()
 		switch {
-		case p.kept.Open() > 0: // of one that is gone, too: a new stream on it hears why, and costs the CA nothing
+		case m.End == nil:
+			p.ended = time.Time{}
+		case p.ended.IsZero():
+			p.ended = now
+		}
+		switch {
+		case p.kept.Open() > 0 && (m.End == nil || now.Sub(p.ended) < lastWord): // a new stream on it hears why, and costs the CA nothing
 			p.seen = now
 			continue
 		case m.End == nil && now.Sub(p.seen) < s.config.Idle: // and a pod that is gone does not come back under its UID
