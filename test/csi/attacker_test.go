@@ -1,14 +1,18 @@
 package csi
 
 import (
+	"os"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/meshca/meshca/test/helm"
 )
 
 // Pods that have a volume of their own, one as root and one not, try all that they know of another's: where it lies on the
-// node, its name, the node's programs. That the attempts would be seen if they succeeded shows a pod whose author may
+// node, its name, the node's programs and the installation's pods, the CA with the other's token. That the attempts would be seen if they succeeded shows a pod whose author may
 // mount the node's folders, which is what must not be given away.
 func attacker(t *testing.T, s *site) {
 	victim := s.create(t, identified(podOf(namespace, "victim", "first", socket), "files", "tls"))
@@ -20,7 +24,8 @@ func attacker(t *testing.T, s *site) {
 		runtimeDir, runtimeDir + "/admin.sock", runtimeDir + "/keys", "/var/lib/volumes/ca",
 		"/var/lib/kubelet/plugins/csi.meshca.io/csi.sock", "/var/lib/kubelet/pods/" + string(victim.UID),
 	}
-	raid := append([]string{"raid", socket, idOf(victim)}, paths...)
+	token := strings.TrimSpace(string(must(os.ReadFile(s.Path(dir + "/token")))(t))) // as if it had leaked
+	raid := append([]string{"raid", socket, idOf(victim), "main", s.addressOf(t, "meshca-0"), s.addressOf(t, "meshca-agent-"), token}, paths...)
 	user := int64(1000)
 	asUser := podOf(namespace, "raider-user", raid...)
 	asUser.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: &user, FSGroup: &user}
@@ -53,4 +58,18 @@ func attacker(t *testing.T, s *site) {
 	s.said(t, victim, "secret", 1)
 	s.runs(t, victim)
 	s.delete(t, victim)
+}
+
+// addressOf is that of the one pod of the installation whose name begins so.
+func (s *site) addressOf(t *testing.T, name string) (address string) {
+	t.Helper()
+	for _, pod := range must(s.Clientset.CoreV1().Pods(helm.Namespace).List(t.Context(), metav1.ListOptions{}))(t).Items {
+		if strings.HasPrefix(pod.Name, name) && pod.Status.PodIP != "" {
+			address = pod.Status.PodIP
+		}
+	}
+	if address == "" {
+		t.Fatalf("no pod %s… has an address", name)
+	}
+	return address
 }

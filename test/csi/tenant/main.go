@@ -18,7 +18,9 @@ const usage = `usage: tenant COMMAND
   first SOCKET           wants its identity at the first try; then as idle
   watch SOCKET           as first, then says what it is served and when its stream ends, and comes back, until SIGTERM
   read DIR               wants whole files of an identity, kubernetes.io/tls; then as idle
-  raid SOCKET ID PATH…   tries to get what is another pod's: an identity, and paths of the node's`
+  raid SOCKET ID CLUSTER CA AGENT TOKEN PATH…
+                         tries to get what is another pod's: an identity, at the socket and, with its token, from the CA;
+                         paths of the node's; what the installation's pods answer, at the addresses CA and AGENT`
 
 // Line is what is printed.
 type Line struct {
@@ -69,8 +71,8 @@ func run(ctx context.Context, p *printer, args []string) error {
 		}
 	case args[0] == "read" && len(args) == 2:
 		err = read(p, args[1])
-	case args[0] == "raid" && len(args) > 3:
-		return raid(ctx, p, args[1], args[2], args[3:])
+	case args[0] == "raid" && len(args) > 7:
+		return raid(ctx, p, args[1], args[2], installation{args[3], args[4], args[5], args[6]}, args[7:])
 	default:
 		err = fmt.Errorf("%s", usage)
 	}
