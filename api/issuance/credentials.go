@@ -46,20 +46,26 @@ type callerInfo struct {
 
 // ServerHandshake is called by grpc for each connection.
 func (c *Credentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c.shake(raw)
+}
+
+func (c *Credentials) shake(raw net.Conn) (net.Conn, callerInfo, error) {
 	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
-		return nil, nil, err
+		return nil, callerInfo{}, err
 	}
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok {
 		_ = conn.Close()
-		return nil, nil, errors.New("issuance: the connection is not TLS")
+		return nil, callerInfo{}, errors.New("issuance: the connection is not TLS")
 	}
 	return conn, callerInfo{TLSInfo: tlsInfo, caller: c.identify(raw.RemoteAddr().String(), tlsInfo.State), raw: raw}, nil
 }
 
 // Clone keeps the verification, which the embedded Clone would lose.
-func (c *Credentials) Clone() credentials.TransportCredentials {
+func (c *Credentials) Clone() credentials.TransportCredentials { return c.clone() }
+
+func (c *Credentials) clone() *Credentials {
 	return &Credentials{TransportCredentials: c.TransportCredentials.Clone(), bundle: c.bundle}
 }
 

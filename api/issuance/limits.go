@@ -34,6 +34,9 @@ type Limits struct {
 	// OpenCallsWithoutSVID of all callers together that show no SVID; one address may have an eighth of them. Default 64: each
 	// may leave 4 MiB half sent, for ten seconds.
 	OpenCallsWithoutSVID int `json:"openCallsWithoutSVID"`
+	// ConnectionsWithoutSVID that are open at a time, of all callers together that show no SVID; one address may have an eighth
+	// of them. Default 1024.
+	ConnectionsWithoutSVID int `json:"connectionsWithoutSVID"`
 	// OpenMessages is the number of calls of all agents together whose message is still arriving; it may be 4 MiB long, and has
 	// ten seconds. Default 96.
 	OpenMessages int `json:"openMessages"`
@@ -61,6 +64,7 @@ func (l Limits) Check() error {
 		{"bytesPerSecond", float64(l.BytesPerSecond)}, {"requestsPerSecond", float64(l.RequestsPerSecond)},
 		{"openCalls", float64(l.OpenCalls)}, {"openCallsWithoutSVID", float64(l.OpenCallsWithoutSVID)},
 		{"openMessages", float64(l.OpenMessages)}, {"openRequests", float64(l.OpenRequests)}, {"requestsInFlight", float64(l.RequestsInFlight)},
+		{"connectionsWithoutSVID", float64(l.ConnectionsWithoutSVID)},
 		{"connections", float64(l.Connections)}, {"connectionsPerAddress", float64(l.ConnectionsPerAddress)},
 	} {
 		if !(f.value >= 0 && f.value <= maxLimit) { // NaN lies nowhere
@@ -96,6 +100,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.RequestsPerSecond, 250)
 	set(&l.OpenCalls, 32)
 	set(&l.OpenCallsWithoutSVID, 64)
+	set(&l.ConnectionsWithoutSVID, 1024)
 	set(&l.OpenMessages, 96)
 	set(&l.OpenRequests, 1024)
 	set(&l.RequestsInFlight, 4096)

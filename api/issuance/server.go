@@ -90,7 +90,7 @@ func New(c Config) *Server {
 	})
 	s.inFlight = make(slots, s.accounts.limits.RequestsInFlight)
 	s.grpc = grpc.NewServer(
-		grpc.Creds(c.Credentials),
+		grpc.Creds(admitting{c.Credentials, s.accounts, &places{all: s.accounts.limits.ConnectionsWithoutSVID, by: map[string]int{}}}),
 		grpc.NumStreamWorkers(workerCount),
 		grpc.WaitForHandlers(true), // nothing may be signed when the ledger and the audit log have closed
 		grpc.InTapHandle(s.accounts.admit),
@@ -103,7 +103,7 @@ func New(c Config) *Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: 30 * time.Second, Timeout: 10 * time.Second,
-			MaxConnectionIdle: 15 * time.Minute, MaxConnectionAge: time.Hour, MaxConnectionAgeGrace: 30 * time.Second,
+			MaxConnectionIdle: time.Minute, MaxConnectionAge: time.Hour, MaxConnectionAgeGrace: 30 * time.Second,
 		}),
 		grpc.ChainUnaryInterceptor(s.guardUnary),
 		grpc.ChainStreamInterceptor(s.guardStream),

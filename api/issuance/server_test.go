@@ -116,8 +116,13 @@ func (d *door) connect(cert *tls.Certificate) *grpc.ClientConn {
 // attest makes an agent of the world's first node, through the wire.
 func (d *door) attest() *tls.Certificate {
 	d.t.Helper()
+	return d.attestOver(d.connect(nil))
+}
+
+func (d *door) attestOver(conn *grpc.ClientConn) *tls.Certificate {
+	d.t.Helper()
 	key := world.NewKey(d.t)
-	r, err := d.dial(nil).AttestAgent(d.t.Context(), &meshcav1.AttestAgentRequest{
+	r, err := meshcav1.NewIssuanceServiceClient(conn).AttestAgent(d.t.Context(), &meshcav1.AttestAgentRequest{
 		Cluster: world.Cluster, Token: d.Token(world.Agent, "meshca-agent").Secret(), Csr: world.CSR(d.t, key, x509.CertificateRequest{}), Version: "v1",
 	})
 	if err != nil {
