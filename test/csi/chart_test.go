@@ -7,16 +7,26 @@ import (
 	"github.com/meshca/meshca/test/node"
 )
 
-// TestUnderTheChart is what an installation has to stand: pods that try what is not theirs, and many at once.
+// TestUnderTheChart is what an installation has to stand, on a cluster that gives the CA's pod a user as OpenShift does: pods
+// that try what is not theirs, and many at once.
 func TestUnderTheChart(t *testing.T) {
 	s := &site{Node: node.Start(t), t: t}
 	ctx := t.Context()
 	h := must(helm.Prepare(ctx, s.Node, func(what string) { t.Log(what) }))(t)
 	check(t, s.Import(ctx, must(node.Programs(ctx, tenant, s.Dir(), "./test/csi/tenant"))(t)))
 	must(s.CreateNamespace(ctx, namespace))(t)
+	asOpenShift(t, s)
 	check(t, h.Install(ctx, "--set", "trustDomain=mesh.test"))
-	if !t.Run("a pod that tries", func(t *testing.T) { attacker(t, s) }) {
-		return
+	for _, part := range []struct {
+		name string
+		test func(*testing.T)
+	}{
+		{"a user that is not the image's", func(t *testing.T) { anyUser(t, s, h) }},
+		{"a pod that tries", func(t *testing.T) { attacker(t, s) }},
+		{"a hundred pods at once", func(t *testing.T) { crowd(t, s) }},
+	} {
+		if !t.Run(part.name, part.test) {
+			return
+		}
 	}
-	t.Run("a hundred pods at once", func(t *testing.T) { crowd(t, s) })
 }
