@@ -135,11 +135,16 @@ func call(ctx context.Context, door string, shows []tls.Certificate, do func(con
 
 // issue shows another pod's token to have that pod's SVID.
 func (in installation) issue(ctx context.Context, c meshcav1.IssuanceServiceClient) error {
-	csr, err := newCSR()
-	if err != nil {
+	return in.request(ctx, c, &meshcav1.X509SVIDRequest{Token: in.token})
+}
+
+// request asks for one SVID, for a key of its own.
+func (in installation) request(ctx context.Context, c meshcav1.IssuanceServiceClient, r *meshcav1.X509SVIDRequest) error {
+	var err error
+	if _, r.Csr, err = newCSR(); err != nil {
 		return err
 	}
-	answer, err := c.IssueX509SVIDs(ctx, &meshcav1.IssueX509SVIDsRequest{Cluster: in.cluster, Requests: []*meshcav1.X509SVIDRequest{{Csr: csr, Token: in.token}}})
+	answer, err := c.IssueX509SVIDs(ctx, &meshcav1.IssueX509SVIDsRequest{Cluster: in.cluster, Requests: []*meshcav1.X509SVIDRequest{r}})
 	if err != nil {
 		return err
 	}
@@ -151,11 +156,18 @@ func (in installation) issue(ctx context.Context, c meshcav1.IssuanceServiceClie
 
 // attest shows it to have an agent's.
 func (in installation) attest(ctx context.Context, c meshcav1.IssuanceServiceClient) error {
-	csr, err := newCSR()
-	if err == nil {
-		_, err = c.AttestAgent(ctx, &meshcav1.AttestAgentRequest{Cluster: in.cluster, Csr: csr, Token: in.token})
-	}
+	_, err := in.become(ctx, c)
 	return err
+}
+
+// become is attest, with what it is to bring.
+func (in installation) become(ctx context.Context, c meshcav1.IssuanceServiceClient) (tls.Certificate, error) {
+	key, csr, err := newCSR()
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	answer, err := c.AttestAgent(ctx, &meshcav1.AttestAgentRequest{Cluster: in.cluster, Csr: csr, Token: in.token})
+	return tls.Certificate{Certificate: answer.GetSvid().GetChain(), PrivateKey: key}, err
 }
 
 func (in installation) sync(ctx context.Context, c meshcav1.IssuanceServiceClient) error {
@@ -169,12 +181,13 @@ func (in installation) sync(ctx context.Context, c meshcav1.IssuanceServiceClien
 	return err
 }
 
-func newCSR() ([]byte, error) {
+func newCSR() (*ecdsa.PrivateKey, []byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	return key, csr, err
 }
 
 // keyPair is the own identity, with its key.

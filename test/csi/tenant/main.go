@@ -20,12 +20,13 @@ const usage = `usage: tenant COMMAND
   read DIR               wants whole files of an identity, kubernetes.io/tls; then as idle
   raid SOCKET ID CLUSTER CA AGENT TOKEN PATH…
                          tries to get what is another pod's: an identity, at the socket and, with its token, from the CA;
-                         paths of the node's; what the installation's pods answer, at the addresses CA and AGENT`
+                         paths of the node's; what the installation's pods answer, at the addresses CA and AGENT
+  thief CLUSTER CA DIR   shows the CA what DIR has of a node's agent and of pods, says how each try ended; then as idle`
 
 // Line is what is printed.
 type Line struct {
 	At time.Time `json:"at"`
-	// What is started, secret, closed, files, success, raided or fault.
+	// What is started, secret, closed, files, success, raided, tried, done or fault.
 	What   string `json:"what"`
 	ID     string `json:"id,omitempty"`
 	Serial string `json:"serial,omitempty"`
@@ -71,6 +72,8 @@ func run(ctx context.Context, p *printer, args []string) error {
 		}
 	case args[0] == "read" && len(args) == 2:
 		err = read(p, args[1])
+	case args[0] == "thief" && len(args) == 4:
+		err = thief(ctx, p, installation{cluster: args[1], ca: args[2]}, args[3])
 	case args[0] == "raid" && len(args) > 7:
 		return raid(ctx, p, args[1], args[2], installation{args[3], args[4], args[5], args[6]}, args[7:])
 	default:
