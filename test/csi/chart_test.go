@@ -24,6 +24,7 @@ func TestUnderTheChart(t *testing.T) {
 		{"a user that is not the image's", func(t *testing.T) { anyUser(t, s, h) }},
 		{"a pod that tries", func(t *testing.T) { attacker(t, s) }},
 		{"what is stolen from a node", func(t *testing.T) { theft(t, s) }},
+		{"service accounts are deleted", func(t *testing.T) { accountsDeleted(t, s) }},
 		{"a hundred pods at once", func(t *testing.T) { crowd(t, s) }},
 	} {
 		if !t.Run(part.name, part.test) {

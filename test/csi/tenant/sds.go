@@ -15,6 +15,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/meshca/meshca/api/refusal"
 )
 
 const (
@@ -94,9 +96,13 @@ func identity(answer *discoveryv3.DiscoveryResponse) (Line, error) {
 func watch(ctx context.Context, p *printer, socket string) {
 	for told := ""; ctx.Err() == nil; {
 		got, err := stream(ctx, p, socket)
-		if got || err.Error() != told {
-			p.say(Line{What: "closed", Text: err.Error()})
-			told = err.Error()
+		why := err.Error()
+		if no, ok := refusal.From(err); ok {
+			why = no.Error() // with its reason, which the text of a status does not have
+		}
+		if got || why != told {
+			p.say(Line{What: "closed", Text: why})
+			told = why
 		}
 		select {
 		case <-ctx.Done():
