@@ -8,7 +8,7 @@ import (
 )
 
 // TestUnderTheChart is what an installation has to stand, on a cluster that gives the CA's pod a user as OpenShift does: pods
-// that try what is not theirs, and many at once.
+// that try what is not theirs, service accounts that go, agents that are replaced, and many pods at once.
 func TestUnderTheChart(t *testing.T) {
 	s := &site{Node: node.Start(t), t: t}
 	ctx := t.Context()
@@ -25,6 +25,7 @@ func TestUnderTheChart(t *testing.T) {
 		{"a pod that tries", func(t *testing.T) { attacker(t, s) }},
 		{"what is stolen from a node", func(t *testing.T) { theft(t, s) }},
 		{"service accounts are deleted", func(t *testing.T) { accountsDeleted(t, s) }},
+		{"the agents are rolled", func(t *testing.T) { rolled(t, s, h) }},
 		{"a hundred pods at once", func(t *testing.T) { crowd(t, s) }},
 	} {
 		if !t.Run(part.name, part.test) {
