@@ -1,7 +1,6 @@
 package issuance
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -10,21 +9,18 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
 
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 )
 
-// Credentials are server credentials that ask for a client certificate and do not insist: an agent that attests itself
+// Credentials ask for a client certificate and do not insist: an agent that attests itself
 // for the first time has none. What it shows is verified as an X509-SVID once, at the handshake; one that does not
 // verify makes the caller untrusted, not the connection fail, so that the refusal has a name and an audit line.
 type Credentials struct {
 	credentials.TransportCredentials
 	bundle x509bundle.Source
 }
-
-var _ credentials.TransportCredentials = (*Credentials)(nil)
 
 // NewCredentials serves the certificate that serving returns at each handshake, and verifies clients by bundle.
 func NewCredentials(serving func() (*tls.Certificate, error), bundle x509bundle.Source) *Credentials {
@@ -40,33 +36,22 @@ func NewCredentials(serving func() (*tls.Certificate, error), bundle x509bundle.
 // callerInfo is the AuthInfo of every connection: TLS, and who the client proved to be.
 type callerInfo struct {
 	credentials.TLSInfo
-	caller registration.Caller
-	raw    net.Conn
+	party *party
+	raw   net.Conn
 }
 
-// ServerHandshake is called by grpc for each connection.
-func (c *Credentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return c.shake(raw)
-}
-
-func (c *Credentials) shake(raw net.Conn) (net.Conn, callerInfo, error) {
+// shake shakes hands, and returns who the client proved to be.
+func (c *Credentials) shake(raw net.Conn) (net.Conn, credentials.TLSInfo, registration.Caller, error) {
 	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
-		return nil, callerInfo{}, err
+		return nil, credentials.TLSInfo{}, registration.Caller{}, err
 	}
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok {
 		_ = conn.Close()
-		return nil, callerInfo{}, errors.New("issuance: the connection is not TLS")
+		return nil, credentials.TLSInfo{}, registration.Caller{}, errors.New("issuance: the connection is not TLS")
 	}
-	return conn, callerInfo{TLSInfo: tlsInfo, caller: c.identify(raw.RemoteAddr().String(), tlsInfo.State), raw: raw}, nil
-}
-
-// Clone keeps the verification, which the embedded Clone would lose.
-func (c *Credentials) Clone() credentials.TransportCredentials { return c.clone() }
-
-func (c *Credentials) clone() *Credentials {
-	return &Credentials{TransportCredentials: c.TransportCredentials.Clone(), bundle: c.bundle}
+	return conn, tlsInfo, c.identify(raw.RemoteAddr().String(), tlsInfo.State), nil
 }
 
 func (c *Credentials) identify(address string, state tls.ConnectionState) registration.Caller {
@@ -83,26 +68,4 @@ func (c *Credentials) identify(address string, state tls.ConnectionState) regist
 	caller.ID, caller.NotAfter = id, leaf.NotAfter
 	caller.Serial = ca.SerialString(leaf.SerialNumber)
 	return caller
-}
-
-// hangUp closes the connection of a call, and with it ends all that came through it.
-func hangUp(ctx context.Context) {
-	if p, ok := peer.FromContext(ctx); ok {
-		if info, ok := p.AuthInfo.(callerInfo); ok {
-			_ = info.raw.Close()
-		}
-	}
-}
-
-// callerOf returns who the connection's client proved to be.
-func callerOf(ctx context.Context) (registration.Caller, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return registration.Caller{}, errors.New("issuance: the call has no peer")
-	}
-	info, ok := p.AuthInfo.(callerInfo)
-	if !ok {
-		return registration.Caller{}, errors.New("issuance: the connection was not made with issuance.Credentials")
-	}
-	return info.caller, nil
 }

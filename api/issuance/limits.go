@@ -10,13 +10,12 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/tap"
 
-	"github.com/meshca/meshca/api/inbound"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca/registration"
 )
 
-// Limits bound what one peer may cost. A peer is an agent by its SVID; whoever shows none is a peer by its address, and
+// Limits bound what one peer may cost. An agent that the CA knows is a peer by its SVID; everybody else, whatever SVID he shows, is one by his address, and
 // all of those together are bounded too. The zero value of a field takes its default.
 type Limits struct {
 	// CallsPerSecond of one peer, with bursts of four times as many. Default 50.
@@ -134,18 +133,6 @@ type account struct {
 	told                   told
 }
 
-// told is when a refusal for a reason was last recorded, and how many came since.
-type told map[refusal.Reason]*tally
-
-type tally struct {
-	last time.Time
-	left int
-}
-
-// tellEvery is how often a refusal of a peer's calls for the same reason leaves a line: the audit log must not become
-// the attack.
-const tellEvery = 10 * time.Second
-
 func newAccounts(l Limits, record func(registration.Caller, string, error)) *accounts {
 	return &accounts{limits: l.withDefaults(), record: record, patience: 10 * time.Second, peers: make(map[string]*account), crowd: told{}}
 }
@@ -157,21 +144,20 @@ func (a *accounts) admit(ctx context.Context, info *tap.Info) (context.Context, 
 	if err != nil {
 		return nil, refusal.Status(err)
 	}
-	_, stranger := peerKey(caller)
-	if !stranger {
+	if caller.agent {
 		err = a.expect()
 	}
 	var release func()
 	if err == nil {
 		// Last of all that can refuse: grpc does not end the context of a call that it refuses here.
-		if release, err = a.open(caller, info.FullMethodName == meshcav1.IssuanceService_Sync_FullMethodName); err != nil && !stranger {
+		if release, err = a.open(caller, info.FullMethodName == meshcav1.IssuanceService_Sync_FullMethodName); err != nil && caller.agent {
 			a.arriving.Add(-1)
 		}
 	}
 	if err != nil {
 		return nil, refusal.Status(a.tell(caller, "", err))
 	}
-	arrived := a.await(ctx, caller, stranger)
+	arrived := a.await(ctx, caller)
 	context.AfterFunc(ctx, func() {
 		arrived()
 		release()
@@ -190,14 +176,14 @@ func (a *accounts) expect() error {
 
 // await gives a call its time for its message to arrive, and returns what ends the wait. What has come of it by then is kept in
 // memory, so whoever lets the time pass has no use for the connection: it is closed.
-func (a *accounts) await(ctx context.Context, caller registration.Caller, stranger bool) (arrived func()) {
+func (a *accounts) await(ctx context.Context, caller *party) (arrived func()) {
 	late := time.AfterFunc(a.patience, func() {
 		_ = a.tell(caller, "", refusal.New(refusal.PeerLimit, "a call's message did not arrive within %v; its connection is closed", a.patience))
 		hangUp(ctx)
 	})
 	return sync.OnceFunc(func() {
 		late.Stop()
-		if !stranger {
+		if caller.agent {
 			a.arriving.Add(-1)
 		}
 	})
@@ -214,12 +200,11 @@ func arrived(ctx context.Context) {
 }
 
 // open takes a place for a call, until it is released.
-func (a *accounts) open(caller registration.Caller, stream bool) (release func(), err error) {
-	key, stranger := peerKey(caller)
-	now := time.Now()
+func (a *accounts) open(caller *party, stream bool) (release func(), err error) {
+	stranger, now := !caller.agent, time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	p, err := a.peer(key, stranger, now)
+	p, err := a.peer(caller, now)
 	switch {
 	case err != nil:
 		return nil, err
@@ -244,40 +229,6 @@ func (a *accounts) open(caller registration.Caller, stream bool) (release func()
 	return func() { a.release(p, stranger, stream) }, nil
 }
 
-// tell records that a call was refused as a whole, for each peer and reason now and then, and returns err.
-func (a *accounts) tell(c registration.Caller, cluster string, err error) error {
-	if left, say := a.due(c, refusal.Of(err), time.Now()); say {
-		recorded := err
-		if e, ok := refusal.From(err); ok && left > 0 {
-			recorded = &refusal.Error{Reason: e.Reason, Claim: e.Claim, Detail: fmt.Sprintf("%s; %d more calls were refused for this since the last line", e.Detail, left)}
-		}
-		a.record(c, cluster, recorded)
-	}
-	return err
-}
-
-// due reports whether a refusal is to be recorded now, and how many were not since the last one that was.
-func (a *accounts) due(c registration.Caller, reason refusal.Reason, now time.Time) (left int, say bool) {
-	key, _ := peerKey(c)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	all := a.crowd
-	if p := a.peers[key]; p != nil {
-		all = p.told
-	}
-	t := all[reason]
-	if t == nil {
-		t = &tally{}
-		all[reason] = t
-	}
-	if now.Sub(t.last) < tellEvery {
-		t.left++
-		return 0, false
-	}
-	left, t.left, t.last = t.left, 0, now
-	return left, true
-}
-
 func (a *accounts) release(p *account, stranger, stream bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -291,12 +242,11 @@ func (a *accounts) release(p *account, stranger, stream bool) {
 }
 
 // spend charges a peer for the bytes of a call, and takes places for n CSRs until it is released.
-func (a *accounts) spend(c registration.Caller, n, size int) (release func(), err error) {
-	key, stranger := peerKey(c)
+func (a *accounts) spend(c *party, n, size int) (release func(), err error) {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	p, err := a.peer(key, stranger, now)
+	p, err := a.peer(c, now)
 	switch {
 	case err != nil:
 		return nil, err
@@ -316,8 +266,8 @@ func (a *accounts) spend(c registration.Caller, n, size int) (release func(), er
 }
 
 // peer finds or opens an account; a.mu is held.
-func (a *accounts) peer(key string, stranger bool, now time.Time) (*account, error) {
-	if p := a.peers[key]; p != nil {
+func (a *accounts) peer(c *party, now time.Time) (*account, error) {
+	if p := a.peers[c.account]; p != nil {
 		p.last = now
 		return p, nil
 	}
@@ -328,7 +278,7 @@ func (a *accounts) peer(key string, stranger bool, now time.Time) (*account, err
 		}
 	}
 	calls := a.limits.CallsPerSecond
-	if stranger {
+	if !c.agent {
 		calls = a.limits.CallsPerSecondWithoutSVID
 	}
 	p := &account{
@@ -338,7 +288,7 @@ func (a *accounts) peer(key string, stranger bool, now time.Time) (*account, err
 		last:     now,
 		told:     told{},
 	}
-	a.peers[key] = p
+	a.peers[c.account] = p
 	return p, nil
 }
 
@@ -356,13 +306,6 @@ func (a *accounts) forgetIdle(now time.Time) {
 			delete(a.peers, key)
 		}
 	}
-}
-
-func peerKey(c registration.Caller) (key string, stranger bool) {
-	if !c.ID.IsZero() {
-		return c.ID.String(), false
-	}
-	return inbound.Host(c.Address), true
 }
 
 // slots is a semaphore that never waits: who finds none is told to come back.

@@ -68,7 +68,8 @@ type Server struct {
 type times struct {
 	// answer bounds every call, whatever deadline its caller set: a store or an API server that hangs must not.
 	answer time.Duration
-	// hello bounds how long a Sync stream may stay silent after it opened.
+	// hello bounds how long a Sync stream may stay silent after it opened: less than a message's patience, so that it is
+	// refused by name and its connection stays.
 	hello time.Duration
 	// recheck is how often the agent behind an open stream is looked at again: its pod, its node, a denial.
 	recheck time.Duration
@@ -83,14 +84,14 @@ var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
 func New(c Config) *Server {
 	s := &Server{
 		Config: c, health: health.NewServer(), workers: startWorkers(), stopping: make(chan struct{}),
-		times: times{answer: 30 * time.Second, hello: 10 * time.Second, recheck: 20 * time.Second, settle: 200 * time.Millisecond},
+		times: times{answer: 30 * time.Second, hello: 8 * time.Second, recheck: 20 * time.Second, settle: 200 * time.Millisecond},
 	}
 	s.accounts = newAccounts(c.Limits, func(caller registration.Caller, cluster string, err error) {
 		c.Registration.Journal.Refused(registration.EventCall, door, caller, cluster, err)
 	})
 	s.inFlight = make(slots, s.accounts.limits.RequestsInFlight)
 	s.grpc = grpc.NewServer(
-		grpc.Creds(admitting{c.Credentials, s.accounts, &places{all: s.accounts.limits.ConnectionsWithoutSVID, by: map[string]int{}}}),
+		grpc.Creds(admitting{c.Credentials, c.Registration.Knows, s.accounts, &places{all: s.accounts.limits.ConnectionsWithoutSVID, by: map[string]int{}}}),
 		grpc.NumStreamWorkers(workerCount),
 		grpc.WaitForHandlers(true), // nothing may be signed when the ledger and the audit log have closed
 		grpc.InTapHandle(s.accounts.admit),
@@ -158,7 +159,7 @@ func (s *Server) AttestAgent(ctx context.Context, r *meshcav1.AttestAgentRequest
 	if err := s.Hold(); err != nil { // the answer has the bundle
 		return nil, s.accounts.tell(caller, r.GetCluster(), err)
 	}
-	svid, err := s.Registration.AttestAgent(ctx, caller, r.GetCluster(), refusal.Clip(r.GetVersion(), maxVersion), registration.Request{
+	svid, err := s.Registration.AttestAgent(ctx, caller.Caller, r.GetCluster(), refusal.Clip(r.GetVersion(), maxVersion), registration.Request{
 		Door: door, Token: attestor.NewToken(r.GetToken()), CSR: r.GetCsr(),
 	})
 	if err != nil {
@@ -214,11 +215,11 @@ func (s *Server) IssueX509SVIDs(ctx context.Context, r *meshcav1.IssueX509SVIDsR
 
 // admit finds out who calls: an agent, or a workload by itself. The latter has one SVID to ask for: each further request
 // would have a stranger's token looked at.
-func (s *Server) admit(ctx context.Context, caller registration.Caller, cluster string, requests int) (*registration.Admitted, error) {
+func (s *Server) admit(ctx context.Context, caller *party, cluster string, requests int) (*registration.Admitted, error) {
 	if !caller.ID.IsZero() || caller.Untrusted != nil {
-		return s.Registration.Admit(ctx, caller, cluster)
+		return s.Registration.Admit(ctx, caller.Caller, cluster)
 	}
-	by, err := s.Registration.AdmitDirect(caller, cluster)
+	by, err := s.Registration.AdmitDirect(caller.Caller, cluster)
 	if err == nil && requests > 1 {
 		return nil, refusal.New(refusal.BatchTooLarge, "the call holds %d requests, and one without an agent's SVID may hold one", requests)
 	}
@@ -256,7 +257,7 @@ func (s *Server) issueOne(ctx context.Context, by *registration.Admitted, item *
 }
 
 // enter charges the caller for the message and takes places for its n requests.
-func (s *Server) enter(caller registration.Caller, cluster string, n int, message proto.Message) (release func(), err error) {
+func (s *Server) enter(caller *party, cluster string, n int, message proto.Message) (release func(), err error) {
 	leave, err := s.accounts.spend(caller, n, proto.Size(message))
 	if err != nil {
 		return nil, s.accounts.tell(caller, cluster, err)
@@ -281,7 +282,6 @@ func (s *Server) guardUnary(ctx context.Context, req any, info *grpc.UnaryServer
 }
 
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	arrived(stream.Context()) // a stream waits for its first message by itself
 	defer func() {
 		if p := recover(); p != nil {
 			err = refusal.Status(s.panicked(info.FullMethod, p))

@@ -7,39 +7,42 @@ import (
 
 	"google.golang.org/grpc/credentials"
 
+	"github.com/meshca/meshca/api/inbound"
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca/registration"
 )
 
-// admitting are Credentials that bound the connections of callers who show no SVID: each costs some 50 KiB for as long as it is
-// open, and anybody can open one. Who shows an SVID has a place of ours, by Limits.Connections.
+// admitting are Credentials that know agents from strangers, and bound the connections of the latter: each costs some 50 KiB for as
+// long as it is open, and anybody can open one. An agent has a place of ours, by Limits.Connections.
 type admitting struct {
 	*Credentials
+	// agent reports whether a caller is an agent as the CA knows it.
+	agent     func(registration.Caller) bool
 	accounts  *accounts
 	strangers *places
 }
 
-// ServerHandshake is called by grpc for each connection.
+// ServerHandshake is called by grpc for each connection. Of strangers' connections the messages are watched as they arrive: held in
+// crumbs, one takes many times its size. Agents' are not, for it costs.
 func (c admitting) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := c.Credentials.shake(raw)
+	conn, tlsInfo, caller, err := c.shake(raw)
 	if err != nil {
 		return nil, nil, err
 	}
-	key, stranger := peerKey(info.caller)
-	if !stranger {
+	info := callerInfo{TLSInfo: tlsInfo, party: newParty(caller, c.agent(caller)), raw: raw}
+	if info.party.agent {
 		return conn, info, nil
 	}
-	leave, err := c.strangers.take(key)
+	leave, err := c.strangers.take(info.party.account)
 	if err != nil {
 		_ = conn.Close()
-		return nil, nil, c.accounts.tell(info.caller, "", err)
+		return nil, nil, c.accounts.tell(info.party, "", err)
 	}
-	return &placedConn{Conn: conn, leave: leave}, info, nil
+	return &placedConn{Conn: inbound.Watch(conn, c.accounts.patience), leave: leave}, info, nil
 }
 
-// Clone keeps the bounds, which the embedded Clone would lose.
-func (c admitting) Clone() credentials.TransportCredentials {
-	return admitting{c.clone(), c.accounts, c.strangers}
-}
+// Clone keeps all of it: nothing in it is changed by being used.
+func (c admitting) Clone() credentials.TransportCredentials { return c }
 
 // placedConn gives its place back when it is closed.
 type placedConn struct {

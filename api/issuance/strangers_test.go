@@ -1,7 +1,23 @@
 package issuance_test
 
 import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
 	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -9,6 +25,9 @@ import (
 	"github.com/meshca/meshca/api/issuance"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/test/world"
 )
 
@@ -52,4 +71,176 @@ func TestConnectionsOfStrangersAreBounded(t *testing.T) {
 			eventually(t, "a place", func() bool { return refusal.Of(ask(d.dial(nil))) == refusal.TokenMissing })
 		})
 	}
+}
+
+// workload is the SVID of a pod, as anybody who has a pod with a volume holds one.
+func (d *door) workload(key *ecdsa.PrivateKey, pod localissuer.Subject) *tls.Certificate {
+	d.t.Helper()
+	by, err := d.RA.Admit(d.t.Context(), d.AttestAgent(world.Agent), world.Cluster)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	svid, err := d.RA.Issue(d.t.Context(), by, registration.Request{
+		Door: "grpc", Token: d.Token(pod, registration.WorkloadAudience), CSR: world.CSR(d.t, key, x509.CertificateRequest{}),
+	})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	cert := &tls.Certificate{PrivateKey: key}
+	for _, c := range svid.Chain {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert
+}
+
+// tenant is the n-th pod of many, each with a service account of its own.
+func tenant(n int) localissuer.Subject {
+	s := world.Web
+	s.ServiceAccount, s.ServiceAccountUID = fmt.Sprint("tenant-", n), fmt.Sprint("sa-tenant-", n)
+	s.Pod, s.PodUID = fmt.Sprint("tenant-", n), fmt.Sprint("pod-tenant-", n)
+	return s
+}
+
+// open opens calls that say nothing, as many as are taken, over one connection.
+func (d *door) open(conn *grpc.ClientConn, calls int, method string) {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
+	d.t.Cleanup(cancel)
+	for range calls {
+		if _, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+}
+
+// An SVID makes nobody an agent: its places are for those that the CA knows.
+func TestWorkloadsTakeNoPlacesOfAgents(t *testing.T) {
+	d := newDoor(t, issuance.Limits{}, patience(time.Hour))
+	agent := d.attest()
+	for n := range 4 {
+		d.open(d.connect(d.workload(world.NewKey(t), tenant(n))), 32, meshcav1.IssuanceService_IssueX509SVIDs_FullMethodName)
+	}
+	for range 8 { // by the last of them the calls above have come
+		if r, err := d.issue(d.dial(agent), d.item()); err != nil || r.GetResults()[0].GetSvid() == nil {
+			t.Fatalf("an agent asks: %v, %v", r, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if n := d.server.Arriving(); n != 0 {
+		t.Errorf("%d calls of workloads are counted among agents'", n)
+	}
+	if _, err := d.sync(agent, hello()).Recv(); err != nil {
+		t.Errorf("its stream: %v", err)
+	}
+}
+
+// Nor is an agent who was one: whose SVID was taken and denied counts with strangers from then on.
+func TestADeniedAgentIsAStranger(t *testing.T) {
+	d := newDoor(t, issuance.Limits{}, patience(time.Hour))
+	cert := d.attest()
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.RA.Orders.Deny(t.Context(), ca.Denial{ID: leaf.URIs[0].String(), By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.issue(d.dial(cert), d.item()); refusal.Of(err) != refusal.IdentityDenied {
+		t.Fatalf("it asks: %v", err)
+	}
+	if line := d.Audit.Last(t); line["caller"] != leaf.URIs[0].String() {
+		t.Errorf("its line: %v", line)
+	}
+	d.open(d.connect(cert), 2, meshcav1.IssuanceService_IssueX509SVIDs_FullMethodName)
+	time.Sleep(100 * time.Millisecond)
+	if n := d.server.Arriving(); n != 0 {
+		t.Errorf("%d of its calls are counted among agents'", n)
+	}
+}
+
+// A hello may be as long as any message: until it has come the stream counts with the messages that arrive.
+func TestHalfSentHellosAreCounted(t *testing.T) {
+	d := newDoor(t, issuance.Limits{}, within(time.Hour, time.Hour, time.Hour), patience(time.Hour))
+	cert := d.attest()
+	d.open(d.connect(cert), 2, meshcav1.IssuanceService_Sync_FullMethodName)
+	eventually(t, "them to be seen", func() bool { return d.server.Arriving() == 2 })
+	if _, err := d.sync(cert, hello()).Recv(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the one that said hello to be counted no more", func() bool { return d.server.Arriving() == 2 })
+}
+
+// Each frame costs many times the byte that it brings, so who sends such is hung up on early.
+func TestStrangersMayNotSendCrumbs(t *testing.T) {
+	for name, cert := range map[string]func(*door) *tls.Certificate{
+		"nobody":     func(*door) *tls.Certificate { return nil },
+		"a workload": func(d *door) *tls.Certificate { return d.workload(world.NewKey(t), world.Web) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDoor(t, issuance.Limits{}, patience(time.Hour))
+			conn := d.handshake(cert(d), "127.0.0.1")
+			fr := http2.NewFramer(conn, nil)
+			stream := beginCall(t, conn, fr)
+			var said error
+			go func() { _, _ = io.Copy(io.Discard, conn) }()
+			for range 100_000 {
+				if said = fr.WriteData(stream, false, []byte{0}); said != nil {
+					break
+				}
+			}
+			if said == nil {
+				t.Error("100 000 frames of a byte each are taken")
+			}
+		})
+	}
+}
+
+// handshake connects from an address of loopback, by TLS alone.
+func (d *door) handshake(cert *tls.Certificate, from string) *tls.Conn {
+	d.t.Helper()
+	bundle, _ := d.Trust.Bundle()
+	config := tlsconfig.TLSClientConfig(bundle, tlsconfig.AuthorizeAny())
+	config.NextProtos = []string{"h2"}
+	if cert != nil {
+		config.Certificates = []tls.Certificate{*cert}
+	}
+	conn := tls.Client(d.reach(from), config)
+	if err := conn.HandshakeContext(d.t.Context()); err != nil {
+		d.t.Fatal(err)
+	}
+	return conn
+}
+
+// reach connects from an address of loopback.
+func (d *door) reach(from string) net.Conn {
+	d.t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	conn, err := dialer.DialContext(d.t.Context(), "tcp", d.address)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// beginCall opens AttestAgent, and says that its message has 4 MiB.
+func beginCall(t *testing.T, conn io.Writer, fr *http2.Framer) (stream uint32) {
+	t.Helper()
+	var block bytes.Buffer
+	e := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{
+		{":method", "POST"}, {":scheme", "https"}, {":authority", "ca"}, {":path", meshcav1.IssuanceService_AttestAgent_FullMethodName},
+		{"te", "trailers"}, {"content-type", "application/grpc"},
+	} {
+		if err := e.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := io.WriteString(conn, http2.ClientPreface)
+	err = errors.Join(err, fr.WriteSettings(), fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true}),
+		fr.WriteData(1, false, binary.BigEndian.AppendUint32([]byte{0}, 4<<20-64)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return 1
 }

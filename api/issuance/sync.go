@@ -35,6 +35,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	if err != nil {
 		return s.accounts.tell(caller, "", err)
 	}
+	arrived(ctx)
 	if err := s.stillAgent(ctx, caller, hello.GetCluster()); err != nil {
 		return err
 	}
@@ -91,7 +92,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 }
 
 // brokenOff sorts the reasons for which a stream cannot be read any more.
-func (s *Server) brokenOff(caller registration.Caller, cluster string, err error) error {
+func (s *Server) brokenOff(caller *party, cluster string, err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -102,7 +103,7 @@ func (s *Server) brokenOff(caller registration.Caller, cluster string, err error
 }
 
 // take handles what an agent sends behind its hello.
-func (s *Server) take(caller registration.Caller, acks *registration.AgentStream, m *meshcav1.SyncRequest, messages *rate.Limiter) error {
+func (s *Server) take(caller *party, acks *registration.AgentStream, m *meshcav1.SyncRequest, messages *rate.Limiter) error {
 	if !messages.Allow() {
 		err := refusal.New(refusal.PeerLimit, "more than %d messages a second on a Sync stream", syncMessages).After(time.Second)
 		return s.accounts.tell(caller, "", err)
@@ -137,10 +138,10 @@ func receive(ctx context.Context, stream grpc.BidiStreamingServer[meshcav1.SyncR
 
 // stillAgent looks at the agent behind a stream. Whether its pod lives may be unknown while the API server is away: that
 // ends nothing, for denials and bundles must reach agents just then. Everything else about it is the CA's own knowledge.
-func (s *Server) stillAgent(ctx context.Context, caller registration.Caller, cluster string) error {
+func (s *Server) stillAgent(ctx context.Context, caller *party, cluster string) error {
 	look, cancel := context.WithTimeout(ctx, s.times.answer)
 	defer cancel()
-	_, err := s.Registration.Admit(look, caller, cluster)
+	_, err := s.Registration.Admit(look, caller.Caller, cluster)
 	switch {
 	case err == nil || refusal.Of(err).Passing() && ctx.Err() == nil:
 		return nil
@@ -172,7 +173,7 @@ func (s *Server) awaitHello(in <-chan *meshcav1.SyncRequest, broken <-chan error
 type stales struct{ bundle, orders, endings, mark <-chan struct{} }
 
 // state is the whole of what agents follow.
-func (s *Server) state(caller registration.Caller) (*meshcav1.SyncResponse, stales, error) {
+func (s *Server) state(caller *party) (*meshcav1.SyncResponse, stales, error) {
 	var x stales
 	var bundle *spiffebundle.Bundle
 	var standing *registration.Standing
@@ -236,7 +237,7 @@ const (
 // witness hears what the agent has followed. One that proves that the store is an old copy is told no state, and nobody is
 // from then on: the denials of an old copy would lift those that agents know. A sequence without a proof is said aloud, and
 // no more: a stolen agent could name any.
-func (s *Server) witness(ctx context.Context, caller registration.Caller, hello *meshcav1.SyncHello) error {
+func (s *Server) witness(ctx context.Context, caller *party, hello *meshcav1.SyncHello) error {
 	proven, err := s.Registration.Continuity.Witness(ctx, caller.ID, hello.GetMark())
 	if err != nil {
 		return err

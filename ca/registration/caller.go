@@ -65,6 +65,16 @@ func (a *Authority) Admit(ctx context.Context, c Caller, cluster string) (*Admit
 	return &Admitted{AgentInstance: known.AgentInstance, caller: c, cluster: cluster, member: member}, nil
 }
 
+// Knows reports whether a caller is an agent as far as the CA's memory tells: its SVID is on record, lives and is not denied. It asks
+// nobody, so that a door can tell agents from all others before they have said a word; Admit has the last one.
+func (a *Authority) Knows(c Caller) bool {
+	if c.ID.IsZero() || !time.Now().Before(c.NotAfter) {
+		return false
+	}
+	_, err := a.Agents.instance(c.ID, c.Serial)
+	return err == nil && a.Orders.refuses(c.ID) == nil
+}
+
 // AdmitDirect admits a caller without a client certificate to ask for its own SVID, if any rule of the policy opens that
 // way in the cluster. Where none does, it is refused before anything is spent on it; where one does, its token decides
 // what it is, and policy whether this one may.
