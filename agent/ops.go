@@ -41,11 +41,9 @@ func (a *Agent) serveOps(ctx context.Context, l net.Listener) error {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
-	server := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
-		IdleTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
-	}
+	// With a time limit an answer is whole before any of it is written: who reads it slowly is in nobody's way.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
+	server := inbound.OpsServer(mux)
 	done := make(chan struct{})
 	defer func() { <-done }()
 	stop := context.AfterFunc(ctx, func() {

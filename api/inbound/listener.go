@@ -3,6 +3,7 @@ package inbound
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -18,15 +19,15 @@ type limited struct {
 	open map[string]int
 }
 
+// networkShare is the part of all connections that an IPv6 /64 may have: it may be one machine at home that has any address of it,
+// but also the pods of a node, the nodes of a zone, or a whole cluster.
+const networkShare = 2
+
 // Limit bounds the connections that are open at a time: of all peers by waiting, so that the kernel's backlog holds the rest, and
-// of one address (Host) by closing what is over, so that one host cannot take all places.
+// by closing what is over of one address (Host) and of an IPv6 /64, which may have half of all.
 func Limit(l net.Listener, all, perAddress int) net.Listener {
 	return &limited{Listener: l, places: make(chan struct{}, all), perAddress: perAddress, done: make(chan struct{}), open: map[string]int{}}
 }
-
-// LimitOps is Limit for an address of /livez, /readyz and /metrics, at which a few ask now and then: all connections together take
-// some 40 MiB at most, and one pod of many cannot keep kubelet and Prometheus from their places.
-func LimitOps(l net.Listener) net.Listener { return Limit(l, 1024, 16) }
 
 // Accept returns the next connection that is within the bounds.
 func (l *limited) Accept() (net.Conn, error) {
@@ -41,9 +42,10 @@ func (l *limited) Accept() (net.Conn, error) {
 			<-l.places
 			return nil, err
 		}
-		key := Host(conn.RemoteAddr().String())
-		if l.enter(key) {
-			return &countedConn{Conn: conn, leave: sync.OnceFunc(func() { l.leave(key) })}, nil
+		address := conn.RemoteAddr().String()
+		host, network := Host(address), Network(address)
+		if l.enter(host, network) {
+			return &countedConn{Conn: conn, leave: sync.OnceFunc(func() { l.leave(host, network) })}, nil
 		}
 		<-l.places
 		_ = conn.Close()
@@ -56,21 +58,26 @@ func (l *limited) Close() error {
 	return l.Listener.Close()
 }
 
-func (l *limited) enter(key string) bool {
+func (l *limited) enter(host, network string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open[key] >= l.perAddress {
+	if l.open[host] >= l.perAddress || network != host && l.open[network] >= max(1, cap(l.places)/networkShare) {
 		return false
 	}
-	l.open[key]++
+	l.open[host]++
+	if network != host {
+		l.open[network]++
+	}
 	return true
 }
 
-func (l *limited) leave(key string) {
+func (l *limited) leave(host, network string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open[key]--; l.open[key] <= 0 {
-		delete(l.open, key)
+	for _, key := range slices.Compact([]string{host, network}) {
+		if l.open[key]--; l.open[key] <= 0 {
+			delete(l.open, key)
+		}
 	}
 	<-l.places
 }
@@ -86,19 +93,29 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// Host is the address without its port; of IPv6 the /64, which is what one host is given.
+// Host is the address without its port.
 func Host(address string) string {
-	at, err := netip.ParseAddrPort(address)
+	ip, err := ipOf(address)
 	if err != nil {
 		return address
 	}
-	ip := at.Addr().Unmap()
-	if ip.Is4() {
-		return ip.String()
+	return ip.String()
+}
+
+// Network is the /64 of an IPv6 address, and Host of all others.
+func Network(address string) string {
+	ip, err := ipOf(address)
+	if err != nil || ip.Is4() {
+		return Host(address)
 	}
-	prefix, err := ip.WithZone("").Prefix(64)
+	prefix, err := ip.Prefix(64)
 	if err != nil {
 		return ip.String()
 	}
 	return prefix.String()
+}
+
+func ipOf(address string) (netip.Addr, error) {
+	at, err := netip.ParseAddrPort(address)
+	return at.Addr().Unmap().WithZone(""), err
 }

@@ -71,11 +71,45 @@ func TestConnectionsAreLimited(t *testing.T) {
 }
 
 func TestHosts(t *testing.T) {
-	for address, want := range map[string]string{
-		"10.0.0.1:80": "10.0.0.1", "[::ffff:10.0.0.1]:80": "10.0.0.1", "[2001:db8:1:2:3:4:5:6]:80": "2001:db8:1:2::/64", "pipe": "pipe",
+	for address, want := range map[string][2]string{
+		"10.0.0.1:80": {"10.0.0.1", "10.0.0.1"}, "[::ffff:10.0.0.1]:80": {"10.0.0.1", "10.0.0.1"}, "pipe": {"pipe", "pipe"},
+		"[2001:db8:1:2:3:4:5:6]:80": {"2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"}, "[fe80::1%eth0]:80": {"fe80::1", "fe80::/64"},
 	} {
-		if got := Host(address); got != want {
+		if got := [2]string{Host(address), Network(address)}; got != want {
 			t.Errorf("%s is of %s, want %s", address, got, want)
 		}
+	}
+}
+
+// The pods of a node, or of all, have addresses in one /64: one of them must not take the places of the others, and all of them
+// not those of everybody.
+func TestConnectionsOfANetworkAreLimited(t *testing.T) {
+	l := &limited{places: make(chan struct{}, 8), perAddress: 2, open: map[string]int{}}
+	enter := func(address string) bool {
+		ok := l.enter(Host(address), Network(address))
+		if ok {
+			l.places <- struct{}{}
+		}
+		return ok
+	}
+	for i, want := range []bool{true, true, false} {
+		if got := enter("[fd00::1]:1"); got != want {
+			t.Errorf("connection %d of one pod: %v", i, got)
+		}
+	}
+	for address, want := range map[string]bool{"[fd00::2]:1": true, "[fd00::3]:1": true} {
+		if got := enter(address); got != want {
+			t.Errorf("%s, beside it: %v", address, got)
+		}
+	}
+	if enter("[fd00::4]:1") {
+		t.Error("more than half of all places are one network's")
+	}
+	if !enter("[fd00:0:0:1::1]:1") || !enter("10.0.0.1:1") {
+		t.Error("others are kept out")
+	}
+	l.leave("fd00::1", "fd00::/64")
+	if !enter("[fd00::4]:1") {
+		t.Error("a place was not given back")
 	}
 }

@@ -30,16 +30,14 @@ func opsHandler(metrics *prometheus.Registry, notReady, degraded func() []string
 			fmt.Fprintln(w, "degraded:", what)
 		}
 	})
+	// With a time limit an answer is whole before any of it is written: who reads it slowly is in nobody's way.
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
 	return mux
 }
 
 // serveOps answers at the listener until ctx ends.
 func serveOps(ctx context.Context, l net.Listener, handler http.Handler) error {
-	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
-	}
+	server := inbound.OpsServer(handler)
 	stop := context.AfterFunc(ctx, func() {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
