@@ -82,13 +82,13 @@ func TestACallThatArrivedIsNotHastened(t *testing.T) {
 
 func TestHalfSentMessagesAreBounded(t *testing.T) {
 	t.Run("of one address", func(t *testing.T) {
-		d := newDoor(t, issuance.Limits{OpenCallsWithoutSVID: 16}, patience(time.Hour))
+		d := newDoor(t, issuance.Limits{OpenCallsWithoutSVID: 32}, patience(time.Hour))
 		for range 2 {
 			d.halfSent(nil, meshcav1.IssuanceService_AttestAgent_FullMethodName)
 		}
 		eventually(t, "the refusal", func() bool {
 			_, err := d.dial(nil).AttestAgent(t.Context(), &meshcav1.AttestAgentRequest{Cluster: world.Cluster})
-			return refusal.Of(err) == refusal.PeerLimit && strings.Contains(err.Error(), "an eighth of openCallsWithoutSVID")
+			return refusal.Of(err) == refusal.PeerLimit && strings.Contains(err.Error(), "a sixteenth of openCallsWithoutSVID")
 		})
 	})
 	t.Run("of agents together", func(t *testing.T) {
@@ -120,10 +120,11 @@ func TestHalfSentMessagesAreBounded(t *testing.T) {
 	})
 }
 
-// With nothing set, what strangers and agents leave half sent stays well below the memory that the chart gives a CA: 1 GiB.
+// With nothing set, what strangers and agents leave half sent, messages and handshakes, stays well below the memory that the chart
+// gives a CA: 1 GiB.
 func TestWhatHalfSentMessagesCanHold(t *testing.T) {
 	strangers, agents := issuance.HalfSent()
-	if all := strangers + agents; strangers > 256<<20 || all > 640<<20 {
+	if all := strangers + agents; strangers > 288<<20 || all > 672<<20 {
 		t.Errorf("strangers can hold %d MiB, all %d MiB", strangers>>20, all>>20)
 	}
 }

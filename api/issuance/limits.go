@@ -30,11 +30,11 @@ type Limits struct {
 	RequestsPerSecond int `json:"requestsPerSecond"`
 	// OpenCalls of one peer, streams among them. Default 32.
 	OpenCalls int `json:"openCalls"`
-	// OpenCallsWithoutSVID of all callers together that show no SVID; one address may have an eighth of them. Default 64: each
+	// OpenCallsWithoutSVID of all callers together that are no agents; one address may have a sixteenth of them. Default 32: each
 	// may leave 4 MiB half sent, for ten seconds.
 	OpenCallsWithoutSVID int `json:"openCallsWithoutSVID"`
-	// ConnectionsWithoutSVID that are open at a time, of all callers together that show no SVID; one address may have an eighth
-	// of them. Default 1024.
+	// ConnectionsWithoutSVID that are open at a time, of all callers together that are no agents, and of agents that still shake
+	// hands. When all are taken, who comes gets the place of the oldest connection of the address that has the most. Default 1024.
 	ConnectionsWithoutSVID int `json:"connectionsWithoutSVID"`
 	// OpenMessages is the number of calls of all agents together whose message is still arriving; it may be 4 MiB long, and has
 	// ten seconds. Default 96.
@@ -75,7 +75,7 @@ func (l Limits) Check() error {
 
 const (
 	// addressShare is the part of the calls without an SVID that one address may have open.
-	addressShare = 8
+	addressShare = 16
 	// maxStreams bounds the Sync streams of one peer: an agent has one, for a moment two, and each can hold a message.
 	maxStreams = 4
 )
@@ -98,7 +98,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.BytesPerSecond, 4<<20)
 	set(&l.RequestsPerSecond, 250)
 	set(&l.OpenCalls, 32)
-	set(&l.OpenCallsWithoutSVID, 64)
+	set(&l.OpenCallsWithoutSVID, 32)
 	set(&l.ConnectionsWithoutSVID, 1024)
 	set(&l.OpenMessages, 96)
 	set(&l.OpenRequests, 1024)
@@ -211,7 +211,7 @@ func (a *accounts) open(caller *party, stream bool) (release func(), err error) 
 	case stranger && a.strangers >= a.limits.OpenCallsWithoutSVID:
 		return nil, refusal.New(refusal.Overloaded, "%d calls without an SVID are open (openCallsWithoutSVID)", a.strangers).After(time.Second)
 	case stranger && p.open >= max(1, a.limits.OpenCallsWithoutSVID/addressShare):
-		return nil, refusal.New(refusal.PeerLimit, "%d calls without an SVID are open from this address (an eighth of openCallsWithoutSVID)", p.open).After(time.Second)
+		return nil, refusal.New(refusal.PeerLimit, "%d calls without an SVID are open from this address (a sixteenth of openCallsWithoutSVID)", p.open).After(time.Second)
 	case stream && p.streams >= maxStreams:
 		return nil, refusal.New(refusal.PeerLimit, "%d streams of this peer are open: an agent needs one", p.streams).After(time.Second)
 	case p.open >= a.limits.OpenCalls:

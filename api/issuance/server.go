@@ -55,13 +55,14 @@ type Config struct {
 type Server struct {
 	meshcav1.UnimplementedIssuanceServiceServer
 	Config
-	grpc     *grpc.Server
-	health   *health.Server
-	accounts *accounts
-	inFlight slots
-	workers  *workers
-	times    times
-	stopping chan struct{}
+	grpc      *grpc.Server
+	health    *health.Server
+	accounts  *accounts
+	admitting admitting
+	inFlight  slots
+	workers   *workers
+	times     times
+	stopping  chan struct{}
 }
 
 // times bound how long something may last.
@@ -90,8 +91,9 @@ func New(c Config) *Server {
 		c.Registration.Journal.Refused(registration.EventCall, door, caller, cluster, err)
 	})
 	s.inFlight = make(slots, s.accounts.limits.RequestsInFlight)
+	s.admitting = admitting{c.Credentials, c.Registration.Knows, s.accounts, inbound.NewRoom(s.accounts.limits.ConnectionsWithoutSVID)}
 	s.grpc = grpc.NewServer(
-		grpc.Creds(admitting{c.Credentials, c.Registration.Knows, s.accounts, &places{all: s.accounts.limits.ConnectionsWithoutSVID, by: map[string]int{}}}),
+		grpc.Creds(s.admitting),
 		grpc.NumStreamWorkers(workerCount),
 		grpc.WaitForHandlers(true), // nothing may be signed when the ledger and the audit log have closed
 		grpc.InTapHandle(s.accounts.admit),

@@ -1,8 +1,8 @@
 package issuance
 
 import (
+	"errors"
 	"net"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -12,79 +12,92 @@ import (
 	"github.com/meshca/meshca/ca/registration"
 )
 
-// admitting are Credentials that know agents from strangers, and bound the connections of the latter: each costs some 50 KiB for as
-// long as it is open, and anybody can open one. An agent has a place of ours, by Limits.Connections.
+// sip is how much a stranger's connection may bring before any content comes of it, in bytes: a handshake, or one record of TLS, which
+// has 16 KiB and a bit. A client certificate has some two KiB for each member of its chain.
+const sip = 20 << 10
+
+// admitting are Credentials that know agents from strangers, and bound what the connections of the latter hold: anybody can open
+// one. Until the handshake is over each is a stranger's; an agent has a place of ours from then on, by Limits.Connections.
 type admitting struct {
 	*Credentials
 	// agent reports whether a caller is an agent as the CA knows it.
 	agent     func(registration.Caller) bool
 	accounts  *accounts
-	strangers *places
+	strangers *inbound.Room
 }
 
-// ServerHandshake is called by grpc for each connection. Of strangers' connections the messages are watched as they arrive: held in
-// crumbs, one takes many times its size. Agents' are not, for it costs.
+// ServerHandshake is called by grpc for each connection, and has ten seconds (grpc.ConnectionTimeout). Of strangers' connections the
+// messages are watched as they arrive: held in crumbs, one takes many times its size. Agents' are not, for it costs.
 func (c admitting) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, tlsInfo, caller, err := c.shake(raw)
+	unknown := newParty(registration.Caller{Address: raw.RemoteAddr().String()}, false)
+	leave, ok := c.strangers.Enter(unknown.Address, func() {
+		_ = raw.Close()
+		_ = c.accounts.tell(unknown, "", refusal.New(refusal.Overloaded, "as many connections without an agent's SVID are open as may be (connectionsWithoutSVID, %d): "+
+			"one was closed for another that has come, of the address that had the most of them, or else the oldest", c.accounts.limits.ConnectionsWithoutSVID).After(time.Second))
+	})
+	if !ok {
+		return nil, nil, c.accounts.tell(unknown, "", refusal.New(refusal.Overloaded, "as many connections without an agent's SVID have just been opened as may be "+
+			"open (connectionsWithoutSVID, %d)", c.accounts.limits.ConnectionsWithoutSVID).After(time.Second))
+	}
+	sips := &sipping{Conn: raw, left: sip}
+	conn, tlsInfo, caller, err := c.shake(sips)
 	if err != nil {
+		leave()
 		return nil, nil, err
 	}
 	info := callerInfo{TLSInfo: tlsInfo, party: newParty(caller, c.agent(caller)), raw: raw}
 	if info.party.agent {
+		leave()
+		sips.trusted = true
 		return conn, info, nil
 	}
-	leave, err := c.strangers.take(info.party.account)
-	if err != nil {
-		_ = conn.Close()
-		return nil, nil, c.accounts.tell(info.party, "", err)
-	}
-	return &placedConn{Conn: inbound.Watch(conn, c.accounts.patience), leave: leave}, info, nil
+	return inbound.Watch(&strangersConn{conn, sips, leave}, c.accounts.patience), info, nil
 }
 
-// Clone keeps all of it: nothing in it is changed by being used.
+// Clone keeps the bounds, which the embedded Clone would lose.
 func (c admitting) Clone() credentials.TransportCredentials { return c }
 
-// placedConn gives its place back when it is closed.
-type placedConn struct {
+// strangersConn is a stranger's connection after its handshake.
+type strangersConn struct {
 	net.Conn
+	sips  *sipping
 	leave func()
 }
 
-func (c *placedConn) Close() error {
+// Read reads content.
+func (c *strangersConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.sips.left = sip
+	}
+	return n, err
+}
+
+// Close gives the place back.
+func (c *strangersConn) Close() error {
 	defer c.leave()
 	return c.Conn.Close()
 }
 
-// places are for connections; one address may have a share of them.
-type places struct {
-	all int
-
-	mu    sync.Mutex
-	taken int
-	by    map[string]int
+// sipping is what lies below a connection's TLS, which keeps messages of up to 256 KiB until they are whole. One goroutine at a
+// time reads a connection.
+type sipping struct {
+	net.Conn
+	left    int
+	trusted bool
 }
 
-// take takes a place, which leave gives back, once.
-func (p *places) take(key string) (leave func(), err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+var errGulp = errors.New("the client sent more of a handshake than any needs: the connection is closed")
+
+// Read reads what is left at most.
+func (c *sipping) Read(p []byte) (int, error) {
 	switch {
-	case p.taken >= p.all:
-		return nil, refusal.New(refusal.Overloaded, "%d connections without an SVID are open (connectionsWithoutSVID)", p.taken).After(time.Second)
-	case p.by[key] >= max(1, p.all/addressShare):
-		return nil, refusal.New(refusal.PeerLimit, "%d connections without an SVID are open from this address (an eighth of connectionsWithoutSVID)", p.by[key]).
-			After(time.Second)
+	case c.trusted:
+		return c.Conn.Read(p)
+	case c.left <= 0:
+		return 0, errGulp
 	}
-	p.taken++
-	p.by[key]++
-	return sync.OnceFunc(func() { p.leave(key) }), nil
-}
-
-func (p *places) leave(key string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.taken--
-	if p.by[key]--; p.by[key] == 0 {
-		delete(p.by, key)
-	}
+	n, err := c.Conn.Read(p[:min(len(p), c.left)])
+	c.left -= n
+	return n, err
 }

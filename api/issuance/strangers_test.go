@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,9 +20,6 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/meshca/meshca/api/issuance"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -31,45 +30,147 @@ import (
 	"github.com/meshca/meshca/test/world"
 )
 
-// Connections cost memory, and whoever shows no SVID can open them: agents are not to be without for that.
+// ends reports whether the server closes a connection.
+func ends(t *testing.T, conn net.Conn) bool {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := io.Copy(io.Discard, conn)
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// Connections cost memory, and anybody can open them: neither agents nor other strangers are to be without for that.
 func TestConnectionsOfStrangersAreBounded(t *testing.T) {
-	for name, test := range map[string]struct {
-		limit  int
-		reason refusal.Reason
-	}{
-		"of one address": {24, refusal.PeerLimit}, // three
-		"of all":         {1, refusal.Overloaded},
+	key := world.NewKey(t)
+	for name, open := range map[string]func(d *door, from string) net.Conn{
+		"nobody's":             func(d *door, from string) net.Conn { return d.handshake(nil, from) },
+		"a workload's":         func(d *door, from string) net.Conn { return d.handshake(d.workload(key, world.Web), from) },
+		"before the handshake": func(d *door, from string) net.Conn { return d.reach(from) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newDoor(t, issuance.Limits{ConnectionsWithoutSVID: test.limit})
-			ask := func(c meshcav1.IssuanceServiceClient) error {
-				_, err := c.AttestAgent(t.Context(), &meshcav1.AttestAgentRequest{Cluster: world.Cluster})
-				return err
+			d := newDoor(t, issuance.Limits{ConnectionsWithoutSVID: 3})
+			agent := d.connect(d.attest())
+			if r, err := d.issue(meshcav1.NewIssuanceServiceClient(agent), d.item()); err != nil || r.GetResults()[0].GetSvid() == nil {
+				t.Fatalf("an agent asks: %v, %v", r, err)
 			}
-			first := d.connect(nil)
-			if err := ask(meshcav1.NewIssuanceServiceClient(first)); refusal.Of(err) != refusal.TokenMissing {
-				t.Fatalf("the first: %v", err)
+			var opened []net.Conn
+			for range 6 {
+				opened = append(opened, open(d, "127.0.0.2"))
 			}
-			cert := d.attestOver(first)
-			for range max(1, test.limit/8) - 1 {
-				if err := ask(d.dial(nil)); refusal.Of(err) != refusal.TokenMissing {
-					t.Fatalf("within the bound: %v", err)
-				}
+			if !ends(t, opened[0]) {
+				t.Error("the oldest connection of the address that has the most stays")
 			}
-			if err := ask(d.dial(nil)); status.Code(err) != codes.Unavailable {
-				t.Errorf("one more: %v", err)
+			eventually(t, "its audit line", func() bool {
+				return slices.ContainsFunc(d.Audit.Lines(t), func(line map[string]any) bool { return line["outcome"] == string(refusal.Overloaded) })
+			})
+			if r, err := d.issue(meshcav1.NewIssuanceServiceClient(agent), d.item()); err != nil || r.GetResults()[0].GetSvid() == nil {
+				t.Errorf("an agent's connection: %v, %v", r, err)
 			}
-			eventually(t, "its audit line", func() bool { return d.Audit.Last(t)["outcome"] == string(test.reason) })
+			cert := d.attest() // beside them, an agent that has no SVID yet
 			for range 8 {
-				if _, err := d.sync(cert, hello()).Recv(); err != nil && refusal.Of(err) != refusal.PeerLimit { // it has four streams
-					t.Fatalf("an agent: %v", err)
+				if r, err := d.issue(d.dial(cert), d.item()); err != nil || r.GetResults()[0].GetSvid() == nil {
+					t.Fatalf("an agent's new connection: %v, %v", r, err)
 				}
 			}
-			if err := first.Close(); err != nil {
-				t.Fatal(err)
-			}
-			eventually(t, "a place", func() bool { return refusal.Of(ask(d.dial(nil))) == refusal.TokenMissing })
 		})
+	}
+}
+
+// Who shows that he is an agent takes none of these places any more.
+func TestAgentsHavePlacesOfTheirOwn(t *testing.T) {
+	d := newDoor(t, issuance.Limits{ConnectionsWithoutSVID: 2})
+	cert := d.attest()
+	var conns []net.Conn
+	for range 6 {
+		conns = append(conns, d.handshake(cert, "127.0.0.1"))
+		if _, err := conns[len(conns)-1].Read(make([]byte, 1)); err != nil { // the server's settings, which follow its handshake
+			t.Fatal(err)
+		}
+	}
+	for i, conn := range conns {
+		if err := conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, conn); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("connection %d of an agent: %v", i, err)
+		}
+	}
+}
+
+// Whoever has shown a client certificate that is as long as crypto/tls takes one, but for its end, holds all of it.
+func TestAHandshakeIsShort(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	near, far := net.Pipe()
+	counted := &counting{Conn: far}
+	shaken := make(chan error, 1)
+	go func() { shaken <- d.server.Shake(counted) }()
+	large := &tls.Certificate{Certificate: [][]byte{make([]byte, 250<<10)}, PrivateKey: world.NewKey(t)}
+	client := tls.Client(near, &tls.Config{InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return large, nil }})
+	go func() {
+		_ = client.HandshakeContext(t.Context())
+		_ = near.Close()
+	}()
+	if err := <-shaken; !errors.Is(err, issuance.ErrGulp) {
+		t.Errorf("it ended with %v", err)
+	}
+	if n := counted.read; n > issuance.Sip {
+		t.Errorf("%d bytes were read", n)
+	}
+	_ = far.Close()
+}
+
+// And crypto/tls takes such messages after the handshake, too.
+func TestContentComesOfWhatAStrangerSends(t *testing.T) {
+	near, far := net.Pipe()
+	above := &buffering{}
+	conn := issuance.Sipping(far, func(sips net.Conn) net.Conn {
+		above.Conn = sips
+		return above
+	})
+	go func() {
+		p := make([]byte, issuance.Sip/2+1)
+		for _, err := near.Write(p); err == nil; _, err = near.Write(p) {
+		}
+	}()
+	p := make([]byte, issuance.Sip)
+	for range 4 {
+		above.keep = issuance.Sip / 2
+		if n, err := conn.Read(p); n == 0 || err != nil {
+			t.Fatalf("content: %d, %v", n, err)
+		}
+	}
+	above.keep = 4 * issuance.Sip
+	if n, err := conn.Read(p); n > 0 || !errors.Is(err, issuance.ErrGulp) {
+		t.Errorf("nothing but what is kept: %d, %v", n, err)
+	}
+	_, _ = near.Close(), conn.Close()
+}
+
+// counting counts what is read.
+type counting struct {
+	net.Conn
+	read int
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.read += n
+	return n, err
+}
+
+// buffering keeps so many bytes for itself before it passes one on, as TLS does with its own messages.
+type buffering struct {
+	net.Conn
+	keep int
+}
+
+func (b *buffering) Read(p []byte) (int, error) {
+	for {
+		n, err := b.Conn.Read(make([]byte, min(4<<10, b.keep+1)))
+		if b.keep -= n; b.keep < 0 || err != nil {
+			return copy(p, make([]byte, max(0, -b.keep))), err
+		}
 	}
 }
 
