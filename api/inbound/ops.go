@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// opsConnections of all who ask at an ops address take some 40 MiB at most.
-const opsConnections = 1024
+const (
+	// opsConnections of all who ask at an ops address take some 40 MiB at most.
+	opsConnections = 1024
+	// opsTime is what a probe takes.
+	opsTime = 100 * time.Millisecond
+)
 
 // OpsServer answers /livez, /readyz and /metrics, at which a few ask now and then: each request over a connection of its own.
 func OpsServer(handler http.Handler) *http.Server {
@@ -21,7 +25,7 @@ func OpsServer(handler http.Handler) *http.Server {
 
 // LimitOps bounds the connections to an OpsServer, and lets whoever opens many of them keep nobody out: the kubelet ends what it
 // cannot ask.
-func LimitOps(l net.Listener) net.Listener { return roomy{l, NewRoom(opsConnections)} }
+func LimitOps(l net.Listener) net.Listener { return roomy{l, NewRoom(opsConnections, opsTime)} }
 
 type roomy struct {
 	net.Listener

@@ -6,15 +6,13 @@ import (
 	"time"
 )
 
-// settled is how old a connection must be to give way to another where nobody has more than one.
-const settled = time.Second
-
-// Room has places for connections of which nothing good is known yet. Whoever has opened the most of them cannot keep others out:
+// Room has places for connections, or for what connections have begun, of which nothing good is known yet. Whoever has opened the most of them cannot keep others out:
 // when all places are taken, the oldest connection of the address that has the most gives way to a newcomer. Where nobody has
 // more than one, it is the oldest in an IPv6 /64 that has more than half of the places, or else the oldest of all, if it has had its
 // time: many who come at once do not take the places from each other.
 type Room struct {
-	size int
+	size  int
+	grace time.Duration
 
 	mu     sync.Mutex
 	guests []*guest // the oldest first
@@ -27,8 +25,10 @@ type guest struct {
 	giveWay       func()
 }
 
-// NewRoom has so many places.
-func NewRoom(size int) *Room { return &Room{size: max(1, size), by: map[string]int{}} }
+// NewRoom has so many places. Grace is how old one must be to give way where nobody has more than one: what an honest one takes.
+func NewRoom(size int, grace time.Duration) *Room {
+	return &Room{size: max(1, size), grace: grace, by: map[string]int{}}
+}
 
 // Enter takes a place for a connection from an address, until leave is called, which may be done more than once. giveWay is called
 // if the place goes to another, and is to close the connection. ok is false where it is the newcomer that finds none.
@@ -69,7 +69,7 @@ func (r *Room) loser(g *guest) *guest {
 	}
 	crowd, all := r.crowd()
 	o := r.oldest(func(o *guest) bool { return all || o.network == crowd })
-	if !all && g.network != crowd || g.since.Sub(o.since) > settled {
+	if !all && g.network != crowd || g.since.Sub(o.since) > r.grace {
 		return o
 	}
 	return nil

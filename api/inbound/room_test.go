@@ -8,6 +8,8 @@ import (
 	"time"
 )
 
+const settled = time.Second
+
 // hall is a Room whose guests have names.
 type hall struct {
 	t    *testing.T
@@ -17,7 +19,7 @@ type hall struct {
 }
 
 func newHall(t *testing.T, size int) *hall {
-	return &hall{t: t, room: NewRoom(size), out: map[string]func(){}}
+	return &hall{t: t, room: NewRoom(size, settled), out: map[string]func(){}}
 }
 
 func (h *hall) enter(name, address string) bool {

@@ -3,6 +3,8 @@ package issuance
 import (
 	"net"
 	"time"
+
+	"github.com/meshca/meshca/ca/registration"
 )
 
 const (
@@ -20,6 +22,15 @@ var ErrGulp = errGulp
 // Shake shakes hands.
 func (s *Server) Shake(raw net.Conn) error {
 	_, _, err := s.admitting.ServerHandshake(raw)
+	return err
+}
+
+// Open opens a stranger's call, and ends it.
+func (s *Server) Open(address string) error {
+	release, err := s.accounts.open(newParty(registration.Caller{Address: address}, false), false)
+	if err == nil {
+		release()
+	}
 	return err
 }
 
@@ -43,5 +54,5 @@ func (s *Server) SetTimes(answer, hello, recheck time.Duration) {
 // HalfSent is what messages that are half sent and the connections of strangers can hold by default, in bytes.
 func HalfSent() (strangers, agents int) {
 	l := Limits{}.withDefaults()
-	return l.OpenCallsWithoutSVID*maxMessage*(crumb+frameBytes)/crumb + l.ConnectionsWithoutSVID*connectionBytes, l.OpenMessages * maxMessage
+	return l.OpenCallsWithoutSVID/halfShare*maxMessage*(crumb+frameBytes)/crumb + l.ConnectionsWithoutSVID*connectionBytes, l.OpenMessages * maxMessage
 }

@@ -3,10 +3,13 @@ package issuance_test
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -89,6 +92,24 @@ func TestHalfSentMessagesAreBounded(t *testing.T) {
 		eventually(t, "the refusal", func() bool {
 			_, err := d.dial(nil).AttestAgent(t.Context(), &meshcav1.AttestAgentRequest{Cluster: world.Cluster})
 			return refusal.Of(err) == refusal.PeerLimit && strings.Contains(err.Error(), "a sixteenth of openCallsWithoutSVID")
+		})
+	})
+	t.Run("of strangers together", func(t *testing.T) {
+		d := newDoor(t, issuance.Limits{OpenCallsWithoutSVID: 32}, patience(time.Hour))
+		var conns []net.Conn
+		for pod := range 16 {
+			for range 2 { // as many as one address may have
+				conn := d.handshake(nil, fmt.Sprintf("127.0.6.%d", 1+pod))
+				beginCall(t, conn, http2.NewFramer(conn, nil))
+				conns = append(conns, conn)
+			}
+		}
+		if !ends(t, conns[0]) {
+			t.Error("the first of the half-sent calls stays: none gives way")
+		}
+		eventually(t, "somebody who says what he wants to be heard", func() bool {
+			_, err := d.dial(nil).AttestAgent(t.Context(), &meshcav1.AttestAgentRequest{Cluster: world.Cluster})
+			return refusal.Of(err) == refusal.TokenMissing
 		})
 	})
 	t.Run("of agents together", func(t *testing.T) {

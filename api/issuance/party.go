@@ -19,6 +19,8 @@ type party struct {
 	agent bool
 	// account is whose account its calls are on: an agent has its own, strangers have that of their address.
 	account string
+	// network is a stranger's IPv6 /64; empty for all others.
+	network string
 	// name is who is refused, where refusals are counted: the ID that was proved, whosever that is, or else the address.
 	name string
 }
@@ -31,6 +33,8 @@ func newParty(c registration.Caller, agent bool) *party {
 	}
 	if agent {
 		p.account = p.name
+	} else if n := inbound.Network(c.Address); n != host {
+		p.network = n
 	}
 	return p
 }

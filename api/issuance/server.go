@@ -91,7 +91,7 @@ func New(c Config) *Server {
 		c.Registration.Journal.Refused(registration.EventCall, door, caller, cluster, err)
 	})
 	s.inFlight = make(slots, s.accounts.limits.RequestsInFlight)
-	s.admitting = admitting{c.Credentials, c.Registration.Knows, s.accounts, inbound.NewRoom(s.accounts.limits.ConnectionsWithoutSVID)}
+	s.admitting = admitting{c.Credentials, c.Registration.Knows, s.accounts, inbound.NewRoom(s.accounts.limits.ConnectionsWithoutSVID, handshakeTime)}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(s.admitting),
 		grpc.NumStreamWorkers(workerCount),

@@ -16,6 +16,9 @@ import (
 // has 16 KiB and a bit. A client certificate has some two KiB for each member of its chain.
 const sip = 20 << 10
 
+// handshakeTime is what a handshake takes when many agents come at once.
+const handshakeTime = time.Second
+
 // admitting are Credentials that know agents from strangers, and bound what the connections of the latter hold: anybody can open
 // one. Until the handshake is over each is a stranger's; an agent has a place of ours from then on, by Limits.Connections.
 type admitting struct {

@@ -324,6 +324,33 @@ func (d *door) reach(from string) net.Conn {
 	return conn
 }
 
+// In one /64 are the pods of a node, or all: one of them must not use up the calls of the others. But one machine can have all of it.
+func TestCallsOfANetwork(t *testing.T) {
+	d := newDoor(t, issuance.Limits{CallsPerSecondWithoutSVID: 0.01})
+	for i := range 2 {
+		if err := d.server.Open("[fd00::1]:1"); (err == nil) != (i == 0) || err != nil && refusal.Of(err) != refusal.PeerLimit {
+			t.Errorf("call %d of an address: %v", i, err)
+		}
+	}
+	if err := d.server.Open("[fd00::2]:1"); err != nil {
+		t.Errorf("another address of the network: %v", err)
+	}
+	refused := 0
+	for i := range 100 {
+		if err := d.server.Open(fmt.Sprintf("[fd00::1:%x]:1", i)); err != nil {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Error("a network may call as often as it likes")
+	}
+	for _, other := range []string{"[fd00:0:0:1::1]:1", "10.0.0.1:1"} {
+		if err := d.server.Open(other); err != nil {
+			t.Errorf("%s: %v", other, err)
+		}
+	}
+}
+
 // beginCall opens AttestAgent, and says that its message has 4 MiB.
 func beginCall(t *testing.T, conn io.Writer, fr *http2.Framer) (stream uint32) {
 	t.Helper()

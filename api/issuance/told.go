@@ -56,8 +56,11 @@ func (a *accounts) tell(c *party, cluster string, err error) error {
 func (a *accounts) due(c *party, reason refusal.Reason, now time.Time) (left int, say bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := a.crowd
-	if p := a.peers[c.account]; p != nil {
+	all, in := a.crowd, a.addresses
+	if c.agent {
+		in = a.agents
+	}
+	if p := in[c.account]; p != nil {
 		all = p.told
 	}
 	t := all.of(subject{c.name, reason})
