@@ -35,8 +35,11 @@ func TestAnOpsConnectionEndsWithItsAnswer(t *testing.T) {
 	must(t, err)
 	defer conn.Close()
 	request(t, conn, "/livez")
-	if answer, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || answer.StatusCode != http.StatusOK || !answer.Close {
-		t.Errorf("answered %+v, %v", answer, err)
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	must(t, err)
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK || !answer.Close {
+		t.Errorf("answered %+v", answer)
 	}
 }
 
