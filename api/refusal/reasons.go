@@ -303,7 +303,8 @@ var table = map[Reason]entry{
 		"Split it."},
 	Overloaded: {codes.ResourceExhausted,
 		"The CA has more work in hand than it takes on at once.",
-		"Callers back off by themselves; if it lasts, look at `meshca_issue_in_flight` and give the CA more cores."},
+		"Callers back off by themselves; if it lasts, look at `meshca_issue_in_flight` and give the CA more cores. Where the detail is " +
+			"about callers without an agent's SVID, see in the audit log at which addresses they are."},
 	PeerLimit: {codes.ResourceExhausted,
 		"This peer is over one of its limits: calls, bytes, connections, streams or open requests.",
 		"Callers back off by themselves; if the load is real, raise the limit that the detail names."},
