@@ -79,6 +79,11 @@ type Assignment struct {
 	Share     int
 }
 
+// Signs reports whether the root with this ID signs for anyone.
+func (a Assignment) Signs(id string) bool {
+	return id == a.Root.ID || a.Share > 0 && id == a.Successor.ID
+}
+
 // plan is an Assignment with its lines.
 type plan struct {
 	Assignment

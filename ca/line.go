@@ -42,6 +42,8 @@ type attempt struct {
 	err error
 	// recalled: what an earlier process kept was put into use, and nothing new was asked for.
 	recalled bool
+	// barred: there will be no other one.
+	barred bool
 }
 
 // Root is what it signs below.
@@ -217,6 +219,9 @@ func (l *Line) Wake() <-chan struct{} { return l.wake }
 func (l *Line) RenewNow(ctx context.Context) error {
 	for {
 		before, tried := l.last.Get()
+		if before != nil && before.barred {
+			return before.err
+		}
 		select {
 		case l.wake <- struct{}{}:
 		default: // somebody else did so a moment ago
@@ -236,6 +241,9 @@ func (l *Line) RenewNow(ctx context.Context) error {
 		return nil
 	}
 }
+
+// Bar is for whoever would keep the line, and does not: it stays without an intermediate, and says why.
+func (l *Line) Bar(why error) { l.last.Set(&attempt{at: time.Now(), err: why, barred: true}) }
 
 // Mend has whoever keeps the line renew it when its key is gone for good: nothing else would before half-life.
 func (l *Line) Mend() {

@@ -64,7 +64,6 @@ func (o *Operator) RemoveRoot(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	a := o.roots.c.Authority.Assignment()
 	bundle, _ := o.roots.c.Trust.Bundle()
 	found := map[string]*RootView{}
 	for _, c := range bundle.X509Authorities() {
@@ -77,7 +76,7 @@ func (o *Operator) RemoveRoot(ctx context.Context, id string) error {
 		return fmt.Errorf("the trust bundle has no root %.64q: `certctl ca status` shows those it has", id)
 	case r.Active() && (id == r.Old.ID || id == r.New.ID):
 		return fmt.Errorf("the rollout that is under way (%s) needs the root %s: `certctl ca abort` ends it, or it ends by itself", r.Step, id)
-	case id == a.Root.ID || a.Share > 0 && id == a.Successor.ID:
+	case o.roots.c.Authority.Assignment().Signs(id):
 		return fmt.Errorf("the root %s signs: `certctl ca rotate root` replaces it, and takes it out when nothing under it lives", id)
 	}
 	if err := o.countLive(ctx, found); err != nil {

@@ -164,6 +164,11 @@ func (c *comeback) needsAnOrder(stolen rotation.Party) {
 	if why := strings.Join(c.notReady(), "\n"); !has(c.daemon, stolen.ID) || !strings.Contains(why, "certctl ca taint root --issuer") {
 		c.t.Errorf("it is in the bundle: %v; not ready for %q", has(c.daemon, stolen.ID), why)
 	}
+	patient, cancel := context.WithTimeout(c.t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := c.operator.RotateIntermediate(patient, time.Minute); refusal.Of(err) != refusal.RootTainted {
+		c.t.Errorf("its intermediate, which nobody keeps, is not replaced: %v", err)
+	}
 	if _, err := c.operator.Rotate(c.t.Context(), rollout.RotateOptions{By: "test", Within: 20 * time.Second}); err != nil {
 		c.t.Fatal(err)
 	}

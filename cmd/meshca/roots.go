@@ -239,6 +239,7 @@ func (d *daemon) keepLines(ctx context.Context, came func()) {
 			}
 			if err := d.barred(l.Root().ID); err != nil { // for good: an emergency must not have it sign again
 				barred[l] = true
+				l.Bar(err)
 				d.log.Error("a root that the journal has sign must not: it stays without an intermediate", "err", err)
 				continue
 			}
