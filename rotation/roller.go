@@ -258,6 +258,9 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		}
 		return r.enter(StepLeaving, r.NewShare, x.now()), Standing{}
 	case StepLeaving:
+		if _, err := a.Assign(ctx, r); err != nil { // one that was prepared, and tainted before it signed, is not kept ready any more
+			return failed(err)
+		}
 		if err := a.Withdraw(ctx, r.Goes()); err != nil {
 			return failed(err)
 		}

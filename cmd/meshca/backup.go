@@ -94,10 +94,10 @@ func (h held) Prepare(ctx context.Context, p rotation.Party) error {
 	return h.Authorities.Prepare(ctx, p)
 }
 
-// Assign does as the roots do, unless the journal is an old one. At a rollout's beginning it only takes away: an order to do
-// without a root has it sign no more, and what is tainted can leave.
+// Assign does as the roots do, unless the journal is an old one. At a rollout's beginning and at its end it only takes away: an
+// order to do without a root has it sign no more, and what is tainted can leave.
 func (h held) Assign(ctx context.Context, r rotation.Rollout) (time.Time, error) {
-	if err := h.continuity.Ready(); err != nil && r.Step != rotation.StepChosen {
+	if err := h.continuity.Ready(); err != nil && r.Step != rotation.StepChosen && r.Step != rotation.StepLeaving {
 		return time.Time{}, err
 	}
 	return h.Authorities.Assign(ctx, r)
