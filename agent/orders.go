@@ -15,13 +15,14 @@ import (
 // maxSpread bounds what an order may put off.
 const maxSpread = 24 * time.Hour
 
-// orders are the renewal orders that one SVID has to follow. The CA sends all orders at each change: each is timed once.
+// orders are the renewal orders that one SVID has to follow. The CA sends all orders at each change: each is timed once, and
+// what is due by one of them no other one puts off.
 type orders struct {
 	wake func()
 
-	mu     sync.Mutex
-	timers map[string]*time.Timer
-	ended  bool
+	mu    sync.Mutex
+	known map[string]bool // those that are timed
+	due   spread
 }
 
 // apply times what the list orders for h, at the key's place within each order's spread, and forgets what is no longer
@@ -29,37 +30,23 @@ type orders struct {
 func (o *orders) apply(list []*meshcav1.RenewOrder, h *held, key string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.ended {
-		return
-	}
-	timers := make(map[string]*time.Timer)
+	known := make(map[string]bool)
 	for _, order := range list {
-		name, due := concerns(order, h)
-		if !due {
+		name, concerned := concerns(order, h)
+		if !concerned {
 			continue
 		}
-		if timer, known := o.timers[name]; known {
-			timers[name] = timer
-			delete(o.timers, name)
-			continue
+		if known[name] = true; !o.known[name] {
+			o.due.after(placeIn(order.GetSpread().AsDuration(), key), o.wake)
 		}
-		timers[name] = time.AfterFunc(placeIn(order.GetSpread().AsDuration(), key), o.wake)
 	}
-	for _, timer := range o.timers {
-		timer.Stop()
+	if o.known = known; len(known) == 0 {
+		o.due.cancel()
 	}
-	o.timers = timers
 }
 
 // stop ends all timers, for good.
-func (o *orders) stop() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, timer := range o.timers {
-		timer.Stop()
-	}
-	o.timers, o.ended = nil, true
-}
+func (o *orders) stop() { o.due.stop() }
 
 // spread is one wake that waits for its moment. The zero value is ready.
 type spread struct {
@@ -84,14 +71,22 @@ func (s *spread) after(d time.Duration, f func()) {
 	s.timer, s.due = time.AfterFunc(d, f), at
 }
 
-// stop calls nothing any more.
-func (s *spread) stop() {
+// cancel does not call what is due.
+func (s *spread) cancel() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.timer != nil {
 		s.timer.Stop()
+		s.timer = nil
 	}
+}
+
+// stop calls nothing any more.
+func (s *spread) stop() {
+	s.mu.Lock()
 	s.ended = true
+	s.mu.Unlock()
+	s.cancel()
 }
 
 // concerns reports whether the order names the SVID and came after its issue, and gives the order a name.
