@@ -16,7 +16,8 @@ type Denial struct {
 	By    string    `json:"by"`
 }
 
-// RenewOrder says: renew what was issued before a moment. It is forgotten once every SVID that it names has ended.
+// RenewOrder says: renew what was issued before a moment, spread over a while. It is forgotten once every SVID that it names
+// has ended.
 type RenewOrder struct {
 	ID           string        `json:"id,omitempty"` // empty: all
 	IssuedBefore time.Time     `json:"issuedBefore"`

@@ -95,10 +95,10 @@ func (o *orderStore) DeleteDenial(_ context.Context, id string) (bool, error) {
 	return was, o.broken
 }
 func (o *orderStore) Denials(context.Context) ([]ca.Denial, error) { return nil, nil }
-func (o *orderStore) PutRenewOrder(_ context.Context, r ca.RenewOrder) error {
+func (o *orderStore) SetRenewOrders(_ context.Context, all []ca.RenewOrder) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.renew = append(o.renew, r)
+	o.renew = all
 	return o.broken
 }
 func (o *orderStore) RenewOrders(context.Context) ([]ca.RenewOrder, error) { return nil, nil }
@@ -146,7 +146,7 @@ func (f *fixture) audited() string {
 func start(t *testing.T, doc string) *fixture {
 	t.Helper()
 	f := &fixture{ledger: &ledger{}, decisions: &decisions{}, store: &orderStore{denials: map[string]ca.Denial{}}}
-	orders, err := registration.OpenOrders(t.Context(), f.store)
+	orders, err := registration.OpenOrders(t.Context(), f.store, f.ledger.ScanLedger)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,8 @@ type OrderStore interface {
 	// DeleteDenial reports whether there was one.
 	DeleteDenial(ctx context.Context, id string) (bool, error)
 	Denials(ctx context.Context) ([]ca.Denial, error)
-	PutRenewOrder(ctx context.Context, o ca.RenewOrder) error
+	// SetRenewOrders stores these orders in place of all there are.
+	SetRenewOrders(ctx context.Context, all []ca.RenewOrder) error
 	RenewOrders(ctx context.Context) ([]ca.RenewOrder, error)
 }
 
@@ -53,6 +54,7 @@ func (s *Standing) DeniedIDs() []string { return slices.Sorted(maps.Keys(s.Denia
 // Orders holds what operators ordered: identities that get nothing, SVIDs to be renewed now. Agents follow it by Get.
 type Orders struct {
 	store OrderStore
+	scan  LedgerScan
 
 	mu       sync.Mutex // serializes changes, so that what is published follows what is stored
 	standing *rotation.Current[*Standing]
@@ -60,8 +62,11 @@ type Orders struct {
 	issuing sync.RWMutex
 }
 
-// OpenOrders reads the store.
-func OpenOrders(ctx context.Context, store OrderStore) (*Orders, error) {
+// LedgerScan calls fn for each entry of the ledger, newest first, until it returns false or an error.
+type LedgerScan func(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error
+
+// OpenOrders reads the store. The ledger is asked what an order to renew has to cover.
+func OpenOrders(ctx context.Context, store OrderStore, ledger LedgerScan) (*Orders, error) {
 	denials, err := store.Denials(ctx)
 	if err != nil {
 		return nil, err
@@ -75,7 +80,7 @@ func OpenOrders(ctx context.Context, store OrderStore) (*Orders, error) {
 		s.Denials[d.ID] = d
 	}
 	s.Renew = stillMatter(renew, time.Now())
-	return &Orders{store: store, standing: rotation.NewCurrent(s)}, nil
+	return &Orders{store: store, scan: ledger, standing: rotation.NewCurrent(s)}, nil
 }
 
 // Get returns what stands, and a channel that closes when it changes.
@@ -162,32 +167,77 @@ func (o *Orders) Allow(ctx context.Context, id string) (bool, error) {
 	return was, nil
 }
 
-// Renew orders the renewal of what was issued before r.IssuedBefore. A later order for the same identity replaces the
-// earlier one, whose SVIDs it covers, also where the clock was set back in between.
+// Renew orders the renewal of what was issued before r.IssuedBefore, and of whatever the ledger knows that was issued later
+// than now: by a clock that was set back since. It takes the place of earlier orders whose SVIDs it covers, but of one that
+// has them renewed sooner: that goes on beside it, and agents keep to the earlier moment.
 func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
+	last, err := o.lastIssue(ctx)
+	if err != nil {
+		return refusal.New(refusal.StoreUnavailable, "the ledger could not be read for what has to be renewed: %w", err)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	now := o.standing.Value()
-	kept := slices.DeleteFunc(stillMatter(now.Renew, time.Now()), func(x ca.RenewOrder) bool {
-		replaced := x.ID == r.ID || r.ID == ""
-		if replaced && !x.IssuedBefore.Before(r.IssuedBefore) { // agents know an order by its moment, and follow each once
-			r.IssuedBefore, r.Until = x.IssuedBefore.Add(time.Nanosecond), later(r.Until, x.Until)
-		}
-		return replaced
-	})
-	if len(kept) >= maxRenewOrders {
-		return fmt.Errorf("there are %d renewal orders already; order the renewal of all instead", maxRenewOrders)
+	standing, now := o.standing.Value(), time.Now()
+	if last.After(now) {
+		r = covering(r, last.Add(time.Second)) // the ledger counts in seconds
 	}
+	var kept []ca.RenewOrder
+	for _, x := range stillMatter(standing.Renew, now) {
+		covered := x.ID == r.ID || r.ID == ""
+		if covered && !x.IssuedBefore.Before(r.IssuedBefore) { // agents know an order by its moment, and follow each once
+			r = covering(r, x.IssuedBefore.Add(time.Nanosecond))
+		}
+		if !covered || sooner(x, r, now) {
+			kept = append(kept, x)
+		}
+	}
+	if len(kept) >= maxRenewOrders {
+		if r.ID != "" {
+			return fmt.Errorf("there are %d renewal orders already; order the renewal of all instead", maxRenewOrders)
+		}
+		for _, x := range kept { // one for all of them: an order for all is never refused
+			r.Spread = min(r.Spread, rest(x, now))
+		}
+		kept = nil
+	}
+	kept = append(kept, r)
 	// gofail: var renewalOrdered struct{}
-	if err := o.store.PutRenewOrder(ctx, r); err != nil {
+	if err := o.store.SetRenewOrders(ctx, kept); err != nil {
 		return refusal.New(refusal.StoreUnavailable, "the order could not be stored: %w", err)
 	}
 	// gofail: var renewalStored struct{}
-	next := *now
-	next.Renew = append(kept, r)
+	next := *standing
+	next.Renew = kept
 	o.standing.Set(&next)
 	// gofail: var renewalPublished struct{}
 	return nil
+}
+
+// lastIssue is the latest moment of issue of what may live.
+func (o *Orders) lastIssue(ctx context.Context) (last time.Time, err error) {
+	now := time.Now()
+	err = o.scan(ctx, func(e ca.LedgerEntry) (bool, error) {
+		last = later(last, e.IssuedAt)
+		return now.Sub(e.IssuedAt) <= ca.MaxTTL, nil
+	})
+	return last, err
+}
+
+// covering is the order for what was issued before a later moment, and is remembered for as much longer.
+func covering(r ca.RenewOrder, before time.Time) ca.RenewOrder {
+	r.IssuedBefore, r.Until = before, r.Until.Add(before.Sub(r.IssuedBefore))
+	return r
+}
+
+// rest is what is left of the time over which an order is spread.
+func rest(x ca.RenewOrder, now time.Time) time.Duration {
+	return max(0, min(x.Spread, x.IssuedBefore.Add(x.Spread).Sub(now)))
+}
+
+// sooner reports whether an earlier order is under way, and has what it names renewed before a later one would.
+func sooner(x, later ca.RenewOrder, now time.Time) bool {
+	left := rest(x, now)
+	return left > 0 && left < later.Spread
 }
 
 // review replaces what the review before ordered: it looked at the same, and more.

@@ -1,6 +1,7 @@
 package registration_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -46,16 +47,111 @@ func TestAnOrderWithAMarkIsGivenOnce(t *testing.T) {
 				}
 				c.stands, c.given = standing.Renew[0], false
 				var err error
-				if orders, err = registration.OpenOrders(t.Context(), w.Store); err != nil {
+				if orders, err = registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger); err != nil {
 					t.Fatal(err)
 				}
 			}
 			if err := orders.RenewAll(t.Context(), "", time.Minute); err != nil {
 				t.Fatal(err)
 			}
-			if standing, _ := orders.Get(); !standing.Renew[0].IssuedBefore.After(c.stands.IssuedBefore) || standing.Renew[0].For != "" {
+			standing, _ := orders.Get()
+			if last := standing.Renew[len(standing.Renew)-1]; !last.IssuedBefore.After(c.stands.IssuedBefore) || last.For != "" {
 				t.Errorf("an order without a mark was not given: %+v", standing.Renew)
 			}
 		})
+	}
+}
+
+// Who was told to renew within minutes is not put off by an order that came later and is spread over more: also where he was
+// away meanwhile, for both orders stand. One that is due sooner, or whose predecessor is over, takes its place.
+func TestALaterOrderPutsOffNothing(t *testing.T) {
+	const web, db = "spiffe://mesh.test/web", "spiffe://mesh.test/db"
+	for name, c := range map[string]struct {
+		first, second string // identities
+		ago, spread   time.Duration
+		both          bool
+	}{
+		"all, and then all over longer":       {spread: time.Hour, both: true},
+		"all, and then all as soon":           {spread: time.Second},
+		"all, and then all when that is over": {ago: 2 * time.Minute, spread: time.Hour},
+		"one, and then all over longer":       {first: web, spread: time.Hour, both: true},
+		"one, and then all as soon":           {first: web, spread: time.Second},
+		"one, and then the same over longer":  {first: web, second: web, spread: time.Hour, both: true},
+		"one, and then the same as soon":      {first: web, second: web, spread: time.Second},
+		"one, and then another one":           {first: web, second: db, spread: time.Second, both: true},
+		"all, and then one":                   {second: web, spread: time.Second, both: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := world.New(t, "")
+			now := time.Now()
+			first := ca.RenewOrder{ID: c.first, IssuedBefore: now.Add(-c.ago), Spread: time.Minute, Until: now.Add(time.Hour)}
+			second := ca.RenewOrder{ID: c.second, IssuedBefore: now, Spread: c.spread, Until: now.Add(time.Hour)}
+			for _, r := range []ca.RenewOrder{first, second} {
+				if err := w.RA.Orders.Renew(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for what, o := range map[string]*registration.Orders{"stands": w.RA.Orders, "is stored": again} {
+				standing, _ := o.Get()
+				n := len(standing.Renew)
+				if last := standing.Renew[n-1]; n == 2 != c.both || last.ID != c.second || last.Spread != c.spread || standing.Renew[0].Spread != time.Minute == c.both {
+					t.Errorf("what %s is %+v", what, standing.Renew)
+				}
+			}
+		})
+	}
+}
+
+// Orders for one identity each are bounded. One for all is never refused: it takes the place of all, and is as soon as each.
+func TestAnOrderForAllIsNeverRefused(t *testing.T) {
+	w := world.New(t, "")
+	orders, now := w.RA.Orders, time.Now()
+	for i := range 64 {
+		r := ca.RenewOrder{ID: fmt.Sprintf("spiffe://mesh.test/w%d", i), IssuedBefore: now, Spread: 10 * time.Minute, Until: now.Add(time.Hour)}
+		if err := orders.Renew(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := orders.Renew(t.Context(), ca.RenewOrder{ID: "spiffe://mesh.test/more", IssuedBefore: now, Until: now.Add(time.Hour)}); err == nil {
+		t.Error("one more was taken")
+	}
+	if err := orders.RenewAll(t.Context(), "a step", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if standing, _ := orders.Get(); len(standing.Renew) != 1 || standing.Renew[0].Spread > 10*time.Minute || standing.Renew[0].For != "a step" {
+		t.Errorf("what stands is %+v", standing.Renew)
+	}
+}
+
+// What was issued while the clock was fast is issued later than an order by a clock that was set right since. It is covered, and
+// each further order has a moment of its own: agents tell them apart by that.
+func TestAnOrderCoversWhatAFastClockIssued(t *testing.T) {
+	w := world.New(t, "")
+	now := time.Now()
+	fast := now.Add(time.Hour)
+	var entries []ca.LedgerEntry
+	for i, at := range []time.Time{now.Add(-time.Minute), fast, now.Add(-time.Second)} { // in their order
+		entries = append(entries, ca.LedgerEntry{
+			Index: uint64(i), Serial: []byte{byte(i + 1)}, ID: "spiffe://mesh.test/web", Profile: "workload", IssuedAt: at, NotAfter: at.Add(ca.MaxTTL), Evidence: []byte("{}"),
+		})
+	}
+	if err := w.Store.AppendLedger(t.Context(), entries); err != nil {
+		t.Fatal(err)
+	}
+	var before time.Time
+	for _, mark := range []string{"a step", "the next one", ""} {
+		if err := w.RA.Orders.RenewAll(t.Context(), mark, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		standing, _ := w.RA.Orders.Get()
+		last := standing.Renew[len(standing.Renew)-1]
+		if !last.IssuedBefore.After(fast) || !last.IssuedBefore.After(before) || last.Until.Before(fast.Add(ca.MaxTTL)) || last.For != mark {
+			t.Errorf("an SVID was issued at %s, and the order is %+v", fast, last)
+		}
+		before = last.IssuedBefore
 	}
 }

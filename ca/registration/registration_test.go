@@ -199,7 +199,7 @@ func TestAllowLiftsADenial(t *testing.T) {
 	if _, err := w.Issue(agent, world.Web); refusal.Of(err) != refusal.IdentityDenied {
 		t.Fatalf("got %v", err)
 	}
-	again, err := registration.OpenOrders(t.Context(), w.Store)
+	again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -106,7 +106,7 @@ func TestReviewAtTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.SetPolicy("rules: [{id: '/new/{serviceAccount}', ttl: 2h}]")
-	orders, err := registration.OpenOrders(t.Context(), w.Store)
+	orders, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +299,7 @@ func TestReviewsStandBesideOrders(t *testing.T) {
 	if got := standing.RenewBy(caller.ID); len(got) != 3 || len(standing.Renew) != 2 || len(standing.Denials) != 0 {
 		t.Errorf("%+v", got)
 	}
-	again, err := registration.OpenOrders(t.Context(), w.Store)
+	again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -163,7 +163,7 @@ func (f *facts) audited() string {
 
 // caServer is the real admin server, on stand-ins that are f's methods, and the authorities given.
 func (f *facts) caServer(x *roots) (*admin.Server, error) {
-	orders, err := registration.OpenOrders(context.Background(), f)
+	orders, err := registration.OpenOrders(context.Background(), f, f.ScanLedger)
 	if err != nil {
 		return nil, err
 	}
@@ -302,9 +302,9 @@ func (f *facts) DeleteDenial(_ context.Context, id string) (bool, error) {
 	delete(f.denials, id)
 	return was, nil
 }
-func (f *facts) Denials(context.Context) ([]ca.Denial, error)         { return nil, nil }
-func (f *facts) PutRenewOrder(context.Context, ca.RenewOrder) error   { return nil }
-func (f *facts) RenewOrders(context.Context) ([]ca.RenewOrder, error) { return nil, nil }
+func (f *facts) Denials(context.Context) ([]ca.Denial, error)          { return nil, nil }
+func (f *facts) SetRenewOrders(context.Context, []ca.RenewOrder) error { return nil }
+func (f *facts) RenewOrders(context.Context) ([]ca.RenewOrder, error)  { return nil, nil }
 
 // agentServer answers as an agent does; certctl sees it through the wire alone.
 type agentServer struct {

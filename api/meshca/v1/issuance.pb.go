@@ -1024,7 +1024,8 @@ func (x *Ending) GetMessage() string {
 	return ""
 }
 
-// RenewOrder says: renew every SVID that it names and that was issued before its time, spread over a while.
+// RenewOrder says: renew every SVID that it names and that was issued before its time, spread over a while. Of several that name
+// one the earliest moment holds.
 type RenewOrder struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty: all.

@@ -319,7 +319,7 @@ func TestRestoreOfAnOlderOne(t *testing.T) {
 		"a denial": {func(t *testing.T, s *Store) {
 			must(t, s.PutDenial(t.Context(), ca.Denial{ID: "spiffe://example.org/new"}))
 		}, "1 denials would be forgotten, of spiffe://example.org/new"},
-		"an order":     {func(t *testing.T, s *Store) { must(t, s.PutRenewOrder(t.Context(), ca.RenewOrder{})) }, "orders between state 3 and 4 would be forgotten"},
+		"an order":     {func(t *testing.T, s *Store) { must(t, s.SetRenewOrders(t.Context(), []ca.RenewOrder{{}})) }, "orders between state 3 and 4 would be forgotten"},
 		"another life": {forked, "they went on differently"},
 	} {
 		t.Run(name, func(t *testing.T) {

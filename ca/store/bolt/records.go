@@ -75,32 +75,22 @@ func (s *Store) Denials(ctx context.Context) ([]ca.Denial, error) {
 	return readAll[ca.Denial](ctx, s, bucketDenials)
 }
 
-// PutRenewOrder stores an order in place of the one for the same identity, and forgets those whose Until has passed.
-func (s *Store) PutRenewOrder(ctx context.Context, o ca.RenewOrder) error {
-	now := time.Now()
+// SetRenewOrders stores these orders in place of all there are.
+func (s *Store) SetRenewOrders(ctx context.Context, all []ca.RenewOrder) error {
 	return s.change(ctx, func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketRenewals)
-		var ended [][]byte
-		err := b.ForEach(func(k, v []byte) error {
-			var old ca.RenewOrder
-			if err := json.Unmarshal(v, &old); err != nil {
-				return fmt.Errorf("a stored renewal order: %w", err)
-			}
-			if old.Until.Before(now) {
-				ended = append(ended, k)
-			}
-			return nil
-		})
+		if err := tx.DeleteBucket(bucketRenewals); err != nil {
+			return err
+		}
+		b, err := tx.CreateBucket(bucketRenewals)
 		if err != nil {
 			return err
 		}
-		for _, k := range ended {
-			if err := b.Delete(k); err != nil {
+		for i, o := range all {
+			if err := putJSON(b, binary.BigEndian.AppendUint32(nil, uint32(i)), o); err != nil { //nolint:gosec // they are few
 				return err
 			}
 		}
-		// One order an identity is enough: the newer one names all that the older named.
-		return putJSON(b, []byte("id:"+o.ID), o)
+		return nil
 	})
 }
 

@@ -86,7 +86,9 @@ func testMarkedChanges(t *testing.T, open Opener) {
 	expect("a denial", true, func() error { return s.PutDenial(ctx, ca.Denial{ID: "a"}) })
 	expect("its end", true, func() error { _, err := s.DeleteDenial(ctx, "a"); return err })
 	expect("the end of none", false, func() error { _, err := s.DeleteDenial(ctx, "a"); return err })
-	expect("an order", true, func() error { return s.PutRenewOrder(ctx, ca.RenewOrder{ID: "a", Until: time.Now().Add(time.Hour)}) })
+	expect("an order", true, func() error {
+		return s.SetRenewOrders(ctx, []ca.RenewOrder{{ID: "a", Until: time.Now().Add(time.Hour)}})
+	})
 	expect("a ledger entry", false, func() error { return s.AppendLedger(ctx, []ca.LedgerEntry{entry(1, time.Hour)}) })
 	expect("an agent", false, func() error { return s.PutAgent(ctx, ca.AgentRecord{ID: "a"}) })
 	expect("a loss", false, func() error { return s.PutLoss(ctx, ca.Loss{Agent: "a"}) })

@@ -39,9 +39,9 @@ type Denials interface {
 	Denials(ctx context.Context) ([]ca.Denial, error)
 }
 
-// RenewOrders keeps one order an identity until its Until.
+// RenewOrders keeps the orders that were set last, each until its Until.
 type RenewOrders interface {
-	PutRenewOrder(ctx context.Context, o ca.RenewOrder) error
+	SetRenewOrders(ctx context.Context, all []ca.RenewOrder) error
 	RenewOrders(ctx context.Context) ([]ca.RenewOrder, error)
 }
 
