@@ -232,6 +232,7 @@ func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration
 		}
 	}
 	// gofail: var intermediatesForgotten struct{}
+
 	// A root that is to sign and waits for its first intermediate has none that could be replaced.
 	lines = slices.DeleteFunc(slices.Clone(lines), func(l *ca.Line) bool { return !signs(l.Root().ID) && len(l.Status().Chain) == 0 })
 	for _, l := range lines {
