@@ -49,8 +49,8 @@ func (w *witness) early(root string, at time.Time, entries []ca.LedgerEntry) err
 	return nil
 }
 
-// meet notes which peer would refuse which other one's certificate now. Who is not renewed, or does without a tainted root,
-// before its time is over fails for another reason.
+// meet notes which peer would refuse which other one's certificate now. When half of an emergency's bound is over some may: who
+// has not confirmed is not waited for, and of who is not renewed strand takes note.
 func (w *witness) meet(now time.Time) {
 	for server, s := range w.peers {
 		if s.root == "" || !now.Before(s.notAfter) || w.hurried(now) {
@@ -62,6 +62,53 @@ func (w *witness) meet(now time.Time) {
 			}
 		}
 	}
+}
+
+// strand notes whose certificate is refused for its root was tainted and has left: by those who trusted it before, and have
+// what is trusted now. By then it was to be renewed.
+func (w *witness) strand(now time.Time) {
+	for server, s := range w.peers {
+		refused := false
+		for _, c := range w.peers {
+			_, had := c.since[s.root]
+			refused = refused || had && !c.trusted[s.root]
+		}
+		x, known := w.stranded[server]
+		if known {
+			w.note(w.late(server, x, now))
+		}
+		if known && x.root != s.root {
+			delete(w.stranded, server)
+			known = false
+		}
+		if _, tainted := w.said.tainted[s.root]; refused && tainted && !known {
+			w.stranded[server] = stranding{s.root, now, s.notAfter}
+		}
+	}
+}
+
+const (
+	// tardy is how late a renewal may come on a machine that is slow.
+	tardy = within / 2
+	// resumes is how long an agent may take to be back when the CA is.
+	resumes = 10 * time.Second
+)
+
+// late says whether a peer's certificate was refused for too long: a CA that was killed has what that cost, and no more.
+func (w *witness) late(server string, x stranding, now time.Time) error {
+	o := w.outages
+	allowed := tardy + o.total + time.Duration(o.count)*resumes
+	if !o.since.IsZero() {
+		allowed += now.Sub(o.since)
+	}
+	if now.After(x.end) {
+		now = x.end
+	}
+	if lasted := now.Sub(x.since); lasted > allowed {
+		return fmt.Errorf("%w: the certificate of %s under %s was not renewed when that root left, and was refused for %s from %s on, %s are allowed",
+			errHandshake, server, x.root, lasted, x.since, allowed)
+	}
+	return nil
 }
 
 // lapsed reports whether a workload had no SVID that lived at a moment, about or after the time at which a root was published,
@@ -145,6 +192,9 @@ func (w *witness) judge(entries []ca.LedgerEntry) error {
 			errs = append(errs, fmt.Errorf("%w: at %s %s shows a certificate under %s, which %s does not trust", errHandshake, h.at, h.server, h.root, h.client))
 			break
 		}
+	}
+	for server, x := range w.stranded {
+		errs = append(errs, w.late(server, x, time.Now()))
 	}
 	sights := []*sight{&w.file, &w.store}
 	for _, p := range w.peers {

@@ -35,6 +35,8 @@ var lies = []insert{
 		"\t// gofail: var signsOnceItIsPublished struct{}\n\t// if r.Step == rotation.StepPublished { return ca.Assignment{Root: root(r.New)} }\n"},
 	{"waitsForNothing", "ca/rollout/roots.go", "\toldest := x.c.Now()", "\t// gofail: var waitsForNothing struct{}\n\t// return x.c.Now(), nil\n"},
 	{"renewsNothing", "ca/rollout/roots.go", "\tif err := x.c.Renewals.RenewAll(", "\t// gofail: var renewsNothing struct{}\n\t// return end, nil\n"},
+	{"renewsLate", "ca/rollout/roots.go", "\tif err := x.c.Renewals.RenewAll(", "\t// gofail: var renewsLate struct{}\n" +
+		"\t// go func() { time.Sleep(2 * r.Within); _ = x.c.Renewals.RenewAll(ctx, mark(r), renewalShare(r.Within)) }()\n\t// return end, nil\n"},
 	{"withdrawsAtOnce", "rotation/rollout.go", "\tif r.Within == 0 {\n\t\treturn r.LastEnd\n", "\t// gofail: var withdrawsAtOnce struct{}\n\t// return r.Entered\n"},
 	{"signsForAll", "ca/authority.go", "\tif p.successor != nil && rotation.InShare(",
 		"\t// gofail: var signsForAll struct{}\n\t// if p.successor != nil { return p.successor.signer(life) }\n"},
@@ -86,6 +88,7 @@ func TestTheWitnessFindsOut(t *testing.T) {
 		{lie: "waitsForNothing", variant: variant{settings{ttl: 20 * time.Second}, []order{rotate(0)}, second}, want: errRemoved},
 		{lie: "withdrawsAtOnce", variant: variant{settings{ttl: time.Minute}, []order{taint("", theFirst)}, second}, want: errRemoved},
 		{lie: "renewsNothing", variant: variant{settings{ttl: 20 * time.Minute}, []order{taint("", theFirst)}, second}, want: errUnrenewed},
+		{lie: "renewsLate", variant: variant{settings{ttl: 20 * time.Minute}, []order{taint("", theFirst)}, second}, want: errHandshake},
 		{lie: "signsForAll", variant: variant{short, []order{rotate(share), goOn()}, second}, want: errShare},
 		{lie: "recordsAnotherRoot", variant: variant{short, []order{rotate(0)}, second}, want: errLedger},
 		{lie: "keepsTheIntermediate", variant: variant{kept(short), []order{replaceIntermediates("", time.Second)}, first}, want: errReplaced},

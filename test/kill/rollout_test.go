@@ -123,6 +123,7 @@ func (d *drive) die(ctx context.Context) (bool, error) {
 		return false, nil //nolint:nilerr // a CA that starts does not answer yet
 	}
 	d.kill()
+	d.away(time.Now())
 	d.killed++
 	r, err := d.inspect(ctx)
 	if err != nil {
@@ -171,6 +172,7 @@ func (d *drive) lead(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, nil //nolint:nilerr // it starts, or stands at a failpoint
 	}
+	d.there(time.Now())
 	r := a.GetRollout()
 	if d.second == "" {
 		d.second = r.GetNewRoot()

@@ -33,8 +33,11 @@ type witness struct {
 	refused []handshake
 	// excused: something was signed before a peer had its root, and that was not waited for.
 	excused bool
-	roots   map[string]*x509.Certificate
-	peers   map[string]*proxy // by account
+	// stranded are the peers whose certificates somebody refuses since a tainted root has left.
+	stranded map[string]stranding
+	outages  outages
+	roots    map[string]*x509.Certificate
+	peers    map[string]*proxy // by account
 	// issued are all certificates that peers were served, by serial.
 	issued map[string]leaf
 	// file is the bundle's file. It follows the store: after a kill, as soon as the next process writes it.
@@ -63,6 +66,19 @@ type handshake struct {
 	at                   time.Time
 }
 
+// stranding is the time in which a peer's certificate is refused, at most to the certificate's end.
+type stranding struct {
+	root       string
+	since, end time.Time
+}
+
+// outages are the times in which the CA was away.
+type outages struct {
+	count int
+	total time.Duration
+	since time.Time // it is away; zero: it is there
+}
+
 // words are what operators said. Where it matters when, it is a moment before.
 type words struct {
 	// tainted are roots, and until when at least a tainted one is waited for: half of its bound.
@@ -81,7 +97,7 @@ type words struct {
 func newWitness(dir, first string, o settings) *witness {
 	w := &witness{
 		dir: dir, first: first, life: o.ttl, refresh: o.published, roots: map[string]*x509.Certificate{}, peers: map[string]*proxy{}, issued: map[string]leaf{},
-		file: newSight(), store: newSight(), said: words{tainted: map[string]time.Time{}, barred: map[string]bool{}, replaced: map[string]bool{}},
+		stranded: map[string]stranding{}, file: newSight(), store: newSight(), said: words{tainted: map[string]time.Time{}, barred: map[string]bool{}, replaced: map[string]bool{}},
 	}
 	for _, account := range accounts {
 		w.peers[account] = &proxy{since: map[string]time.Time{}, sight: newSight()}
@@ -176,6 +192,7 @@ func (w *witness) served(account string, chain []*x509.Certificate) {
 	w.peers[account].leaf = l
 	w.note(w.replaced(l.authority, l.notAfter.Add(-w.life)))
 	w.meet(now)
+	w.strand(now)
 }
 
 // told is told of roots that a peer has from the agent. It reports whether they are others than those in use.
@@ -203,6 +220,22 @@ func (w *witness) trusts(account string, roots []*x509.Certificate) {
 		}
 	}
 	w.meet(now)
+	w.strand(now)
+}
+
+// away is told that the CA was killed, there that it answers.
+func (w *witness) away(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.outages.count, w.outages.since = w.outages.count+1, now
+}
+
+func (w *witness) there(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if o := &w.outages; !o.since.IsZero() {
+		o.total, o.since = o.total+now.Sub(o.since), time.Time{}
+	}
 }
 
 func idsOf(roots []*x509.Certificate) (all []string) {
