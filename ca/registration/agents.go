@@ -83,7 +83,9 @@ func OpenAgentBook(ctx context.Context, store AgentStore) (*AgentBook, error) {
 	}
 	b := &AgentBook{store: store, byID: make(map[string]*agentState, len(records))}
 	for _, r := range records {
-		b.byID[r.ID] = &agentState{record: r}
+		s := &agentState{record: r}
+		s.recall(b)
+		b.byID[r.ID] = s
 	}
 	return b, nil
 }

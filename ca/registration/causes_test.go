@@ -246,6 +246,19 @@ func TestAnInstanceEndsWithItsPod(t *testing.T) {
 		old.Acknowledge(4, nil)
 		old.Close()
 		waits("a dead one says something", false)
+
+		// A process that follows knows it from its record, and hears of its end as well.
+		one.mu.Lock()
+		delete(one.gone, "old")
+		one.mu.Unlock()
+		state := &agentState{record: a.Agents.byID[someAgent].record}
+		state.record.AckedSequence = 4
+		state.recall(a.Agents)
+		a.Agents.note(someAgent, func(s *agentState) { *s = *state })
+		a.Agents.Connected(id, "next", "").Acknowledge(5, nil)
+		waits("it is not back yet", true)
+		one.take("old")
+		waits("its pod is gone meanwhile", false)
 		stop()
 		<-ended
 	})

@@ -15,8 +15,8 @@ import (
 
 // AgentStream is the Sync stream of one instance of an agent. Its methods are safe for concurrent use.
 //
-// What it acknowledged counts beyond its end: a stream is opened anew at each change of the trust bundle, and the proxies
-// below the instance have what they have meanwhile. It counts until the instance is back, or certainly no more: its pod is
+// What it acknowledged counts beyond its end, and that of the CA's process: a stream is opened anew at each change of the trust
+// bundle, and the proxies below the instance have what they have meanwhile. It counts until the instance is back, or certainly no more: its pod is
 // gone, or its last SVID has ended.
 type AgentStream struct {
 	book *AgentBook
@@ -36,6 +36,19 @@ func (s *agentState) counts(x *AgentStream, at time.Time) bool {
 	return !x.ended || slices.ContainsFunc(s.record.Instances, func(i ca.AgentInstance) bool {
 		return x.from == i.PodUID && (at.IsZero() || at.Before(i.NotAfter))
 	})
+}
+
+// recall has the instances on record count that had streams with an earlier process, or may have had: as ones that are away
+// and have what all of them had.
+func (s *agentState) recall(b *AgentBook) {
+	s.streams = map[*AgentStream]struct{}{}
+	known := map[string]bool{"": true}
+	for _, i := range s.record.Instances {
+		if !known[i.PodUID] {
+			known[i.PodUID] = true
+			s.streams[&AgentStream{book: b, id: s.record.ID, from: i.PodUID, acked: s.record.AckedSequence, ended: true}] = struct{}{}
+		}
+	}
 }
 
 // acked is the sequence that all instances that count have acknowledged; with none, the last such.

@@ -111,3 +111,52 @@ func TestAnInstanceIsNotItsStream(t *testing.T) {
 		})
 	}
 }
+
+// The CA is restarted while two instances of an agent overlap, and one of them is back first. What the other one's proxies have
+// is what they had, until it is back, or gone.
+func TestAnInstanceIsAwayAcrossARestartOfTheCA(t *testing.T) {
+	w := world.New(t, "")
+	w.RA.AgentTTL = time.Hour
+	first := w.AttestAgent(world.Agent)
+	w.RA.AgentTTL = ca.MaxTTL
+	subject := world.Agent
+	subject.Pod, subject.PodUID = "agent-2", "pod-agent-2"
+	second := w.AttestAgent(subject)
+	w.RA.Agents.Connected(first.ID, first.Serial, "v1").Acknowledge(4, []string{"web.sock: rejects it: no"})
+	w.RA.Agents.Connected(second.ID, second.Serial, "v2").Acknowledge(5, nil)
+	book := w.RA.Agents
+	unconfirmed := func(what string, at time.Time, want bool) {
+		t.Helper()
+		if names := book.Unconfirmed(5, at); (len(names) == 1) != want {
+			t.Errorf("%s: unconfirmed are %q", what, names)
+		}
+		if names := book.Unconfirmed(4, at); len(names) != 0 {
+			t.Errorf("%s: of the bundle before unconfirmed are %q", what, names)
+		}
+	}
+	restart := func() {
+		t.Helper()
+		err := book.Flush(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if book, err = registration.OpenAgentBook(t.Context(), w.Store); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restart()
+	unconfirmed("nobody is back", time.Now(), true)
+	book.Connected(second.ID, second.Serial, "v2").Acknowledge(5, nil)
+	unconfirmed("one is back", time.Now(), true)
+	restart() // what is stored is what all have
+	back := book.Connected(second.ID, second.Serial, "v2")
+	back.Acknowledge(5, nil)
+	unconfirmed("one is back again", time.Now(), true)
+	unconfirmed("the other one's SVID has ended", first.NotAfter.Add(time.Second), false)
+	book.Connected(first.ID, first.Serial, "v1").Acknowledge(5, nil)
+	unconfirmed("both are back", time.Now(), false)
+	restart()
+	back = book.Connected(second.ID, second.Serial, "v2")
+	back.Close()
+	unconfirmed("it is away again", time.Now(), false)
+}
