@@ -60,7 +60,17 @@ func rootFindings(v rollout.View) []*meshcav1.Finding {
 		})
 	}
 	for _, r := range v.Roots {
-		if r.Tainted.IsZero() || bounded(v.Standing.Rollout, r.ID) {
+		if bounded(v.Standing.Rollout, r.ID) {
+			continue
+		}
+		if r.Tainted.IsZero() && r.Certified != nil {
+			found = append(found, &meshcav1.Finding{
+				Subject: "root", Level: levelError, Detail: fmt.Sprintf("%s (%.12s) has certified a key that is tainted: %v", r.Certificate.Subject, r.ID, r.Certified),
+				Hint: fmt.Sprintf("Whoever has that key signs below this root, and is believed: `certctl ca taint root %.12s` does without it. "+
+					"A new intermediate alone ends nothing, and none comes from an issuer of that key.", r.ID),
+			})
+		}
+		if r.Tainted.IsZero() {
 			continue
 		}
 		found = append(found, &meshcav1.Finding{

@@ -141,6 +141,16 @@ func TestCheckAsksTheUpstream(t *testing.T) {
 	if all, failed := findings(); failed != 1 || !strings.Contains(all, "is tainted since 1970-01-01T00:16:40Z, and in the trust bundle") {
 		t.Errorf("findings\n%s", all)
 	}
+	// One that has certified a tainted key is trusted for all that the thief signs; where it goes itself, that is told alone.
+	f.operator.view.Roots[0].Certified = errors.New("its key, which another root has too")
+	if all, failed := findings(); failed != 1 || strings.Contains(all, "has certified") {
+		t.Errorf("findings\n%s", all)
+	}
+	f.operator.view.Roots[0].Tainted = time.Time{}
+	if all, failed := findings(); failed != 1 || !strings.Contains(all, "has certified a key that is tainted: its key, which another root has too") {
+		t.Errorf("findings\n%s", all)
+	}
+	f.operator.view.Roots[0].Tainted, f.operator.view.Roots[0].Certified = time.Unix(1000, 0), nil
 	under := &f.operator.view.Standing.Rollout
 	for wants, r := range map[int]rotation.Rollout{
 		0: {Step: rotation.StepRetired, Old: rotation.Party{ID: ca.RootID(root)}, Within: time.Minute},

@@ -121,11 +121,46 @@ func TestATaintedKeyThatAnotherRootHasCertified(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	h.must(h.operator.RemoveRoot(t.Context(), id))
 	v, err := h.operator.View(t.Context())
+	h.must(err)
+	if i := slices.IndexFunc(v.Roots, func(r rollout.RootView) bool { return r.ID == id }); i < 0 || refusal.Of(v.Roots[i].Certified) != refusal.RootTainted {
+		t.Errorf("its root, which is trusted, is shown as %+v", v.Roots)
+	}
+	h.must(h.operator.RemoveRoot(t.Context(), id))
+	v, err = h.operator.View(t.Context())
 	h.must(err)
 	if i := slices.IndexFunc(v.Candidates, func(i ca.UpstreamIssuer) bool { return i.Ref == id }); i < 0 || refusal.Of(v.Candidates[i].Fault) != refusal.RootTainted {
 		t.Errorf("shown as %+v", v.Candidates)
+	}
+}
+
+// The key that is tainted is that of the issuer which signs, below another root that has certified it: the view names that root,
+// and what to do, from then on and not only when the next intermediate is refused.
+func TestTheSigningIssuersKeyIsTainted(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	first := h.auth.Assignment().Root.ID
+	other := ca.RootID(h.crossed())
+	defer h.run()()
+	h.to(other)
+	h.at(rotation.StepOut)
+	certified := func() (id string, line error) {
+		t.Helper()
+		v, err := h.operator.View(t.Context())
+		h.must(err)
+		for _, r := range v.Roots {
+			if r.Certified != nil {
+				id, line = r.ID, r.Line.LastError
+			}
+		}
+		return id, line
+	}
+	if id, _ := certified(); id != "" {
+		t.Errorf("before the taint it is told of %s", id)
+	}
+	h.taint(first)
+	if id, line := certified(); id != other || refusal.Of(line) != refusal.RootTainted || !strings.Contains(line.Error(), "certctl ca taint root "+other[:12]) {
+		t.Errorf("told of %q: %v", id, line)
 	}
 }
 

@@ -44,6 +44,8 @@ type RootView struct {
 	LastEnd time.Time
 	// Tainted is when an operator said that it is not to be trusted; zero: nobody did.
 	Tainted time.Time
+	// Certified says which tainted key it has certified: whoever stole that one signs below this root. Nil: none that is known.
+	Certified error
 }
 
 // viewPatience bounds how long a view waits for the upstream: who asks how things are wants to know that it does not
@@ -81,16 +83,28 @@ func (o *Operator) View(ctx context.Context) (View, error) {
 			v.Candidates = append(v.Candidates, i)
 			continue
 		}
-		if r := index[ca.RootID(i.Root)]; r.Issuer == "" || i.Ref == asked[r.ID] {
+		r := index[ca.RootID(i.Root)]
+		if r.Issuer == "" || i.Ref == asked[r.ID] {
 			r.Issuer = i.Ref
+		}
+		if err := Barred(standing.Rollout, i.Path); err != nil {
+			r.Certified = err
 		}
 	}
 	lines, _ := o.roots.c.Authority.Lines()
 	for _, l := range lines {
-		if r := index[l.Root().ID]; r != nil {
-			st := l.Status()
-			r.Line = &st
+		r := index[l.Root().ID]
+		if r == nil {
+			continue
 		}
+		st := l.Status()
+		if len(st.Chain) > 1 {
+			if err := Barred(standing.Rollout, st.Chain[1:]); err != nil { // no other one will come that way, and the thief needs none
+				r.Certified = err
+				st.LastError = fmt.Errorf("%w: whoever has that key signs below this root, `certctl ca taint root %.12s` ends that", err, r.ID)
+			}
+		}
+		r.Line = &st
 	}
 	return v, o.countLive(ctx, index)
 }
