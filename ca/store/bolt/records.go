@@ -86,7 +86,7 @@ func (s *Store) SetRenewOrders(ctx context.Context, all []ca.RenewOrder) error {
 			return err
 		}
 		for i, o := range all {
-			if err := putJSON(b, binary.BigEndian.AppendUint32(nil, uint32(i)), o); err != nil { //nolint:gosec // they are few
+			if err := putJSON(b, binary.BigEndian.AppendUint32(nil, uint32(i)), o); err != nil {
 				return err
 			}
 		}
