@@ -39,8 +39,8 @@ func TestALaterOrderPutsOffNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				var calls []time.Duration
-				o := orders{wake: func() { calls = append(calls, time.Since(began)) }}
+				called := make(chan time.Duration, 10)
+				o := orders{wake: func() { called <- time.Since(began) }}
 				defer o.stop()
 				var list []*meshcav1.RenewOrder
 				issued := began.Add(-time.Hour)
@@ -63,6 +63,11 @@ func TestALaterOrderPutsOffNothing(t *testing.T) {
 				}
 				time.Sleep(24 * time.Hour)
 				synctest.Wait()
+				close(called)
+				var calls []time.Duration
+				for at := range called {
+					calls = append(calls, at)
+				}
 				if len(calls) != len(c.want) {
 					t.Fatalf("called at %v, want %v", calls, c.want)
 				}
