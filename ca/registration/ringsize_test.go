@@ -48,19 +48,26 @@ func longest(t *testing.T) *Decision {
 
 // TestWhatTheRingTakes holds what the manual of rememberedDecisions says.
 func TestWhatTheRingTakes(t *testing.T) {
-	const size = 1000
+	// As many places as there are by default, to have what other tests leave behind weigh little.
+	const places, size = 10_000, 1000
 	before := heap()
-	r := NewRing(size)
+	r := NewRing(places)
+	each := (heap() - before) / (3 * places)
+	runtime.KeepAlive(r)
+	t.Logf("%d bytes a place", each)
+	if each < 400 || each > 31<<19/30_000 { // rounded
+		t.Errorf("a place takes %d bytes, not half a kilobyte: 15 MiB for 30,000", each)
+	}
+
+	before = heap()
+	r = NewRing(size)
 	empty := heap() - before
 	for range 2 * size {
 		r.add(longest(t))
 	}
 	full := heap() - before - empty*2/3 // one kind of the three is full
 	runtime.KeepAlive(r)
-	if each := empty / (3 * size); each < 400 || each > 31<<19/30_000 { // rounded
-		t.Errorf("a place takes %d bytes, not half a kilobyte: 15 MiB for 30,000", each)
-	}
-	t.Logf("%d bytes a place, %d a decision", empty/(3*size), full/size)
+	t.Logf("%d bytes a decision", full/size)
 	if each := full / size; each < 4<<10 || each > 8<<10 {
 		t.Errorf("a decision takes %d bytes, not 8 KiB at most", each)
 	}
