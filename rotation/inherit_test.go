@@ -139,6 +139,49 @@ func TestARolloutAwayFromAReturnedOne(t *testing.T) {
 	}
 }
 
+// A backup of before a root was replaced in the ordinary way brings it back to sign. Its key is stolen later: that is an
+// emergency like any other, the root signs until the successor may, and leaves when what it signed has been renewed.
+func TestAnEmergencyAfterARootCameBack(t *testing.T) {
+	now := time.Now()
+	key := func(p Party) Party { p.Key = "a key"; return p }
+	old := key(oldRoot)
+	twin := Party{ID: "twin", Key: old.Key}
+	later := Rollout{Old: old, New: newRoot, Step: StepOut, NewShare: 100, Gone: []string{"other", old.ID, twin.ID}}
+	for _, backup := range []Rollout{
+		{New: old, Step: StepOut, NewShare: 100},
+		{Old: old, New: thirdRoot, Step: StepPublished, Entered: now, Begun: now},
+	} {
+		for _, stolen := range []Party{old, twin} {
+			p := &plain{record: backup.Inherit(later, now), unconfirmed: []string{"agent"}, lastEnd: 6 * time.Hour}
+			at := now.Add(48 * time.Hour)
+			x := NewRoller(RollerOptions{Journal: p, Authorities: p, Now: func() time.Time { return at }})
+			e := Emergency{By: "op", Within: time.Hour, Signs: old, Successor: thirdRoot, Twins: []Party{old}}
+			if stolen == old {
+				e.Twins = []Party{twin}
+			}
+			if _, err := x.Change(t.Context(), func(r Rollout) (Rollout, error) { return r.Taint(stolen, e, at) }); err != nil {
+				t.Fatal(err)
+			}
+			for x.Move(t.Context()) {
+			}
+			for _, root := range []Party{old, twin} {
+				if err := p.record.Returned(root); err != nil && !slices.Contains(p.did, "withdraw "+root.ID) {
+					t.Errorf("%s, %s is tainted: nobody may be told of %s: %v", says(backup), stolen.ID, root.ID, err)
+				}
+			}
+			if err := p.record.Barred(old.ID); err != nil || p.record.Step != StepPublished || slices.Contains(p.did, "withdraw old") || !slices.Contains(p.record.Gone, "other") {
+				t.Errorf("%s, %s is tainted: it is %s, and did %q: %v", says(backup), stolen.ID, says(p.record), p.did, err)
+			}
+		}
+	}
+	// Of one that was tainted before it came back, another order changes nothing: nobody is told of it.
+	later.Taints = []Taint{{ID: old.ID, Key: old.Key}}
+	r, err := Rollout{New: old, Step: StepOut, NewShare: 100}.Inherit(later, now).Taint(old, Emergency{Within: time.Hour, Signs: old, Successor: thirdRoot}, now)
+	if err != nil || r.Returned(old) == nil || r.Returned(twin) == nil || r.Barred(old.ID) == nil {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // What stood knows a tainted key by another authority than the backup: neither signs, is gone to, or gone back to.
 func TestInheritedKeys(t *testing.T) {
 	now := time.Unix(1000, 0)

@@ -71,6 +71,9 @@ func (r Rollout) Taint(what Party, e Emergency, now time.Time) (Rollout, error) 
 	if err != nil {
 		return Rollout{}, err
 	}
+	if _, known := r.tainted(what); !known {
+		next = next.there(append([]Party{what, r.Old, r.New}, e.Twins...), what)
+	}
 	for _, p := range append([]Party{what}, e.Twins...) {
 		if signs := !r.Active() && p.ID == e.Signs.ID; !signs && (!r.Active() || p.ID != r.Old.ID && p.ID != r.New.ID) {
 			next = next.leave(p, e.Within, now)
@@ -248,6 +251,15 @@ func (r Rollout) Forget(id string) Rollout {
 	r.Gone = slices.DeleteFunc(slices.Clone(r.Gone), func(g string) bool { return g == id })
 	r.Gone = append(r.Gone, id)
 	r.Gone = r.Gone[max(0, len(r.Gone)-maxGone):]
+	return r
+}
+
+// there is the Rollout in which those of a key that is tainted just now count as having left only when they do: what had left
+// the set before was put back since, by a backup or by hand, and others rely on it.
+func (r Rollout) there(all []Party, key Party) Rollout {
+	r.Gone = slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool {
+		return slices.ContainsFunc(all, func(p Party) bool { return p.ID == id && p.same(key) })
+	})
 	return r
 }
 
