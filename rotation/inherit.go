@@ -26,6 +26,15 @@ func (r Rollout) Inherit(later Rollout, now time.Time) Rollout {
 	return r
 }
 
+// PutBack is the Rollout of a journal that was put back from a backup: until this moment certificates may live that it knows
+// nothing of, under any authority. One that has retired by it may have signed again, by an abort or by another Rollout.
+func (r Rollout) PutBack(unrecorded time.Time) Rollout {
+	if r.Step == StepRetired && unrecorded.After(r.LastEnd) {
+		r.LastEnd = unrecorded
+	}
+	return r
+}
+
 // Expel has an authority leave the set at once, unless it is a party that somebody has to follow, or leaves already.
 func (r Rollout) Expel(p Party, now time.Time) Rollout {
 	if p.ID == r.Stays().ID || r.Active() && p.ID == r.Goes().ID || r.behind(p.ID) {

@@ -182,6 +182,22 @@ func TestAnEmergencyAfterARootCameBack(t *testing.T) {
 	}
 }
 
+// One that has retired by a journal that was put back may have signed since: it stays for as long as that can live.
+func TestARetiredOneThatWasPutBack(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, c := range []struct {
+		step       Step
+		until, end time.Duration
+	}{
+		{StepRetired, 6 * time.Hour, 6 * time.Hour}, {StepRetired, time.Minute, time.Hour}, {StepSigning, 6 * time.Hour, time.Hour}, {StepOut, 6 * time.Hour, time.Hour},
+	} {
+		r := Rollout{Old: oldRoot, New: newRoot, Step: c.step, NewShare: 100, LastEnd: now.Add(time.Hour)}
+		if end := r.PutBack(now.Add(c.until)).LastEnd.Sub(now); end != c.end {
+			t.Errorf("%s, until %s: %s", c.step, c.until, end)
+		}
+	}
+}
+
 // What stood knows a tainted key by another authority than the backup: neither signs, is gone to, or gone back to.
 func TestInheritedKeys(t *testing.T) {
 	now := time.Unix(1000, 0)

@@ -256,6 +256,9 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		if until := x.outBy(r); x.now().Before(until) && !r.returned(r.Goes()) {
 			return r, Standing{Waits: []string{"the last certificate under it to end"}, Until: until}
 		}
+		if _, err := a.Assign(ctx, r); err != nil { // as it is: whoever holds the Rollout does so here, behind this there is no way back
+			return failed(err)
+		}
 		return r.enter(StepLeaving, r.NewShare, x.now()), Standing{}
 	case StepLeaving:
 		if _, err := a.Assign(ctx, r); err != nil { // one that was prepared, and tainted before it signed, is not kept ready any more

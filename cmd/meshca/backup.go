@@ -95,9 +95,10 @@ func (h held) Prepare(ctx context.Context, p rotation.Party) error {
 }
 
 // Assign does as the roots do, unless the journal is an old one. At a rollout's beginning and at its end it only takes away: an
-// order to do without a root has it sign no more, and what is tainted can leave.
+// order to do without a root has it sign no more, and what is tainted can leave, also when it has retired.
 func (h held) Assign(ctx context.Context, r rotation.Rollout) (time.Time, error) {
-	if err := h.continuity.Ready(); err != nil && r.Step != rotation.StepChosen && r.Step != rotation.StepLeaving {
+	takesAway := r.Step == rotation.StepChosen || r.Step == rotation.StepLeaving || r.Step == rotation.StepRetired && h.tainted(r.Goes())
+	if err := h.continuity.Ready(); err != nil && !takesAway {
 		return time.Time{}, err
 	}
 	return h.Authorities.Assign(ctx, r)

@@ -417,6 +417,40 @@ func TestRestoreOverADamagedStore(t *testing.T) {
 	}
 }
 
+// A root that has retired by the backup may have signed again since, which the ledger does not know: it stays for as long as that
+// can live, also where no store stood.
+func TestARestoredRolloutKnowsThatItsLedgerIsShort(t *testing.T) {
+	for _, c := range []struct {
+		step   rotation.Step
+		end    time.Duration
+		lifted bool
+	}{
+		{rotation.StepRetired, time.Minute, true},
+		{rotation.StepRetired, 2 * ca.MaxTTL, false},
+		{rotation.StepSigning, time.Minute, false},
+	} {
+		s, _ := decided(t)
+		_, version, err := s.Rollout(t.Context())
+		must(t, err)
+		now := time.Now()
+		journal := rotation.Rollout{Old: rotation.Party{ID: "A"}, New: rotation.Party{ID: "B"}, NewShare: 100, Step: c.step, LastEnd: now.Add(c.end)}
+		must(t, s.SwapRollout(t.Context(), version, journal))
+		data := backup(t, s)
+		path := filepath.Join(t.TempDir(), "meshca.db")
+		told, err := restore(t, data, path)
+		must(t, err)
+		restored := opened(t, path)
+		defer closed(t, restored)
+		r, changes, err := restored.Rollout(t.Context())
+		must(t, err)
+		end := r.LastEnd.Sub(now)
+		if lifted := end >= ca.MaxTTL && end < ca.MaxTTL+time.Minute; lifted != c.lifted || !lifted && !r.LastEnd.Equal(journal.LastEnd) || changes != version+1 ||
+			r.Step != c.step || !told.State.Rollout.LastEnd.Equal(r.LastEnd) {
+			t.Errorf("%s, until %s: after change %d (of %d) it is %+v, told %s", c.step, c.end, changes, version+1, r, told.State.Rollout.LastEnd)
+		}
+	}
+}
+
 // A taint is for good: an old backup does not lift it, and says what it does not know.
 func TestRestoreForgetsNoTaint(t *testing.T) {
 	s, path := decided(t)

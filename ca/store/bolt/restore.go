@@ -84,9 +84,7 @@ func Restore(ctx context.Context, o RestoreOptions) (Restored, error) {
 		}
 	}
 	if err == nil {
-		err = next.Update(func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketMeta).Put(keyRestored, binary.BigEndian.AppendUint64(nil, uint64(time.Now().Unix())))
-		})
+		r.State.Rollout, err = putBack(next, time.Now())
 	}
 	if err := errors.Join(err, next.Close()); err != nil || o.DryRun || ctx.Err() != nil {
 		return r, errors.Join(err, ctx.Err())
@@ -343,6 +341,28 @@ func carryOver(next *bbolt.DB, standing State) (st State, err error) {
 		return err
 	})
 	return st, err
+}
+
+// putBack notes that the store was, and has its rollout reckon with what lives that the store does not know. Nothing that was
+// decided changes, so neither do marks and versions.
+func putBack(next *bbolt.DB, now time.Time) (r rotation.Rollout, err error) {
+	err = next.Update(func(tx *bbolt.Tx) error {
+		journal, version, err := readRollout(tx)
+		if r = journal.PutBack(now.Add(ca.MaxTTL)); err != nil {
+			return err
+		}
+		if !r.LastEnd.Equal(journal.LastEnd) {
+			data, err := json.Marshal(r)
+			if err != nil {
+				return fmt.Errorf("encoding the rollout: %w", err)
+			}
+			if err := putRollout(tx, version, data); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(bucketMeta).Put(keyRestored, binary.BigEndian.AppendUint64(nil, uint64(now.Unix())))
+	})
+	return r, err
 }
 
 // inherit has the journal of roots know what the standing one does of those that must not come back.
