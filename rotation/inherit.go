@@ -92,6 +92,13 @@ func (r Rollout) returned(p Party) bool {
 	return tainted && slices.Contains(r.Gone, p.ID)
 }
 
+// Heir is the party that a Rollout brings in by itself in the place of one that must not sign; false: that takes an order.
+func (r Rollout) Heir() (Party, bool) {
+	r, _ = r.turned(time.Time{})
+	_, tainted := r.tainted(r.Stays())
+	return r.Stays(), r.Active() && !tainted
+}
+
 // Returned says why nobody may be told of a set that has this authority; nil when that does not bar it.
 func (r Rollout) Returned(p Party) error {
 	if !r.returned(p) {

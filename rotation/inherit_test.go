@@ -111,30 +111,53 @@ func TestARolloutToATaintedOne(t *testing.T) {
 	}
 }
 
-// A restored rollout away from a root that is tainted and had left the set takes it out before anybody hears of that, in
-// each step in which another one is there, and waits for nothing that lives under it.
-func TestARolloutAwayFromAReturnedOne(t *testing.T) {
+// A restored rollout away from a root that is tainted waits for nobody before another one signs: nobody could confirm that to a
+// CA without a certificate. One that had left the set before is taken out of it before anybody hears of that, in each step in
+// which another one is there, and nothing that lives under it is waited for.
+func TestARolloutAwayFromATaintedOne(t *testing.T) {
 	now := time.Now()
 	for _, from := range []Rollout{
 		{Step: StepChosen}, {Step: StepPublished}, {Step: StepConfirmed}, {Step: StepCanary, NewShare: 5}, {Step: StepSigning, NewShare: 100},
 		{Step: StepRetired, NewShare: 100}, {Step: StepLeaving, NewShare: 100},
+		{Step: StepConfirmed, NewShare: 5, Aborted: true}, {Step: StepSigning, Aborted: true}, {Step: StepRetired, Aborted: true},
 	} {
 		from.Old, from.New, from.Entered, from.Begun, from.Canary, from.LastEnd = oldRoot, newRoot, now, now, 5, now.Add(6*time.Hour)
-		p := &plain{lastEnd: 6 * time.Hour, unconfirmed: []string{"agent"}, record: from.Inherit(Rollout{Taints: []Taint{{ID: "old", By: "op"}}, Gone: []string{"old"}}, now)}
-		if p.record.Returned(Party{ID: "old"}) == nil || p.record.Returned(Party{ID: "new"}) != nil {
-			t.Errorf("%s: who returned is not known", from.Step)
+		for _, left := range []bool{true, false} {
+			later := Rollout{Taints: []Taint{{ID: "old", By: "op"}}}
+			if left {
+				later.Gone = []string{"old"}
+			}
+			p := &plain{lastEnd: 6 * time.Hour, unconfirmed: []string{"agent"}, record: from.Inherit(later, now)}
+			if (p.record.Returned(Party{ID: "old"}) != nil) != left || p.record.Returned(Party{ID: "new"}) != nil {
+				t.Errorf("%s: who returned is not known", says(from))
+			}
+			if heir, leads := p.record.Heir(); heir != newRoot || !leads {
+				t.Errorf("%s: nobody knows who signs instead: %s", says(from), heir.ID)
+			}
+			x := NewRoller(RollerOptions{Journal: p, Authorities: p})
+			for x.Move(t.Context()) {
+			}
+			r := p.record
+			if out := r.Step == StepOut; r.Signer() != newRoot || out != (left || from.Step == StepLeaving) || !out && r.Step != StepRetired {
+				t.Errorf("%s, it had left: %v: it is %s, and did %q", says(from), left, says(r), p.did)
+			}
+			if first := slices.Index(p.did, "withdraw old"); left && (first < 0 || from.Step != StepChosen && !from.Aborted && first != 0) {
+				t.Errorf("%s: it did %q", says(from), p.did)
+			}
 		}
-		x := NewRoller(RollerOptions{Journal: p, Authorities: p})
-		for x.Move(t.Context()) {
-		}
-		if first := slices.Index(p.did, "withdraw old"); first < 0 || from.Step != StepChosen && first != 0 {
-			t.Errorf("%s: it did %q", from.Step, p.did)
-		}
-		p.unconfirmed = nil // they have seen the set without it
-		for x.Move(t.Context()) {
-		}
-		if p.record.Step != StepOut || p.record.Signer() != newRoot {
-			t.Errorf("%s: it is %s, and did %q", from.Step, says(p.record), p.did)
+	}
+}
+
+// Nobody is brought in by itself where there is no other one, or that one is tainted, or leaving.
+func TestNoHeir(t *testing.T) {
+	both := Rollout{Taints: []Taint{{ID: "old"}, {ID: "new"}}}
+	for _, r := range []Rollout{
+		{New: oldRoot, Step: StepOut, NewShare: 100, Taints: []Taint{{ID: "old"}}},
+		{Old: oldRoot, New: newRoot, Step: StepPublished, Taints: both.Taints},
+		{Old: oldRoot, New: newRoot, Step: StepLeaving, NewShare: 100, Taints: []Taint{{ID: "new"}}},
+	} {
+		if heir, leads := r.Heir(); leads {
+			t.Errorf("%s: %s follows", says(r), heir.ID)
 		}
 	}
 }

@@ -297,11 +297,15 @@ func (x *Roller) shed(ctx context.Context, r Rollout) (next Rollout, changed boo
 	return r, false, nil
 }
 
-// confirm waits for those who count.
+// confirm waits for those who count. Where the one that signs must not, nobody who lacks the other one could ever confirm: no
+// certificate is issued, not for who would have to be asked either, and waiting only lets end what lives.
 func (x *Roller) confirm(ctx context.Context, r Rollout) (Rollout, Standing) {
 	waits, err := x.o.Authorities.Unconfirmed(ctx, r.Set, r.Entered)
 	if err != nil {
 		return r, Standing{Err: err}
+	}
+	if r.Barred(r.Signer().ID) != nil {
+		waits = nil
 	}
 	waits = slices.DeleteFunc(waits, func(name string) bool { return slices.Contains(r.Despite, name) })
 	until := r.confirmedBy()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -37,15 +38,18 @@ type comeback struct {
 	*daemon
 	t                *testing.T
 	old, next, other rotation.Party
+	// told is what `meshca restore` said.
+	told string
 }
 
-// comesBack puts a rollout into the journal as a backup of a step has it, with both roots and an anchor in the bundle, and
-// restores it over a store that knows of one of them that it was tainted and has left.
-func comesBack(t *testing.T, backup rotation.Rollout, tainted func(c *comeback) rotation.Party) (*comeback, rotation.Party) {
+// comesBack takes a backup of a store with a rollout in this step, with both roots and an anchor in the bundle and an agent in
+// the book, and restores it over a store that knows more: of this root that it was tainted, and that it has left or is about to.
+func comesBack(t *testing.T, backup rotation.Rollout, tainted func(c *comeback) rotation.Party, left bool) (*comeback, rotation.Party) {
 	t.Helper()
 	dir := t.TempDir()
 	config := configIn(t, dir, clusterIn(t, dir, "a", false))
 	config.BundleFile = filepath.Join(dir, "public", "bundle.json")
+	holds(t, config, time.Hour)
 	d, err := open(t.Context(), config, slog.New(slog.DiscardHandler), io.Discard)
 	if err != nil {
 		t.Fatal(err)
@@ -69,14 +73,46 @@ func comesBack(t *testing.T, backup rotation.Rollout, tainted func(c *comeback) 
 		}
 	}
 	now := time.Now()
-	backup.Old, backup.New, backup.Begun, backup.Entered, backup.LastEnd, backup.Canary = c.old, c.next, now, now, now.Add(6*time.Hour), backup.NewShare%100
+	backup.Old, backup.New, backup.Begun, backup.Entered, backup.LastEnd, backup.Canary = c.old, c.next, now, now, now, backup.NewShare%100
+	later := rotation.Rollout{New: c.other, Step: rotation.StepOut, NewShare: 100, Begun: now, Entered: now}
 	stolen := tainted(c)
-	later := rotation.Rollout{Taints: []rotation.Taint{{ID: stolen.ID, Key: stolen.Key, At: now, By: "op"}}, Gone: []string{stolen.ID}}
-	if err := errors.Join(d.store.SwapRollout(t.Context(), version, backup.Inherit(later, now)), d.close()); err != nil {
+	if stolen.ID != "" {
+		later.Taints = []rotation.Taint{{ID: stolen.ID, Key: stolen.Key, At: now, By: "op"}}
+	}
+	if left {
+		later.Gone = []string{stolen.ID}
+	}
+	file := filepath.Join(dir, "backup")
+	if err := d.store.SwapRollout(t.Context(), version, backup); err != nil {
 		t.Fatal(err)
 	}
-	c.daemon = opened(t, config)
+	backsUp(t, d, file)
+	if err := errors.Join(d.store.SwapRollout(t.Context(), version+1, later), d.close()); err != nil {
+		t.Fatal(err)
+	}
+	var told strings.Builder
+	if err := restore(t.Context(), &told, config, restoreFlags{replace: true, acceptRollback: true}, file); err != nil {
+		t.Fatal(err)
+	}
+	c.daemon, c.told = opened(t, config), told.String()
 	return c, stolen
+}
+
+// backsUp takes a backup of a CA's store.
+func backsUp(t *testing.T, d *daemon, file string) {
+	t.Helper()
+	made, err := d.backup(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(f, made)
+	if err := errors.Join(err, made.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // run runs what keeps the CA going, without the roller, until the test ends.
@@ -103,46 +139,116 @@ func (c *comeback) moves(what string, so func() bool) {
 	}
 }
 
-// Whatever part a root has in the rollout of a backup that was tainted since and has left: nobody is told of it again, the CA
-// says so, and brings the rollout to its end without it.
-func TestNobodyIsToldOfWhatABackupBringsBack(t *testing.T) {
-	old := func(c *comeback) rotation.Party { return c.old }
-	next := func(c *comeback) rotation.Party { return c.next }
-	anchor := func(c *comeback) rotation.Party { return c.other }
-	for _, backup := range []rotation.Rollout{
-		{Step: rotation.StepChosen},
-		{Step: rotation.StepPublished},
-		{Step: rotation.StepConfirmed},
-		{Step: rotation.StepCanary, NewShare: 5},
-		{Step: rotation.StepSigning, NewShare: 100},
-		{Step: rotation.StepRetired, NewShare: 100},
-		{Step: rotation.StepLeaving, NewShare: 100},
-		{Step: rotation.StepConfirmed, NewShare: 5, Aborted: true},
-		{Step: rotation.StepSigning, Aborted: true},
-		{Step: rotation.StepRetired, Aborted: true},
-		{Step: rotation.StepLeaving, Aborted: true},
-	} {
-		for role, of := range map[string]func(c *comeback) rotation.Party{"old": old, "new": next, "anchor": anchor} {
-			t.Run(fmt.Sprintf("%s/%d/%v/%s", backup.Step, backup.NewShare, backup.Aborted, role), func(t *testing.T) {
-				c, stolen := comesBack(t, backup, of)
-				if has(c.daemon, stolen.ID) {
-					c.held()
+// The steps that a backup can stand in, and who signs when it has been restored: where none of the roots was tainted since,
+// where the old one of the rollout was, and where the new one was. "an order": nobody does before an operator names another one.
+var backups = []struct {
+	rotation.Rollout
+	neither, old, next string
+}{
+	{rotation.Rollout{Step: rotation.StepChosen}, "old", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepPublished}, "old", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepConfirmed}, "next", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepCanary, NewShare: 5}, "old", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepSigning, NewShare: 100}, "next", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepRetired, NewShare: 100}, "next", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepLeaving, NewShare: 100}, "next", "next", "an order"},
+	{rotation.Rollout{Step: rotation.StepConfirmed, Aborted: true, NewShare: 5}, "old", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepSigning, Aborted: true}, "old", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepRetired, Aborted: true}, "old", "next", "old"},
+	{rotation.Rollout{Step: rotation.StepLeaving, Aborted: true}, "old", "an order", "old"},
+}
+
+// Whatever step a backup is of, and whichever root was tainted since: the CA comes to sign by itself, under another root than
+// that, or says what it takes. Nobody is told again of one that had left.
+func TestWhoSignsByABackup(t *testing.T) {
+	for _, b := range backups {
+		for _, tt := range []struct {
+			tainted string
+			of      func(c *comeback) rotation.Party
+			signs   string
+		}{
+			{"neither", func(*comeback) rotation.Party { return rotation.Party{} }, b.neither},
+			{"an anchor", func(c *comeback) rotation.Party { return c.other }, b.neither},
+			{"old", func(c *comeback) rotation.Party { return c.old }, b.old},
+			{"next", func(c *comeback) rotation.Party { return c.next }, b.next},
+		} {
+			for _, left := range []bool{true, false} {
+				if tt.tainted == "neither" && left {
+					continue
 				}
-				c.run()
-				if r := c.operator.Standing().Rollout; r.Step == rotation.StepLeaving && stolen == r.Stays() {
-					c.needsAnOrder(stolen)
-					return
-				}
-				c.moves("is it out", func() bool { return !has(c.daemon, stolen.ID) && c.mayTell() == nil })
-				if role == "anchor" { // the rollout goes on as it would
-					return
-				}
-				c.moves("is the rollout over", func() bool { return !c.operator.Standing().Rollout.Active() && !c.authority.NotAfter().IsZero() })
-				if why, signs := strings.Join(c.notReady(), "\n"), c.authority.Assignment(); strings.Contains(why, "ROOT_TAINTED") || signs.Root.ID == stolen.ID || signs.Share > 0 {
-					t.Errorf("%+v, and it is not ready for %q", signs, why)
-				}
-				c.moves("is the bundle file there", func() bool { _, err := os.Stat(c.config.BundleFile); return err == nil })
-			})
+				t.Run(fmt.Sprintf("%s/%d/aborted %v/%s is tainted/it had left %v", b.Step, b.NewShare, b.Aborted, tt.tainted, left), func(t *testing.T) {
+					t.Parallel()
+					c, stolen := comesBack(t, b.Rollout, tt.of, left)
+					if left && has(c.daemon, stolen.ID) {
+						c.held()
+					}
+					c.barredSays(tt.signs)
+					c.run()
+					if tt.signs == "an order" {
+						c.needsAnOrder(stolen)
+					} else {
+						signs := map[string]rotation.Party{"old": c.old, "next": c.next}[tt.signs]
+						c.moves("does it sign", func() bool { return c.authority.Assignment().Root.ID == signs.ID && c.renews() })
+					}
+					if left {
+						c.moves("is it out", func() bool { return !has(c.daemon, stolen.ID) })
+					}
+					c.moves("is the bundle file there", func() bool { _, err := os.Stat(c.config.BundleFile); return c.mayTell() == nil && err == nil })
+					c.wentOn(b.Rollout, tt.tainted, left)
+				})
+			}
+		}
+	}
+}
+
+// renews reports whether the CA can sign, for itself first.
+func (c *comeback) renews() bool {
+	_, err := c.serving.Renew(c.t.Context())
+	return err == nil && !slices.ContainsFunc(c.notReady(), func(why string) bool { return !strings.HasPrefix(why, "cluster ") })
+}
+
+// barredSays wants a CA whose signing root must not sign to say what leads out, as `meshca restore` did.
+func (c *comeback) barredSays(signs string) {
+	c.t.Helper()
+	r := c.operator.Standing().Rollout
+	if r.Barred(r.Signer().ID) == nil {
+		return
+	}
+	says := "The rollout brings in the root " + map[string]string{"old": c.old.ID, "next": c.next.ID}[signs] + " by itself"
+	if signs == "an order" {
+		says = "`certctl ca taint root --issuer REF` brings in another"
+	}
+	if why := strings.Join(c.notReady(), "\n"); !strings.Contains(why, says) || !strings.Contains(why, "ROOT_TAINTED") || !strings.Contains(c.told, says) {
+		c.t.Errorf("not ready for %q; the restore said\n%s\nwant %q", why, c.told, says)
+	}
+	for c.roller.Move(c.t.Context()) { // to where an intermediate is needed, which nobody keeps yet
+	}
+	r = c.operator.Standing().Rollout
+	if why := strings.Join(c.notReady(), "\n"); signs != "an order" && !r.Signs(r.Stays().ID) && !strings.Contains(why, "is confirmed and signs for nobody yet; its last try failed: ISSUER_NOT_READY") {
+		c.t.Errorf("it is %s, and not ready for %q", r.Step, why)
+	}
+}
+
+// wentOn wants a rollout to wait for what a restored one waits for.
+func (c *comeback) wentOn(backup rotation.Rollout, tainted string, left bool) {
+	c.t.Helper()
+	s := c.operator.Standing()
+	until, err := c.unrecorded(c.t.Context())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	switch {
+	case tainted != "neither" && tainted != "an anchor":
+		if left && s.Rollout.Active() {
+			c.t.Errorf("it is %+v", s)
+		}
+	case backup.Step == rotation.StepChosen || backup.Step == rotation.StepPublished:
+		if s.Rollout.Step != rotation.StepPublished || !slices.Equal(s.Waits, []string{"spiffe://mesh.test/meshca/agent/a/node1", "reader agents-since-the-backup", "reader bundleFile"}[:len(s.Waits)]) || len(s.Waits) < 2 {
+			c.t.Errorf("it is %s and waits for %q", s.Rollout.Step, s.Waits)
+		}
+	case backup.Step == rotation.StepConfirmed && backup.NewShare == 0, backup.Step == rotation.StepSigning, backup.Step == rotation.StepRetired:
+		if s.Rollout.Step != rotation.StepRetired || s.Until.Before(until) || s.Until.After(until.Add(time.Minute)) {
+			c.t.Errorf("it is %s, until %s; certificates that nobody knows of may live until %s", s.Rollout.Step, s.Until, until)
 		}
 	}
 }
@@ -172,7 +278,14 @@ func (c *comeback) needsAnOrder(stolen rotation.Party) {
 	if _, err := c.operator.Rotate(c.t.Context(), rollout.RotateOptions{By: "test", Within: 20 * time.Second}); err != nil {
 		c.t.Fatal(err)
 	}
-	c.moves("is it out", func() bool { return !has(c.daemon, stolen.ID) && c.mayTell() == nil })
+	c.moves("is it out", func() bool {
+		if s := c.operator.Standing(); len(s.Waits) > 0 && s.Rollout.Step == rotation.StepPublished { // the CA signs nothing, and says until when
+			if why := strings.Join(c.notReady(), "\n"); !strings.Contains(why, ", until "+s.Until.UTC().Format(time.RFC3339)+" at the latest") {
+				c.t.Errorf("it waits for %q until %s, and is not ready for %q", s.Waits, s.Until, why)
+			}
+		}
+		return !c.operator.Standing().Rollout.Active() && !has(c.daemon, stolen.ID) && c.renews()
+	})
 }
 
 // The store is an old one, of amid a rollout. The root that was coming is tainted, as it was in the past that is lost, and an

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/rotation"
 )
 
 // notReady says why the CA cannot sign now, a sentence each.
@@ -17,7 +18,7 @@ func (d *daemon) notReady() []string {
 		why = append(why, d.takenOut(err))
 	}
 	if err := d.barred(signs); err != nil {
-		why = append(why, fmt.Sprintf("the root that signs by the store was tainted: %v. `certctl ca taint root --issuer REF` brings in another", err))
+		why = append(why, d.signsNothing(err))
 	} else if err := d.issuer.Ready(); err != nil {
 		why = append(why, err.Error())
 		if s := d.rolloutWaits(); s != "" {
@@ -43,6 +44,26 @@ func (d *daemon) notReady() []string {
 		why = append(why, faults...)
 	}
 	return why
+}
+
+// signsNothing says what leads out where the root that signs by the store must not.
+func (d *daemon) signsNothing(barred error) string {
+	s, _ := d.roller.Standing()
+	text := fmt.Sprintf("the root that signs by the store was tainted: %v. %s", barred, leadsOut(s.Rollout))
+	if waits := d.rolloutWaits(); waits != "" {
+		text += ". Now " + waits
+	}
+	return text
+}
+
+// leadsOut says what brings in another root in the place of one that must not sign.
+func leadsOut(r rotation.Rollout) string {
+	heir, bringsIn := r.Heir()
+	if !bringsIn {
+		return "`certctl ca taint root --issuer REF` brings in another"
+	}
+	return fmt.Sprintf("The rollout brings in the root %s by itself, and waits for nobody to confirm that; if it cannot, "+
+		"`certctl ca taint root %[1]s --issuer REF` brings in a third one", heir.ID)
 }
 
 // takenOut says what becomes of a root that is back by a backup, and what it takes.
@@ -76,6 +97,9 @@ func (d *daemon) rolloutWaits() string {
 		text += fmt.Sprintf("; it waits for %s", strings.Join(s.Waits[:min(n, waitsTold)], ", "))
 		if n > waitsTold {
 			text += fmt.Sprintf(" and %d more", n-waitsTold)
+		}
+		if !s.Until.IsZero() {
+			text += fmt.Sprintf(", until %s at the latest", s.Until.UTC().Format(time.RFC3339))
 		}
 		text += ": `certctl ca status` tells more, `certctl ca continue --despite NAME` gives one up"
 	}

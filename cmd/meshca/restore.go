@@ -150,9 +150,8 @@ func tellRestored(out io.Writer, c *Config, f restoreFlags, file string, r bolt.
 		line("the CA tells nobody of the bundle before that root is out again.")
 	}
 	if err := r.State.Rollout.Barred(r.State.Rollout.Signer().ID); err != nil {
-		line("The root that signs by this backup was tainted since: %v. If a rollout has another one,", err)
-		line("the CA goes to that by itself. Else, to go on, start the CA and run `certctl ca taint root --issuer REF` with the issuer that is")
-		line("to sign instead; `certctl ca status` lists those there are.")
+		line("The root that signs by this backup was tainted since: %v. The CA issues nothing before another one signs.", err)
+		line("When it runs: %s; `certctl ca status` lists issuers.", leadsOut(r.State.Rollout))
 	}
 	line("What was issued after the backup is not in this ledger: `certctl svid list` does not know those serials, and `certctl svid deny`")
 	line("does not count them. They end within %s; the audit log has a line for each.", c.SVID.TTL.Duration)
