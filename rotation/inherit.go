@@ -16,14 +16,29 @@ func (r Rollout) Inherit(later Rollout, now time.Time) Rollout {
 			continue
 		}
 		r.Taints = append(r.Taints, t)
-		r = r.Expel(Party{ID: t.ID, Key: t.Key}, now)
+		what := Party{ID: t.ID, Key: t.Key}
+		r = r.there(what, r.Signer()).Expel(what, now) // whether it has left since is the later one's to say
 	}
-	for _, id := range later.Gone {
+	for _, id := range later.left(now) {
 		if !slices.Contains(r.Gone, id) {
 			r = r.Forget(id)
 		}
 	}
 	return r
+}
+
+// left are those that have left the set, or may have: it is changed before the journal says so.
+func (r Rollout) left(now time.Time) []string {
+	all := slices.Clone(r.Gone)
+	for _, b := range r.Behind {
+		if !now.Before(b.By) {
+			all = append(all, b.ID)
+		}
+	}
+	if r.Step == StepLeaving {
+		all = append(all, r.Goes().ID)
+	}
+	return all
 }
 
 // PutBack is the Rollout of a journal that was put back from a backup: until this moment certificates may live that it knows

@@ -197,11 +197,47 @@ func TestAnEmergencyAfterARootCameBack(t *testing.T) {
 			}
 		}
 	}
+	// Backups of the restored store do not make it one that had left either.
+	for _, left := range []bool{false, true} {
+		backup := Rollout{New: old, Step: StepOut, NewShare: 100}.Inherit(later, now)
+		stood := Rollout{Old: old, New: thirdRoot, Step: StepPublished, Within: time.Hour, Taints: []Taint{{ID: old.ID, Key: old.Key}}}
+		if left {
+			stood.Gone = []string{old.ID}
+		}
+		if r := backup.Inherit(stood, now); (r.Returned(old) != nil) != left {
+			t.Errorf("it was tainted since, and had left: %v: %v", left, r.Returned(old))
+		}
+	}
 	// Of one that was tainted before it came back, another order changes nothing: nobody is told of it.
 	later.Taints = []Taint{{ID: old.ID, Key: old.Key}}
 	r, err := Rollout{New: old, Step: StepOut, NewShare: 100}.Inherit(later, now).Taint(old, Emergency{Within: time.Hour, Signs: old, Successor: thirdRoot}, now)
 	if err != nil || r.Returned(old) == nil || r.Returned(twin) == nil || r.Barred(old.ID) == nil {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// The set changes before the journal says so: what was just about to leave by the one that stood had left. It is not waited for
+// where it leaves behind a rollout, either.
+func TestWhatMayHaveLeftHasLeft(t *testing.T) {
+	now := time.Now()
+	tainted := []Taint{{ID: "old", By: "op"}}
+	backup := Rollout{Old: oldRoot, New: newRoot, Step: StepRetired, NewShare: 100, LastEnd: now.Add(6 * time.Hour)}
+	for _, c := range []struct {
+		stood Rollout
+		left  bool
+	}{
+		{Rollout{Old: oldRoot, New: newRoot, Step: StepRetired, NewShare: 100, Taints: tainted}, false},
+		{Rollout{Old: oldRoot, New: newRoot, Step: StepLeaving, NewShare: 100, Taints: tainted}, true},
+		{Rollout{Taints: tainted, Behind: []Behind{{oldRoot, now.Add(time.Second)}}}, false},
+		{Rollout{Taints: tainted, Behind: []Behind{{oldRoot, now}}}, true},
+	} {
+		if r := backup.Inherit(c.stood, now); (r.Returned(oldRoot) != nil) != c.left {
+			t.Errorf("%s: %v", says(c.stood), r.Returned(oldRoot))
+		}
+	}
+	p := &plain{record: Rollout{New: newRoot, Step: StepOut, NewShare: 100, Taints: tainted, Gone: []string{"old"}, Behind: []Behind{{oldRoot, now.Add(time.Hour)}}}}
+	if x := NewRoller(RollerOptions{Journal: p, Authorities: p}); !x.Move(t.Context()) || len(p.record.Behind) > 0 || !slices.Contains(p.did, "withdraw old") {
+		t.Errorf("it did %q, and is %s", p.did, says(p.record))
 	}
 }
 

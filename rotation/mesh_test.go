@@ -34,6 +34,14 @@ type mesh struct {
 	wrong   string
 	// imported is how many were taken into the set by a command.
 	imported int
+
+	// What restores need to know: the backup, if there is one, the sequence of the set that was put back last, and who was
+	// tainted and not in the set when one was put back.
+	backup *kept
+	floor  uint64
+	left   map[string]bool
+	// dark are those that had no intermediate when this process began, for they must not sign: they get none any more.
+	dark map[string]bool
 }
 
 // taintSeen is a taint that was taken, orderSeen an order to renew all that was issued before.
@@ -90,6 +98,7 @@ func (m *mesh) SwapRollout(_ context.Context, version uint64, next Rollout) (err
 			return
 		}
 		m.record, m.version = next, version+1
+		m.excuse()
 	})
 	return cmp.Or(died, err)
 }
@@ -118,7 +127,7 @@ func (m *mesh) Withdraw(_ context.Context, p Party) error {
 // be renewed and had half of the bound for that, or the whole bound is over.
 func (m *mesh) justify(id string) {
 	for _, c := range m.certs {
-		if c.by != id || !c.end.After(m.now) || !slices.Contains(m.trusted(), id) {
+		if c.by != id || !c.end.After(m.now) || !slices.Contains(m.trusted(), id) || m.left[id] {
 			continue
 		}
 		late := slices.ContainsFunc(m.taints[id], func(x taintSeen) bool { return !m.now.Before(x.at.Add(x.within)) })
@@ -131,7 +140,7 @@ func (m *mesh) justify(id string) {
 
 func (m *mesh) Unconfirmed(_ context.Context, set uint64, _ time.Time) (names []string, err error) {
 	for name, a := range m.agents {
-		if a.holds.After(m.now) && a.confirmed < set {
+		if a.holds.After(m.now) && a.confirmed < max(set, m.floor) {
 			names = append(names, name)
 		}
 	}
@@ -166,6 +175,9 @@ func (m *mesh) sign(t *rapid.T, agent, identity string, ttl time.Duration) {
 	}
 	if by == "" {
 		by = m.trusted()[0]
+	}
+	if m.dark[by] || m.record.Barred(by) != nil {
+		return
 	}
 	if !slices.Contains(m.trusted(), by) {
 		t.Fatalf("%s signs and is not trusted by the set %v", by, m.trusted())

@@ -275,7 +275,7 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 // shed does without those that leave whatever the step is, and says why the Rollout stands still where that cannot be.
 func (x *Roller) shed(ctx context.Context, r Rollout) (next Rollout, changed bool, err error) {
 	for _, b := range r.Behind {
-		if now := x.now(); now.Before(x.bounds.of(b.By, now)) {
+		if now := x.now(); now.Before(x.bounds.of(b.By, now)) && !r.returned(b.Party) {
 			continue
 		}
 		if err := x.o.Authorities.Withdraw(ctx, b.Party); err != nil {

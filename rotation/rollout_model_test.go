@@ -13,21 +13,21 @@ import (
 // vanish and return, and operators who change their minds.
 func TestNobodyMeetsAnAuthorityThatHeDoesNotTrust(t *testing.T) {
 	for range 100 { // rapid's own hundred are few for a state of this size
-		rapid.Check(t, func(t *rapid.T) { rollAbout(t, 1) })
+		rapid.Check(t, func(t *rapid.T) { rollAbout(t, 1, false) })
 	}
 }
 
 // TestNobodyMeetsATaintedKey is the same with roots of which two have one key: a taint of either is one of both.
 func TestNobodyMeetsATaintedKey(t *testing.T) {
 	for range 30 {
-		rapid.Check(t, func(t *rapid.T) { rollAbout(t, 2) })
+		rapid.Check(t, func(t *rapid.T) { rollAbout(t, 2, false) })
 	}
 }
 
-// rollAbout has so many roots share a key.
-func rollAbout(t *rapid.T, share int) {
+// rollAbout has so many roots share a key. With restores, backups are taken and put back.
+func rollAbout(t *rapid.T, share int, restores bool) {
 	m := &mesh{now: time.Unix(1<<30, 0), sets: [][]string{{"root0"}}, agents: map[string]*modelAgent{}, prepared: map[string]bool{"root0": true}, die: func() death { return lives },
-		taints: map[string][]taintSeen{}, may: map[string]time.Time{}, despite: map[string]map[string]bool{}}
+		taints: map[string][]taintSeen{}, may: map[string]time.Time{}, despite: map[string]map[string]bool{}, left: map[string]bool{}}
 	for i := range 3 {
 		m.agents[fmt.Sprint("agent", i)] = &modelAgent{confirmed: 1}
 	}
@@ -38,6 +38,13 @@ func rollAbout(t *rapid.T, share int) {
 	}
 	x := process()
 	root := func(n int) Party { return Party{ID: fmt.Sprint("root", n), Key: fmt.Sprint("key", n/share)} }
+	party := func(id string) Party {
+		n := 0
+		for root(n).ID != id {
+			n++
+		}
+		return root(n)
+	}
 	active, roots := root(0), 1 // from roots on nobody has seen any
 	// fresh is the number of one that nobody has seen, of a key that is not tainted, and not that of this one.
 	fresh := func(not Party) int {
@@ -67,6 +74,10 @@ func rollAbout(t *rapid.T, share int) {
 		x = process()
 		m.prepared = map[string]bool{}
 		m.assigned, _ = x.Resume(t.Context())
+		m.dark = map[string]bool{}
+		for _, p := range []Party{m.record.Old, m.record.New} {
+			m.dark[p.ID] = m.record.Barred(p.ID) != nil
+		}
 	}
 	// taint draws an order to do without a root, a party's more often than another one's.
 	taint := func(t *rapid.T) func() {
@@ -106,6 +117,11 @@ func rollAbout(t *rapid.T, share int) {
 			if anew && !r.Old.same(what) { // which was tainted before, and has the new bound
 				told(r.Old, taintSeen{m.now, e.Within})
 			}
+			for _, b := range r.Behind { // one that came back tainted has had no bound before
+				if anew && restores && len(m.taints[b.ID]) > 0 && !b.By.After(m.now.Add(e.Within)) {
+					told(b.Party, taintSeen{m.now, e.Within})
+				}
+			}
 			if _, tainted := r.Tainted(what.ID); !tainted || r.Active() && what.same(r.Stays()) {
 				t.Fatalf("%s is tainted, and it is %+v", what.ID, r)
 			}
@@ -117,7 +133,7 @@ func rollAbout(t *rapid.T, share int) {
 			}
 		}
 	}
-	t.Repeat(map[string]func(*rapid.T){
+	actions := map[string]func(*rapid.T){
 		"begin": func(t *rapid.T) {
 			settle()
 			o := BeginOptions{Canary: rapid.SampledFrom([]int{0, 5, 50}).Draw(t, "canary")}
@@ -172,9 +188,15 @@ func rollAbout(t *rapid.T, share int) {
 		},
 		"issue": func(t *rapid.T) {
 			name := agent.Draw(t, "agent")
-			m.sign(t, name, fmt.Sprint(rapid.IntRange(0, 99).Draw(t, "identity")), time.Duration(rapid.IntRange(1, 360).Draw(t, "minutes"))*time.Minute)
+			if !restores || m.told(party) { // who comes is told of the set first
+				m.sign(t, name, fmt.Sprint(rapid.IntRange(0, 99).Draw(t, "identity")), time.Duration(rapid.IntRange(1, 360).Draw(t, "minutes"))*time.Minute)
+			}
 		},
-		"confirm": func(t *rapid.T) { m.agents[agent.Draw(t, "agent")].confirmed = uint64(len(m.sets)) },
+		"confirm": func(t *rapid.T) {
+			if a := m.agents[agent.Draw(t, "agent")]; m.told(party) {
+				a.confirmed = uint64(len(m.sets))
+			}
+		},
 		"wait": func(t *rapid.T) {
 			m.now = m.now.Add(time.Duration(rapid.IntRange(1, 600).Draw(t, "minutes")) * time.Minute)
 		},
@@ -204,12 +226,51 @@ func rollAbout(t *rapid.T, share int) {
 					t.Fatalf("a certificate of %s lives until %s, and the set is %v", c.by, c.end, m.trusted())
 				}
 			}
+			told := m.told(party)
+			if !told && !restores {
+				t.Fatalf("nobody is told of %v: %+v", m.trusted(), m.record)
+			}
+			for _, id := range m.trusted() {
+				if told && m.left[id] {
+					t.Fatalf("%s was tainted and had left, and is told of again: %+v", id, m.record)
+				}
+			}
 		},
-	})
-	// Left in peace, it ends.
+	}
+	if restores {
+		m.record = Rollout{New: active, Step: StepOut, NewShare: 100} // as the first start enters it
+		actions["back up"] = func(*rapid.T) { m.backup = &kept{m.record, slices.Clone(m.trusted())} }
+		actions["put back"] = func(t *rapid.T) {
+			if m.backup == nil {
+				return
+			}
+			m.putBack(party)
+			restart()
+			if active = m.signer(); rapid.Bool().Draw(t, "in peace") {
+				m.restored(t, x, party)
+			}
+		}
+	}
+	t.Repeat(actions)
+	// Left in peace, it ends; where nothing may be signed it takes an order.
 	for range 30 {
+		if m.restored(t, x, party); m.record.Barred(m.signer().ID) != nil {
+			settle()
+			what, next := active, fresh(active)
+			if m.record.Active() {
+				what, next = m.record.Stays(), fresh(m.record.Stays())
+			}
+			used(next)
+			told(what, taintSeen{m.now, time.Hour})
+			e := Emergency{Within: time.Hour, Signs: active, Successor: root(next)}
+			if !command(func(r Rollout) (Rollout, error) { return r.Taint(what, e, m.now) }) {
+				t.Fatalf("no order leads out of %+v", m.record)
+			}
+		}
 		for _, a := range m.agents {
-			a.confirmed = uint64(len(m.sets))
+			if m.told(party) {
+				a.confirmed = uint64(len(m.sets))
+			}
 		}
 		command(func(r Rollout) (Rollout, error) { return r.Continue(m.now) })
 		for x.Move(t.Context()) {

@@ -72,7 +72,7 @@ func (r Rollout) Taint(what Party, e Emergency, now time.Time) (Rollout, error) 
 		return Rollout{}, err
 	}
 	if _, known := r.tainted(what); !known {
-		next = next.there(append([]Party{what, r.Old, r.New}, e.Twins...), what)
+		next = next.there(what, e.Signs)
 	}
 	for _, p := range append([]Party{what}, e.Twins...) {
 		if signs := !r.Active() && p.ID == e.Signs.ID; !signs && (!r.Active() || p.ID != r.Old.ID && p.ID != r.New.ID) {
@@ -200,7 +200,7 @@ func (r Rollout) supersede(signs Party, e Emergency, now time.Time) (Rollout, er
 		}
 		by := now.Add(e.Within)
 		switch {
-		case r.Step == StepLeaving:
+		case r.Step == StepLeaving, r.Step == StepChosen && len(r.Passed) == 0: // which has signed for nobody, and is in the set for moments at most
 			by = now
 		case other.ID == r.Goes().ID && r.Within > 0: // which has a bound of its own
 			by = r.deadline()
@@ -254,11 +254,18 @@ func (r Rollout) Forget(id string) Rollout {
 	return r
 }
 
-// there is the Rollout in which those of a key that is tainted just now count as having left only when they do: what had left
-// the set before was put back since, by a backup or by hand, and others rely on it.
-func (r Rollout) there(all []Party, key Party) Rollout {
+// there is the Rollout in which the parties of a key that is tainted just now count as having left only when they do: one that
+// had left the set before was brought back since, by a backup, and others rely on it.
+func (r Rollout) there(key, signs Party) Rollout {
+	in := []Party{signs}
+	if r.Active() {
+		in = append(in, r.Old)
+	}
+	if r.Active() && r.Step != StepChosen {
+		in = append(in, r.New)
+	}
 	r.Gone = slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool {
-		return slices.ContainsFunc(all, func(p Party) bool { return p.ID == id && p.same(key) })
+		return slices.ContainsFunc(in, func(p Party) bool { return p.ID == id && p.same(key) })
 	})
 	return r
 }

@@ -39,7 +39,7 @@ func TestATaintInEachStep(t *testing.T) {
 		// both is what comes of tainting the old one, and the new one a minute later.
 		both string
 	}{
-		{StepChosen, 0, false, "old>new chosen 0 within 3m20s", "old>new leaving 0 back within 3m20s", "old>third chosen 0 within 3m20s new leaves 1360"},
+		{StepChosen, 0, false, "old>new chosen 0 within 3m20s", "old>new leaving 0 back within 3m20s", "old>third chosen 0 within 3m20s new leaves 1160"},
 		{StepPublished, 0, false, "old>new published 0 within 3m20s", "old>new leaving 0 back within 3m20s", "old>third chosen 0 within 3m20s new leaves 1360"},
 		{StepConfirmed, 0, false, "old>new confirmed 0 within 3m20s", "old>new leaving 0 back within 3m20s", "old>third chosen 0 within 3m20s new leaves 1360"},
 		{StepCanary, 5, false, "old>new signing 100 within 3m20s", "old>new confirmed 5 back within 3m20s", "new>third chosen 0 within 3m20s old leaves 1300"},
