@@ -201,6 +201,32 @@ func TestWhoSignsByABackup(t *testing.T) {
 	}
 }
 
+// Both roots of a restored rollout were tainted: the CA names the order that leads out, and that one does.
+func TestBothRootsOfABackupAreTainted(t *testing.T) {
+	c, stolen := comesBack(t, rotation.Rollout{Step: rotation.StepPublished}, func(c *comeback) rotation.Party { return c.old }, true)
+	if _, err := c.roller.Change(t.Context(), func(r rotation.Rollout) (rotation.Rollout, error) {
+		r.Taints = append(r.Taints, rotation.Taint{ID: c.next.ID, Key: c.next.Key, By: "op"})
+		return r, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	c.run()
+	for c.roller.Move(t.Context()) {
+	}
+	order := "`certctl ca taint root " + c.next.ID + " --issuer REF`"
+	if why := strings.Join(c.notReady(), "\n"); !strings.Contains(why, order) || c.mayTell() == nil && has(c.daemon, stolen.ID) {
+		t.Errorf("it may tell (%v), and is not ready for %q, want %s", c.mayTell(), why, order)
+	}
+	o := rollout.RotateOptions{By: "test", Within: 20 * time.Second, Tainted: c.next.ID, Issuer: c.other.ID}
+	if _, err := c.operator.Rotate(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	c.moves("does the third one sign", func() bool { return c.authority.Assignment().Root.ID == c.other.ID && c.renews() })
+	if has(c.daemon, stolen.ID) {
+		t.Error("what had left is in the bundle")
+	}
+}
+
 // renews reports whether the CA can sign, for itself first.
 func (c *comeback) renews() bool {
 	_, err := c.serving.Renew(c.t.Context())

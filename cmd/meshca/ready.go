@@ -59,6 +59,9 @@ func (d *daemon) signsNothing(barred error) string {
 // leadsOut says what brings in another root in the place of one that must not sign.
 func leadsOut(r rotation.Rollout) string {
 	heir, bringsIn := r.Heir()
+	if !bringsIn && r.Active() && r.Stays().ID != r.Signer().ID { // an order about the one that signs would go on to this one
+		return fmt.Sprintf("The rollout goes to the root %s, which was tainted too: `certctl ca taint root %[1]s --issuer REF` brings in another", heir.ID)
+	}
 	if !bringsIn {
 		return "`certctl ca taint root --issuer REF` brings in another"
 	}
