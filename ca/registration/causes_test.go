@@ -131,11 +131,18 @@ func TestTheLedgerIsTriedAgain(t *testing.T) {
 func TestEndingsAreBounded(t *testing.T) {
 	e, now := NewEndings(), time.Now()
 	agent := spiffeid.RequireFromString(someAgent)
-	for i := range maxSerials + 5 {
-		e.hold("spiffe://mesh.test/ns/shop/sa/web", fmt.Sprint(i), now.Add(time.Hour), true, &LedgerEvidence{
+	hold := func(serial string, until time.Time, newest bool) {
+		e.hold("spiffe://mesh.test/ns/shop/sa/web", serial, until, newest, &LedgerEvidence{
 			Agent: someAgent, Cluster: "one", Namespace: "shop", ServiceAccount: "web", Pod: "p", PodUID: "p", Node: "n", NodeUID: "n",
 		})
 	}
+	hold("ended", now.Add(-time.Second), true)
+	hold("long", now.Add(2*time.Hour), true)
+	for i := range maxSerials + 5 {
+		hold(fmt.Sprint(i), now.Add(time.Hour), true)
+	}
+	hold("recalled", now.Add(2*time.Hour), false)
+	hold("recalled", now.Add(2*time.Hour), false)
 	gone := func() map[holding]*refusal.Error {
 		all := map[holding]*refusal.Error{}
 		holders, _ := e.of("one", now)
@@ -146,7 +153,12 @@ func TestEndingsAreBounded(t *testing.T) {
 	}
 	e.end(now, gone())
 	told, _ := e.Of(agent)
-	if s := told[0].Serials; len(s) != maxSerials || s[0] != fmt.Sprint(maxSerials+4) || len(told[0].Why.Detail) != maxEndingWhy {
+	// What ends first is left out, and of what ends together the oldest.
+	s := told[0].Serials
+	if len(s) != maxSerials || s[0] != fmt.Sprint(maxSerials+4) || s[maxSerials-3] != "7" || s[maxSerials-2] != "long" || s[maxSerials-1] != "recalled" {
+		t.Errorf("told %q", s)
+	}
+	if len(told[0].Why.Detail) != maxEndingWhy || !told[0].Until.Equal(now.Add(2*time.Hour)) {
 		t.Errorf("told %+v", told[0])
 	}
 	for i := range maxEndings + 5 {
@@ -155,6 +167,17 @@ func TestEndingsAreBounded(t *testing.T) {
 	e.end(now, gone())
 	if told, _ := e.Of(agent); len(told) != maxEndings {
 		t.Errorf("%d are told", len(told))
+	}
+	for i := range maxEndings {
+		for j := range maxSerials {
+			e.hold("spiffe://mesh.test/ns/shop/sa/web", fmt.Sprint(j), now.Add(time.Hour), true, &LedgerEvidence{
+				Agent: someAgent, Cluster: "one", Namespace: "shop", ServiceAccount: "web", Pod: "p", PodUID: fmt.Sprint(i), Node: "n", NodeUID: "n",
+			})
+		}
+	}
+	e.end(now, gone())
+	if told, _ := e.Of(agent); len(told) != maxEndedSerials/maxSerials {
+		t.Errorf("%d of %d serials each are told", len(told), maxSerials)
 	}
 	if held, _ := e.Count(); held != 0 {
 		t.Errorf("%d are held", held)

@@ -21,11 +21,13 @@ import (
 )
 
 const (
-	// maxSerials bounds what is remembered of one holder. What it holds is among the newest: it renews twice in a life, and
-	// has a few sockets.
-	maxSerials = 16
-	// maxEndings bounds what is sent whole to an agent at each change; the oldest, which it heard of first, are left out.
-	maxEndings = 2000
+	// maxSerials bounds what is remembered of one holder: as many SVIDs as a pod may have signed in half an hour, unless that was
+	// raised. Sixteen volumes of whatever lives, each renewed twice in its life, have fewer that live.
+	maxSerials = DefaultSVIDsPerPod
+	// maxEndings, and so many serials in them, bound what is sent whole to an agent at each change, a megabyte at most; the
+	// oldest, which it heard of first, are left out.
+	maxEndings      = 2000
+	maxEndedSerials = 16 * maxEndings
 	// maxEndingWhy bounds the sentence that goes with one, in bytes.
 	maxEndingWhy = 200
 	// forgetAgents is how long ago an agent asked that is gone: each of its connections, which last an hour, begins with that.
@@ -64,8 +66,15 @@ type holding struct {
 // lifetime is what one holder has.
 type lifetime struct {
 	evidence attestor.Evidence
-	serials  []string // newest first; replaced, never changed
+	svids    []living // newest first
 	until    time.Time
+}
+
+// living is an SVID that may be in use. Which ones are, nobody says: a pod's volumes share an ID, and each renews its own in its
+// own time, one every few minutes, another every few hours. So none is taken to be replaced by a newer one.
+type living struct {
+	serial   string
+	notAfter time.Time
 }
 
 // NewEndings knows nothing yet.
@@ -121,13 +130,39 @@ func (e *Endings) hold(id, serial string, notAfter time.Time, newest bool, v *Le
 		e.held[h] = l
 	}
 	l.until = later(l.until, notAfter)
+	l.add(living{serial, notAfter}, newest, time.Now())
+}
+
+// add notes one more, and leaves out what has ended by itself. Beyond the bound that is what ends first.
+func (l *lifetime) add(x living, newest bool, now time.Time) {
+	l.svids = slices.DeleteFunc(l.svids, func(y living) bool { return !now.Before(y.notAfter) })
 	switch {
-	case slices.Contains(l.serials, serial):
+	case slices.ContainsFunc(l.svids, func(y living) bool { return y.serial == x.serial }):
 	case newest:
-		l.serials = append([]string{serial}, l.serials[:min(len(l.serials), maxSerials-1)]...)
-	case len(l.serials) < maxSerials:
-		l.serials = append(l.serials, serial)
+		l.svids = slices.Insert(l.svids, 0, x)
+	default:
+		l.svids = append(l.svids, x)
 	}
+	if len(l.svids) <= maxSerials {
+		return
+	}
+	first := 0
+	for i, y := range l.svids {
+		if !y.notAfter.After(l.svids[first].notAfter) { // of those that end together the oldest
+			first = i
+		}
+	}
+	l.svids = slices.Delete(l.svids, first, first+1)
+}
+
+// serials are those of what lives, newest first.
+func (l *lifetime) serials(now time.Time) (all []string) {
+	for _, x := range l.svids {
+		if now.Before(x.notAfter) {
+			all = append(all, x.serial)
+		}
+	}
+	return all
 }
 
 // Recall notes what lives by the ledger, newest entry first. What is issued meanwhile is noted as ever.
@@ -168,8 +203,10 @@ func (e *Endings) of(cluster string, now time.Time) (holders []holding, evidence
 // ended is one holder with what it had.
 type ended struct {
 	holding
-	lifetime
-	why *refusal.Error
+	evidence attestor.Evidence
+	serials  []string // newest first, at least one
+	until    time.Time
+	why      *refusal.Error
 }
 
 // end takes the holders out and tells their agents. It returns what they had.
@@ -183,17 +220,32 @@ func (e *Endings) end(now time.Time, gone map[holding]*refusal.Error) []ended {
 			continue
 		}
 		delete(e.held, h)
-		all = append(all, ended{h, *l, why})
+		serials := l.serials(now)
+		if len(serials) == 0 {
+			continue // it ended by itself meanwhile
+		}
+		all = append(all, ended{h, l.evidence, serials, l.until, why})
 		short := &refusal.Error{Reason: why.Reason, Detail: refusal.Clip(why.Detail, maxEndingWhy)}
-		byAgent[h.agent] = append(byAgent[h.agent], Ending{Serials: l.serials, Why: short, Until: l.until})
+		byAgent[h.agent] = append(byAgent[h.agent], Ending{Serials: serials, Why: short, Until: l.until})
 	}
 	for agent, fresh := range byAgent {
 		c := e.ofAgent(agent)
-		told := append(alive(c.Value(), now), fresh...)
-		c.Set(told[max(0, len(told)-maxEndings):])
+		c.Set(lastOf(append(alive(c.Value(), now), fresh...)))
 	}
 	slices.SortFunc(all, func(x, y ended) int { return cmp.Compare(x.evidence.PodName, y.evidence.PodName) })
 	return all
+}
+
+// lastOf are the last of them, as many as are told.
+func lastOf(told []Ending) []Ending {
+	from, serials := len(told), 0
+	for from > 0 && len(told)-from < maxEndings {
+		if serials += len(told[from-1].Serials); serials > maxEndedSerials {
+			break
+		}
+		from--
+	}
+	return told[from:]
 }
 
 // alive are those whose SVIDs have not all ended by themselves.

@@ -2,6 +2,7 @@ package registration_test
 
 import (
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"slices"
 	"testing"
@@ -121,6 +122,43 @@ func TestWhatEndedWhileTheCAWasAway(t *testing.T) {
 	}
 	if held, _ := w.RA.Endings.Count(); held != 1 {
 		t.Errorf("%d are held", held)
+	}
+}
+
+// A pod has a volume as it comes and a second one with a short life, which is renewed every few minutes: all that lives of both ends,
+// and it is known after a start too.
+func TestASecondVolumeHidesNothing(t *testing.T) {
+	w := world.New(t, "")
+	caller := w.AttestAgent(world.Agent)
+	long := issue(t, w, caller, world.Web)
+	admitted, err := w.RA.Admit(t.Context(), caller, world.Cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := func(n int) (serial string) {
+		for range n {
+			svid, err := w.RA.Issue(t.Context(), admitted, registration.Request{
+				Door: "grpc", TTL: 10 * time.Minute, Token: w.Token(world.Web, registration.WorkloadAudience), CSR: world.CSR(t, world.NewKey(t), x509.CertificateRequest{}),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			serial = serialOf(svid)
+		}
+		return serial
+	}
+	last := short(registration.DefaultSVIDsPerPod - 1)
+	stop := watchCauses(t, w)
+	w.Ends.Store(world.Web.PodUID, refusal.New(refusal.ServiceAccountGone, "service account shop/web does not exist"))
+	endings := told(t, w, caller.ID, 1)
+	if s := endings[0].Serials; !slices.Contains(s, long) || s[0] != last {
+		t.Errorf("%d serials are told, and not what lives longest, or not the newest first", len(s))
+	}
+	stop()
+	w.RA.Endings = registration.NewEndings()
+	watchCauses(t, w)
+	if s := told(t, w, caller.ID, 1)[0].Serials; !slices.Contains(s, long) || s[0] != last {
+		t.Errorf("after a start: %d serials are told, and not what lives longest, or not the newest first", len(s))
 	}
 }
 

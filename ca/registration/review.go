@@ -26,7 +26,7 @@ const (
 // Reviewed is what a review found.
 type Reviewed struct {
 	// Doubted are the identities, counted for each agent, that policy may grant no longer; Altered those that it certainly
-	// grants still, and otherwise than before.
+	// grants still, and otherwise than before. What seems to be replaced is in neither.
 	Doubted, Altered int
 	// Within is when all of Doubted have been asked for again, if their agents are connected.
 	Within time.Duration
@@ -62,8 +62,11 @@ func (a *Authority) Review(ctx context.Context, since time.Time, scan func(ctx c
 type holder struct{ agent, podUID, id string }
 
 type finding struct {
-	doubted  bool
-	notAfter time.Time
+	doubted bool
+	// behind: a newer SVID of the holder stands, so this one has been replaced, unless it is of another volume of the pod, which
+	// renews in its own time. issued is then the moment of its issue.
+	behind           bool
+	issued, notAfter time.Time
 }
 
 type review struct {
@@ -83,15 +86,14 @@ func (r *review) look(e ca.LedgerEntry) error {
 		return fmt.Errorf("the ledger's entry %d: %w", e.Index, err)
 	}
 	h := holder{v.Agent, v.PodUID, e.ID}
-	if v.Agent == "" || r.current[h] {
+	if v.Agent == "" {
 		return nil
 	}
 	in := policy.Input{Cluster: v.Cluster, Namespace: v.Namespace, ServiceAccount: v.ServiceAccount}
 	basis := policy.ParseBasis(v.Basis)
 	if r.policy.Stands(in, basis) {
-		// Whoever holds this one has replaced what came before it. Of what came since the policy did, one socket of a pod
-		// may have it and another not yet.
-		r.current[h] = e.IssuedAt.Before(r.since)
+		// Of what came since the policy did, one socket of a pod may have it and another not yet.
+		r.current[h] = r.current[h] || e.IssuedAt.Before(r.since)
 		return nil
 	}
 	d, certain, err := r.policy.Foresee(in)
@@ -99,16 +101,21 @@ func (r *review) look(e ca.LedgerEntry) error {
 	if basis == 0 && (same || !certain) {
 		return nil // of an earlier version, which did not tell
 	}
-	f := r.found[h]
-	r.found[h] = finding{doubted: f.doubted || !same, notAfter: later(f.notAfter, e.NotAfter)}
+	f, known := r.found[h]
+	if !known {
+		f = finding{behind: r.current[h], issued: e.IssuedAt}
+	}
+	r.found[h] = finding{doubted: f.doubted || !same, behind: f.behind, issued: f.issued, notAfter: later(f.notAfter, e.NotAfter)}
 	return nil
 }
 
 func (r *review) sum() (s Reviewed) {
 	for _, f := range r.found {
-		if f.doubted {
+		switch {
+		case f.behind:
+		case f.doubted:
 			s.Doubted++
-		} else {
+		default:
 			s.Altered++
 		}
 	}
@@ -124,7 +131,10 @@ func (r *review) orders(s Reviewed) map[string][]ca.RenewOrder {
 	for h, f := range r.found {
 		o := ca.RenewOrder{ID: h.id, IssuedBefore: r.now, Spread: max(alteredWithin, s.Within), Until: f.notAfter}
 		if f.doubted {
-			o.Spread = s.Within
+			o.Spread = max(s.Within, reviewWithin)
+		}
+		if f.behind { // where it has been replaced, this concerns nobody
+			o.IssuedBefore = f.issued.Truncate(time.Second).Add(time.Second) // agents know it to the second
 		}
 		of := byAgent[h.agent]
 		if of == nil {
@@ -132,7 +142,7 @@ func (r *review) orders(s Reviewed) map[string][]ca.RenewOrder {
 			byAgent[h.agent] = of
 		}
 		if before, ok := of[h.id]; ok {
-			o.Spread, o.Until = min(o.Spread, before.Spread), later(o.Until, before.Until)
+			o.Spread, o.Until, o.IssuedBefore = min(o.Spread, before.Spread), later(o.Until, before.Until), later(o.IssuedBefore, before.IssuedBefore)
 		}
 		of[h.id] = o
 	}
@@ -140,9 +150,9 @@ func (r *review) orders(s Reviewed) map[string][]ca.RenewOrder {
 	for agent, of := range byAgent {
 		orders := slices.SortedFunc(maps.Values(of), func(x, y ca.RenewOrder) int { return cmp.Compare(x.ID, y.ID) })
 		if len(orders) > maxReviews {
-			whole := ca.RenewOrder{IssuedBefore: r.now, Spread: orders[0].Spread}
+			whole := ca.RenewOrder{Spread: orders[0].Spread}
 			for _, o := range orders {
-				whole.Spread, whole.Until = min(whole.Spread, o.Spread), later(whole.Until, o.Until)
+				whole.Spread, whole.Until, whole.IssuedBefore = min(whole.Spread, o.Spread), later(whole.Until, o.Until), later(whole.IssuedBefore, o.IssuedBefore)
 			}
 			orders = []ca.RenewOrder{whole}
 		}

@@ -139,6 +139,33 @@ func TestReviewAtTheStart(t *testing.T) {
 	}
 }
 
+// A pod's volumes share an ID and renew in their own time: that one has an SVID under the policy of now does not say that all have.
+// Where the older one was replaced the order concerns nobody: it names the time until then alone.
+func TestReviewOfTwoVolumes(t *testing.T) {
+	w := world.New(t, "rules: [{namespaces: [shop]}]")
+	caller := w.AttestAgent(world.Agent)
+	issue(t, w, caller, world.Web)
+	var now registration.LedgerEvidence
+	if err := w.Store.ScanLedger(t.Context(), func(e ca.LedgerEntry) (bool, error) { return false, json.Unmarshal(e.Evidence, &now) }); err != nil {
+		t.Fatal(err)
+	}
+	of := func(basis, way string) registration.LedgerEvidence {
+		return registration.LedgerEvidence{Cluster: "one", Namespace: "shop", ServiceAccount: "web", PodUID: "p", Agent: caller.ID.String(), Basis: basis, Way: way}
+	}
+	const old = "00000000000000aa"
+	for way, spread := range map[string]time.Duration{"": 10 * time.Minute, "nodeVouched": 2 * time.Second} { // the one that nothing grants any more
+		short, long := entry(t, time.Minute, 10*time.Minute, webID, of(now.Basis, "")), entry(t, time.Hour, 6*time.Hour, webID, of(old, way))
+		older := entry(t, 2*time.Hour, 3*time.Hour, webID, of(old, ""))
+		sum, err := w.RA.Review(t.Context(), time.Now(), entries{short, long, older}.scan)
+		standing, _ := w.RA.Orders.Get()
+		orders := standing.RenewBy(caller.ID)
+		if err != nil || sum != (registration.Reviewed{}) || len(orders) != 1 || orders[0].ID != webID || orders[0].Spread != spread ||
+			!orders[0].IssuedBefore.After(long.IssuedAt) || orders[0].IssuedBefore.After(long.IssuedAt.Add(time.Second)) || !orders[0].Until.Equal(long.NotAfter) {
+			t.Errorf("%q: %+v, told %+v, %v", way, sum, orders, err)
+		}
+	}
+}
+
 // What a change of policy meets on its way is found too: the decision was made before, the ledger's entry comes after.
 func TestReviewWaitsForWhatIsBeingIssued(t *testing.T) {
 	w := world.New(t, "rules: [{}]")

@@ -964,7 +964,7 @@ func (x *SyncResponse) GetEnded() []*Ending {
 // Ending says that what SVIDs were given for is no more: the pod, its service account, its namespace, its node.
 type Ending struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Serial numbers of the SVIDs, big-endian, 1 to 16 of them.
+	// Serial numbers of the SVIDs that live, big-endian, 1 to 64 of them.
 	Serials [][]byte `protobuf:"bytes,1,rep,name=serials,proto3" json:"serials,omitempty"`
 	// The reason that a renewal would be refused for, such as POD_GONE, and its sentence.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
