@@ -8,6 +8,7 @@ const (
 	typeData    = 0
 	typeHeaders = 1
 	typeReset   = 3
+	typeWindow  = 8
 	flagEnd     = 0x1
 	flagPadded  = 0x8
 )
@@ -39,8 +40,9 @@ type frames struct {
 	inside   bool
 }
 
-// see takes the next piece. begin is told of each frame, data of the content of DATA frames, end of a frame's end.
-func (r *frames) see(p []byte, begin func(frame), data func(stream uint32, p []byte), end func(frame)) {
+// see takes the next piece. begin is told of each frame, data of the content of DATA frames and of WINDOW_UPDATE frames, end of a
+// frame's end.
+func (r *frames) see(p []byte, begin func(frame), data func(f frame, p []byte), end func(frame)) {
 	for len(p) > 0 || r.inside && r.left == 0 && r.skip == 0 && !r.unpadded {
 		switch {
 		case !r.inside && r.skip > 0: // the preface
@@ -59,7 +61,7 @@ func (r *frames) see(p []byte, begin func(frame), data func(stream uint32, p []b
 			r.unpadded, p = false, p[1:]
 		case r.left > 0:
 			n := min(r.left, len(p))
-			data(r.now.stream, p[:n])
+			data(r.now, p[:n])
 			r.left, p = r.left-n, p[n:]
 		case r.skip > 0:
 			n := min(r.skip, len(p))
@@ -78,8 +80,8 @@ func (r *frames) enter() {
 		stream: binary.BigEndian.Uint32(r.head[5:]) &^ (1 << 31),
 	}
 	r.inside, r.left, r.skip, r.unpadded = true, 0, r.now.length, false
-	if r.now.kind == typeData {
+	if r.now.kind == typeData || r.now.kind == typeWindow {
 		r.left, r.skip = r.now.length, 0
-		r.unpadded = r.now.flags&flagPadded != 0 && r.now.length > 0
+		r.unpadded = r.now.kind == typeData && r.now.flags&flagPadded != 0 && r.now.length > 0
 	}
 }

@@ -3,6 +3,7 @@ package inbound
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -22,14 +23,21 @@ const (
 )
 
 // errHungUp is what the server reads of a connection that was closed for its messages.
-var errHungUp = errors.New("a message was in too many pieces, or too many streams are open: the connection is closed")
+var errHungUp = errors.New("a message was in too many pieces, or too many pieces wait to be read, or too many streams are open: the connection is closed")
 
 // Watch has each message that has begun to arrive through a gRPC server's connection arrive in time, on whatever stream and
 // however many came before it on that stream. What has come of it is kept in memory until then, so the connection of a client
 // that lets the time pass is closed, as is that of one who sends a message in crumbs. conn carries HTTP/2 in the clear: a TLS
 // connection after its handshake.
 func Watch(conn net.Conn, patience time.Duration) net.Conn {
-	w := &watched{Conn: conn, patience: patience, streams: map[uint32]*arrival{}, in: frames{skip: preface}}
+	return WatchUnread(conn, patience, math.MaxInt)
+}
+
+// WatchUnread is Watch for a server whose streams have a window of 64 KiB. It closes the connection too when on one stream more
+// frames have come than most that the server may not have read yet: small messages, whole ones too, take more memory than what
+// is in them. A client of messages of n bytes, all of which are read at once, has up to 18 432/n frames there.
+func WatchUnread(conn net.Conn, patience time.Duration, most int) net.Conn {
+	w := &watched{Conn: conn, patience: patience, most: most, streams: map[uint32]*stream{}, in: frames{skip: preface}}
 	w.late = time.AfterFunc(time.Hour, w.look)
 	w.late.Stop()
 	return w
@@ -38,13 +46,21 @@ func Watch(conn net.Conn, patience time.Duration) net.Conn {
 type watched struct {
 	net.Conn
 	patience time.Duration
+	most     int // of frames of a stream that are unread
 	late     *time.Timer
 
 	mu      sync.Mutex
 	in, out frames
-	streams map[uint32]*arrival // those that both sides have open
-	armed   bool                // late runs
+	widens  increment          // of the frame that out is in
+	streams map[uint32]*stream // those that both sides have open
+	armed   bool               // late runs
 	hungUp  bool
+}
+
+// stream is what comes on one.
+type stream struct {
+	arrival
+	unread
 }
 
 // arrival is the message that arrives on a stream.
@@ -74,11 +90,10 @@ func (w *watched) Read(p []byte) (int, error) {
 
 // Write writes to the client.
 func (w *watched) Write(p []byte) (int, error) {
-	n, err := w.Conn.Write(p)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.out.see(p[:n], func(frame) {}, func(uint32, []byte) {}, w.ended)
-	return n, err
+	w.mu.Lock() // before the client answers what it says
+	w.out.see(p, func(frame) {}, w.widening, w.said)
+	w.mu.Unlock()
+	return w.Conn.Write(p)
 }
 
 // Close ends the connection.
@@ -93,8 +108,9 @@ func (w *watched) Close() error {
 // opened notes a stream. w.mu is held here and below.
 func (w *watched) opened(f frame) {
 	if f.kind == typeData {
-		if a := w.streams[f.stream]; a != nil {
-			a.count++
+		if s := w.streams[f.stream]; s != nil {
+			s.count++
+			s.frame(f.length)
 		}
 		return
 	}
@@ -105,7 +121,25 @@ func (w *watched) opened(f frame) {
 		w.hungUp = true
 		return
 	}
-	w.streams[f.stream] = &arrival{}
+	w.streams[f.stream] = &stream{}
+}
+
+// widening takes a piece of what the server lets more come with.
+func (w *watched) widening(f frame, p []byte) {
+	if f.kind == typeWindow {
+		w.widens.add(p)
+	}
+}
+
+// said hears what the server said with a frame.
+func (w *watched) said(f frame) {
+	if f.kind == typeWindow {
+		n := w.widens.take()
+		if s := w.streams[f.stream]; s != nil {
+			s.widen(n)
+		}
+	}
+	w.ended(f)
 }
 
 // ended forgets a stream on which one side says no more: nothing arrives any more, or nobody waits for it.
@@ -116,9 +150,14 @@ func (w *watched) ended(f frame) {
 }
 
 // arrived takes a piece of what a stream carries.
-func (w *watched) arrived(stream uint32, p []byte) {
-	a := w.streams[stream]
-	for a != nil && len(p) > 0 {
+func (w *watched) arrived(f frame, p []byte) {
+	s := w.streams[f.stream]
+	if s == nil || f.kind != typeData {
+		return
+	}
+	s.content(len(p))
+	a := &s.arrival
+	for len(p) > 0 {
 		if !a.underWay() {
 			a.began = time.Now()
 			w.arm(w.patience)
@@ -139,7 +178,7 @@ func (w *watched) arrived(stream uint32, p []byte) {
 			*a = arrival{count: min(len(p), 1)} // the next one may have begun in the same frame
 		}
 	}
-	if a != nil && a.count > crumbs+a.size/crumb {
+	if a.count > crumbs+a.size/crumb || s.frames > w.most {
 		w.hungUp = true
 	}
 }
@@ -158,11 +197,11 @@ func (w *watched) look() {
 	defer w.mu.Unlock()
 	w.armed = false
 	now, next := time.Now(), time.Duration(-1)
-	for _, a := range w.streams {
-		if !a.underWay() {
+	for _, s := range w.streams {
+		if !s.underWay() {
 			continue
 		}
-		left := w.patience - now.Sub(a.began)
+		left := w.patience - now.Sub(s.began)
 		if left <= 0 {
 			w.hungUp = true
 			_ = w.Conn.Close()

@@ -13,7 +13,10 @@ import (
 	"golang.org/x/net/http2"
 )
 
-const patience = 10 * time.Second
+const (
+	patience   = 10 * time.Second
+	mostUnread = 200
+)
 
 // client is the other end of a connection that is watched, and reads and writes nothing by itself.
 type client struct {
@@ -28,7 +31,7 @@ func withClient(t *testing.T, test func(c *client)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
-		w := Watch(far, patience)
+		w := WatchUnread(far, patience, mostUnread)
 		c := &client{t: t, Framer: http2.NewFramer(near, nil), server: http2.NewFramer(w, nil)}
 		go func() { _, _ = io.Copy(io.Discard, near) }()
 		go func() {
@@ -164,6 +167,94 @@ func TestMessagesInCrumbs(t *testing.T) {
 	}
 }
 
+// Whole messages that the server does not read are counted, until it widens the window for what it has read.
+func TestUnreadMessages(t *testing.T) {
+	say := func(c *client, n, size, padding int) { // until it is hung up on
+		for range n {
+			if padding > 0 {
+				_ = c.WriteDataPadded(1, false, message(size-messageHeader), make([]byte, padding))
+			} else {
+				_ = c.WriteData(1, false, message(size-messageHeader))
+			}
+		}
+	}
+	widen := func(c *client, n int) { _ = c.server.WriteWindowUpdate(1, uint32(n)) }
+	for what, c := range map[string]struct {
+		do     func(c *client)
+		stands bool
+	}{
+		"as many as may be": {func(c *client) { say(c, mostUnread, 5, 0) }, true},
+		"one more":          {func(c *client) { say(c, mostUnread+1, 5, 0) }, false},
+		"of other streams":  {func(c *client) { c.call(3); say(c, mostUnread, 5, 0); c.must(c.WriteData(3, false, message(0))) }, true},
+		"without any content": {func(c *client) {
+			for range mostUnread {
+				c.must(c.WriteData(1, false, nil))
+			}
+		}, true},
+		"without an end": {func(c *client) {
+			for range 100 {
+				say(c, 160, 100, 0)
+				widen(c, 16_000)
+			}
+		}, true},
+		"unread for long": {func(c *client) { say(c, 120, 100, 0); c.stands(time.Hour); say(c, 120, 100, 0) }, false},
+		"the other stream's word": {func(c *client) {
+			c.call(3)
+			say(c, 160, 100, 0)
+			c.must(c.server.WriteWindowUpdate(3, 16_000))
+			say(c, 160, 100, 0)
+		}, false},
+		"the connection's word": {func(c *client) {
+			say(c, 160, 100, 0)
+			c.must(c.server.WriteWindowUpdate(0, 16_000))
+			say(c, 160, 100, 0)
+		}, false},
+		// Servers give padding back at once, read or not.
+		"padding that came back": {func(c *client) {
+			for range 8 {
+				say(c, 40, 50, 200)
+				widen(c, 40*201)
+			}
+		}, false},
+		"padding, and all of it read": {func(c *client) {
+			for range 40 {
+				say(c, 64, 99, 156)
+				widen(c, 64*(99+157))
+			}
+		}, true},
+		"few that are large first": {func(c *client) {
+			c.must(c.WriteData(1, false, message(16_000)))
+			say(c, 190, 5, 0)
+			widen(c, 16_005)
+			say(c, 20, 5, 0)
+		}, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			withClient(t, func(cl *client) {
+				cl.call(1)
+				c.do(cl)
+				if cl.stands(0) != c.stands {
+					t.Errorf("the connection is open: %v, want %v", !c.stands, c.stands)
+				}
+			})
+		})
+	}
+}
+
+// A frame counts once, in however many pieces it is read.
+func TestPiecesOfAFrame(t *testing.T) {
+	var u unread
+	for range 2 {
+		u.frame(300)
+		for range 300 {
+			u.content(1)
+		}
+	}
+	if u.frames != 2 || u.came != 600 {
+		t.Errorf("%d frames with %d bytes", u.frames, u.came)
+	}
+}
+
 func TestStreamsOfAConnectionAreBounded(t *testing.T) {
 	withClient(t, func(c *client) {
 		for i := range uint32(maxStreams) {
@@ -225,7 +316,7 @@ func (s *streamed) see(p []byte) {
 		s.skip, s.started = preface, true
 	}
 	s.frames.see(p, func(f frame) { s.begun = append(s.begun, f) },
-		func(_ uint32, p []byte) { s.data = append(s.data, p...) }, func(f frame) { s.ended = append(s.ended, f) })
+		func(_ frame, p []byte) { s.data = append(s.data, p...) }, func(f frame) { s.ended = append(s.ended, f) })
 }
 
 // nowhere is a connection to read from alone.

@@ -9,7 +9,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/tap"
 
 	"github.com/meshca/meshca/api/inbound"
@@ -19,6 +21,11 @@ import (
 // window is what a call may have sent and not yet been read, in bytes; the least that HTTP/2 has. That it is fixed keeps grpc
 // from widening it for peers that answer fast.
 const window = 64 << 10
+
+// maxUnread is how many pieces may have come on a stream that have not been read yet. Each takes some 80 bytes beside what is in it.
+// A proxy's acknowledgement, of some 75 bytes at least, comes in one: of those that are read at once 246 count, as their reading is
+// noticed a quarter of a window later.
+const maxUnread = 384
 
 // ServerOptions are the options of a gRPC server whose connections are held to the limits: calls, message and header sizes, the
 // time that a message may take to arrive, and a life sign every minute, so that the streams of a peer that vanished end. They are
@@ -42,6 +49,7 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
 		grpc.ReadBufferSize(8 << 10),
+		experimental.BufferPool(mem.NopBufferPool{}), // the usual one has four sizes: a piece of 1100 bytes would take 4 KiB
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
@@ -60,7 +68,7 @@ func (c inClear) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	if err != nil {
 		return nil, nil, err
 	}
-	return inbound.Watch(conn, c.patience), info, nil
+	return inbound.WatchUnread(conn, c.patience, maxUnread), info, nil
 }
 
 // Clone keeps the watch, which the embedded Clone would lose.

@@ -420,6 +420,33 @@ func TestLaterRequestsThatAreHalfSent(t *testing.T) {
 	})
 }
 
+// Requests that nobody reads take memory, whole ones too, and the smallest take most for what is in them. Those that are read at once
+// are as many as a peer likes, within its pace.
+func TestRequestsThatWaitToBeRead(t *testing.T) {
+	slow := func(c *Config) { c.Limits.RequestsPerSecond = 1 }
+	for what, c := range map[string]struct {
+		adjust func(*Config)
+		of     string
+		stands bool
+	}{"at once": {nil, TypeURL, true}, "slowly": {slow, TypeURL, false}, "slowly, nothing in them": {slow, "", false}} {
+		withDoor(t, c.adjust, func(t *testing.T, d *door) {
+			p := d.delta()
+			p.say(subscribe(NameDefault))
+			p.next()
+			for i := range 700 { // less than a window
+				p.say(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: c.of})
+				if i%100 == 0 {
+					synctest.Wait()
+				}
+			}
+			synctest.Wait()
+			if stands := len(d.server.Streams()) == 1; stands != c.stands {
+				t.Errorf("%s: the stream is open: %v, want %v", what, stands, c.stands)
+			}
+		})
+	}
+}
+
 // Peers of one account share what one may cost, and the account may have other bounds than a peer.
 func TestPeersOfOneAccount(t *testing.T) {
 	var peer *atomic.Pointer[string]
@@ -461,17 +488,21 @@ func TestPeersOfOneAccount(t *testing.T) {
 
 // The pods of one node, each at the bounds that an agent has for it (agent.Config), must fit into what the chart gives an agent, 512
 // MiB, beside what the agent needs by itself. How many volumes a pod has does not count. What a stream and a connection take of
-// their own was measured, with what the garbage collector leaves: 1000 of each.
+// their own was measured, with what the garbage collector leaves: 1000 of each. So was what a piece takes that is not read yet:
+// streams full of pieces of 5 bytes to 16 KiB.
 func TestWhatANodesPodsCanHold(t *testing.T) {
 	l := Limits{}.withDefaults()
 	const (
 		pods, streams, connections = 110, 24, 16
 		perStream, perConnection   = 20 << 10, 24 << 10
-		most                       = 340 << 20
+		perPiece                   = 80
+		most                       = 400 << 20
 	)
-	if each := streams*(max(l.RequestBytes, window)+perStream) + connections*perConnection + l.NameBytes; pods*each > most {
+	each := streams*(max(l.RequestBytes, window)+maxUnread*perPiece+perStream) + connections*perConnection + l.NameBytes
+	if pods*each > most {
 		t.Errorf("a pod can hold %d KiB, %d of them %d MiB", each>>10, pods, pods*each>>20)
 	}
+	t.Logf("a pod can hold %d KiB, %d of them %d MiB", each>>10, pods, pods*each>>20)
 }
 
 func TestConfigIsChecked(t *testing.T) {

@@ -102,8 +102,8 @@ type SDSConfig struct {
 	// shared socket they are closed. Default 16.
 	ConnectionsPerPod int `json:"connectionsPerPod"`
 	// StreamsPerPod is how many SDS streams and fetches a pod may have open over all its volumes and the shared socket. Default
-	// 24. With the defaults 110 pods of 16 volumes each that do their worst take 313 MiB together, of the 512 that the chart gives
-	// an agent: for each pod 24 streams of 84 KiB, 16 connections of 24 KiB, and 512 KiB of names.
+	// 24. With the defaults 110 pods of 16 volumes each that do their worst take 390 MiB together, of the 512 that the chart gives
+	// an agent: for each pod 24 streams of 114 KiB, 16 connections of 24 KiB, and 512 KiB of names.
 	StreamsPerPod int `json:"streamsPerPod"`
 	// Streams is how many all workloads may have open together. Default 20000.
 	Streams int `json:"streams"`
@@ -120,7 +120,7 @@ type SDSConfig struct {
 	// AnswerBytes is the size at which an answer is split. gRPC clients take 4 MiB by default. Default 2097152 (2 MiB).
 	AnswerBytes int `json:"answerBytes"`
 	// RequestsPerSecond is how many requests of a workload, or a pod, are read, over all its streams and fetches, in bursts of as
-	// many; those beyond wait. Default 1000.
+	// many; those beyond wait, 384 of a stream at most: with more the connection is closed. Default 1000.
 	RequestsPerSecond int `json:"requestsPerSecond"`
 	// FirstRequest is how long a stream may say nothing at first, and a request that has begun take to arrive: else the connection
 	// is closed. Default "10s".
