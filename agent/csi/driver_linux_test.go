@@ -226,6 +226,66 @@ func TestARepublishNeverFails(t *testing.T) {
 	}
 }
 
+// A fault of our own is no other than those of others: a panic in a republish is for the log and the checks.
+func TestARepublishOutlastsAPanic(t *testing.T) {
+	n := newNode(t)
+	broken := false
+	n.label = func(string) error {
+		if broken {
+			panic("a-token-in-a-panic")
+		}
+		return nil
+	}
+	n.start()
+	web := n.pod("web")
+	must(t, web.publish())
+	broken = true
+	must(t, unix.Unmount(web.target, 0)) // it is labelled anew
+	must(t, web.publish())
+	if s := n.driver.Standing(); len(s.Faults) != 1 || refusal.Of(s.Faults[0]) != refusal.Internal {
+		t.Errorf("the fault is not shown: %v", s.Faults)
+	}
+	if log := n.log.String(); !strings.Contains(log, "a fault of the agent's own") || strings.Contains(log, "a-token-in-a-panic") {
+		t.Errorf("the log has %s", log)
+	}
+	if err := n.pod("db").publish(); refusal.Of(err) != refusal.Internal { // nobody uses that one yet
+		t.Errorf("a volume that was not made: %v", err)
+	}
+	broken = false
+	must(t, web.publish())
+	if s := n.driver.Standing(); len(s.Faults) != 0 || web.sees() == "" {
+		t.Errorf("the next one mends nothing: %v", s.Faults)
+	}
+}
+
+// Pods that run keep their volumes, and can end, where the agent is started with another directory for the kubelet's.
+func TestTheKubeletsDirectoryIsAnother(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	web, db := n.pod("web"), n.pod("db")
+	must(t, web.publish())
+	n.halt()
+	must(t, os.Mkdir(n.path("other"), 0o755))
+	socket, registration := n.path("kubelet/plugins/csi.meshca.io/csi.sock"), n.path("kubelet/plugins_registry")
+	n.csi.KubeletDir, n.csi.Socket, n.csi.RegistrationDir = n.path("other"), socket, registration
+	n.start()
+	web.freshToken(2)
+	must(t, web.publish())
+	if token, err := os.ReadFile(filepath.Join(web.dir(), "token")); err != nil || string(token) != web.token || web.sees() == "" {
+		t.Errorf("the fresh token is not in use: %v", err)
+	}
+	if err := db.publish(); refusal.Of(err) != refusal.VolumeInvalid {
+		t.Errorf("a new volume outside of it: %v", err)
+	}
+	if err := db.unpublish(); refusal.Of(err) != refusal.VolumeInvalid {
+		t.Errorf("the end of a volume outside of it that is nobody's: %v", err)
+	}
+	must(t, web.unpublish())
+	if left := web.left(); len(left) > 0 || n.kept() > 0 {
+		t.Errorf("left are %v and %d keys", left, n.kept())
+	}
+}
+
 func TestAVolumeIsOnePodsAlone(t *testing.T) {
 	n := newNode(t)
 	n.start()

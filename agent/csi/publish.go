@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -25,7 +26,7 @@ const (
 // fresh tokens, for as long as the pod lives. The first one waits for the first SVID. Later ones never fail: kubelets
 // before mid-2026 take a running pod's volume apart when they do.
 func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	if err := errors.Join(checkID(r.GetVolumeId()), checkTarget(r.GetTargetPath(), d.config.KubeletDir)); err != nil {
+	if err := errors.Join(checkID(r.GetVolumeId()), checkPath(r.GetTargetPath())); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -37,16 +38,19 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 	}
 	defer release()
 	v.asked = time.Now()
-	a, wrong := parse(r, d.config.Writer)
+	var a *ask
+	wrong := d.surviving(func() (err error) { a, err = parse(r, d.config.Writer); return err })
 	if err := v.free(a, r.GetTargetPath()); err != nil {
 		return nil, err
 	}
 	if v.used(a, r.GetTargetPath()) {
-		d.republish(v, a, wrong)
+		if err := d.surviving(func() error { d.republish(v, a, wrong); return nil }); err != nil {
+			d.note(v, err)
+		}
 		return &csi.NodePublishVolumeResponse{}, nil
 	}
-	if wrong != nil {
-		return nil, wrong
+	if err := errors.Join(wrong, v.checkTarget(r.GetTargetPath(), d.config.KubeletDir)); err != nil {
+		return nil, err
 	}
 	if err := a.wish.check(); err != nil {
 		return nil, err
@@ -56,6 +60,17 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 		return nil, err
 	}
 	return &csi.NodePublishVolumeResponse{}, nil
+}
+
+// surviving makes an error of a panic, also of one in what a republish does.
+func (d *Driver) surviving(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			d.log.Error("a fault of the agent's own with a pod's volume; the agent goes on", "panic", refusal.Panicked(p), "stack", string(debug.Stack()))
+			err = refusal.New(refusal.Internal, "an internal fault: the agent's log has it")
+		}
+	}()
+	return f()
 }
 
 // used reports whether the pod uses the volume at target: it is mounted there, or this run of the agent mounted it there

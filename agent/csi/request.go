@@ -103,15 +103,24 @@ func invalid(format string, args ...any) error {
 	return refusal.New(refusal.VolumeInvalid, format, args...)
 }
 
-// checkTarget bounds where things are mounted and unmounted: below the kubelet's directory.
-func checkTarget(target, kubeletDir string) error {
+// checkPath refuses what is no path of a target.
+func checkPath(target string) error {
 	switch {
 	case target == "" || len(target) > maxPath || strings.ContainsRune(target, 0):
 		return invalid("target_path is missing or no path")
-	case !filepath.IsAbs(target) || target != filepath.Clean(target) || !strings.HasPrefix(target, kubeletDir+"/"):
-		return invalid("target_path %.255q does not lie below kubeletDir, %s", target, kubeletDir)
+	case !filepath.IsAbs(target) || target != filepath.Clean(target):
+		return invalid("target_path %.255q is not a whole path", target)
 	}
 	return nil
+}
+
+// checkTarget bounds where things are mounted and unmounted: below the kubelet's directory, or where the volume is already. That
+// directory may be another one in the configuration by now, and pods that run keep their volumes, and can end.
+func (v *volume) checkTarget(target, kubeletDir string) error {
+	if strings.HasPrefix(target, kubeletDir+"/") || v.used(nil, target) {
+		return nil
+	}
+	return invalid("target_path %.255q does not lie below kubeletDir, %s", target, kubeletDir)
 }
 
 func checkID(id string) error {

@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -82,7 +83,8 @@ func TestTargets(t *testing.T) {
 		"/var/lib/kubelet/pods/u/mount": true, "": false, "/var/lib/kubelet": false, "/var/lib/kubelet/../../../etc": false, "/var/lib/kubeletx/a": false,
 		"var/lib/kubelet/a": false, "/var/lib/kubelet/a\x00b": false, "/etc": false, "/var/lib/kubelet/" + strings.Repeat("x", maxPath): false,
 	} {
-		if err := checkTarget(target, "/var/lib/kubelet"); (err == nil) != ok {
+		v := newVolume("/nowhere", "key")
+		if err := errors.Join(checkPath(target), v.checkTarget(target, "/var/lib/kubelet")); (err == nil) != ok {
 			t.Errorf("%.60q: %v", target, err)
 		}
 	}

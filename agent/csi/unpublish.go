@@ -14,7 +14,7 @@ import (
 // NodeUnpublishVolume ends everything: the streams and the socket, the key, the token, the mount. It succeeds where
 // nothing is there.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	if err := errors.Join(checkID(r.GetVolumeId()), checkTarget(r.GetTargetPath(), d.config.KubeletDir)); err != nil {
+	if err := errors.Join(checkID(r.GetVolumeId()), checkPath(r.GetTargetPath())); err != nil {
 		return nil, err
 	}
 	v, release, err := d.take(ctx, keyOf(r.GetVolumeId()))
@@ -22,6 +22,9 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVo
 		return nil, err
 	}
 	defer release()
+	if err := v.checkTarget(r.GetTargetPath(), d.config.KubeletDir); err != nil {
+		return nil, err
+	}
 	if v.state != nil && v.state.Target != r.GetTargetPath() && v.at(v.state.Target) {
 		// Another pod uses it: what was refused to this one leaves nothing but a directory.
 		if err := d.unmountTarget(r.GetTargetPath()); err != nil {
