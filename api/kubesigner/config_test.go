@@ -30,7 +30,7 @@ func TestPublishConfig(t *testing.T) {
 	if err := c.Complete(); err != nil || !c.Enabled() {
 		t.Fatal(err)
 	}
-	if c.Refresh.Duration != 10*time.Minute || c.ClusterTrustBundle.Name != "bundle" || *c.Agents != (ConfigMapConfig{"meshca", "meshca-trust", "bundle.json"}) ||
+	if c.Refresh.Duration != 10*time.Minute || c.AgentsRefresh != c.Refresh || c.ClusterTrustBundle.Name != "bundle" || *c.Agents != (ConfigMapConfig{"meshca", "meshca-trust", "bundle.json"}) ||
 		*c.Linkerd != (ConfigMapConfig{"linkerd", "linkerd-identity-trust-roots", "ca-bundle.crt"}) || *c.Istio != (EveryNamespaceConfig{"istio-ca-root-cert", "root-cert.pem"}) {
 		t.Errorf("%+v, %+v, %+v, %+v, %+v", c.Refresh, c.ClusterTrustBundle, c.Agents, c.Linkerd, c.Istio)
 	}
@@ -39,6 +39,7 @@ func TestPublishConfig(t *testing.T) {
 	}
 	for want, c := range map[string]PublishConfig{
 		"refresh: ":                 {Refresh: metav1.Duration{Duration: time.Second}},
+		"agentsRefresh: ":           {AgentsRefresh: metav1.Duration{Duration: 25 * time.Hour}},
 		"clusterTrustBundle.name: ": {ClusterTrustBundle: &ClusterTrustBundleConfig{Name: "A:b"}},
 		"agents.namespace: ":        {Agents: &ConfigMapConfig{Namespace: "a/b"}},
 		"linkerd.name: ":            {Linkerd: &ConfigMapConfig{Name: "../x"}},

@@ -22,6 +22,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"k8s.io/client-go/rest"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/test/world"
 )
@@ -160,6 +162,26 @@ func (c *crier) look() rollout.Publication {
 		c.t.Fatalf("a rollout waits for %+v", all)
 	}
 	return all[0]
+}
+
+// Agents know what is published for them sooner than pods do, and a rollout waits for each as long as it takes.
+func TestReadersHaveTheirOwnTime(t *testing.T) {
+	p, err := NewPublisher(PublisherOptions{
+		Cluster: "one", Config: PublishConfig{Agents: &ConfigMapConfig{}, Linkerd: &ConfigMapConfig{}, AgentsRefresh: metav1.Duration{Duration: 3 * time.Minute}},
+		Signer: DefaultName, Connection: &town{}, Hold: func() error { return nil }, Log: slog.New(slog.DiscardHandler),
+		Bundle: func() (*spiffebundle.Bundle, <-chan struct{}) { return nil, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]time.Duration{}
+	for _, x := range p.Published(1) {
+		got[x.Name] = x.Refresh
+	}
+	want := map[string]time.Duration{"one/configmap/meshca/meshca-trust": 3 * time.Minute, "one/configmap/linkerd/linkerd-identity-trust-roots": 10 * time.Minute}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }
 
 // apart are the namespaces with trouble of their own, and what it is.

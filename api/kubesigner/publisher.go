@@ -1,6 +1,7 @@
 package kubesigner
 
 import (
+	"cmp"
 	"context"
 	"encoding/pem"
 	"errors"
@@ -67,6 +68,8 @@ type Publication struct {
 	// was written or, after a start, found.
 	Sequence uint64
 	Since    time.Time
+	// Refresh is how old a bundle its readers may use.
+	Refresh time.Duration
 	// NotServed: the cluster has no API for it.
 	NotServed bool
 	// Fault is why it could not be written, or looked at, the last time.
@@ -105,7 +108,9 @@ func NewPublisher(o PublisherOptions) (*Publisher, error) {
 		p.targets = append(p.targets, p.clusterTrustBundle(*c.ClusterTrustBundle))
 	}
 	if c.Agents != nil {
-		p.targets = append(p.targets, p.configMap(*c.Agents, material.spiffe))
+		agents := p.configMap(*c.Agents, material.spiffe)
+		agents.refresh = c.AgentsRefresh.Duration
+		p.targets = append(p.targets, agents)
 	}
 	if c.Linkerd != nil {
 		p.targets = append(p.targets, p.configMap(*c.Linkerd, material.roots))
@@ -141,7 +146,8 @@ func materialOf(b *spiffebundle.Bundle) (material, error) {
 
 // target is one place where the bundle is published.
 type target struct {
-	name string
+	name    string
+	refresh time.Duration // of its readers, where it is not that of all
 	// put makes the place hold the bundle. had is the sequence that it held when it was last looked at; 0: nobody has looked
 	// since the start.
 	put func(ctx context.Context, m material, had uint64) (outcome, error)
@@ -301,7 +307,7 @@ func (p *Publisher) Status() []Publication {
 	var all []Publication
 	for _, t := range p.targets {
 		t.mu.Lock()
-		s := Publication{Name: t.name, Sequence: t.sequence, Since: t.since, NotServed: errors.Is(t.fault, errNotServed)}
+		s := Publication{Name: t.name, Refresh: cmp.Or(t.refresh, p.o.Config.Refresh.Duration), Sequence: t.sequence, Since: t.since, NotServed: errors.Is(t.fault, errNotServed)}
 		if t.fault != nil {
 			s.Fault = t.fault.Error()
 		}
@@ -319,7 +325,7 @@ func (p *Publisher) Published(set uint64) []rollout.Publication {
 		if s.NotServed || s.Apart {
 			continue
 		}
-		r := rollout.Publication{Reader: rollout.Reader{Name: s.Name, Refresh: p.o.Config.Refresh.Duration}, Fault: s.Fault}
+		r := rollout.Publication{Reader: rollout.Reader{Name: s.Name, Refresh: s.Refresh}, Fault: s.Fault}
 		if s.Sequence >= set {
 			r.Since = s.Since
 		}

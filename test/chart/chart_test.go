@@ -117,17 +117,19 @@ func TestWrongValuesAreRefused(t *testing.T) {
 // group that cannot be missing is refused by the schema, and never by a template's own words.
 func TestNullIsNothing(t *testing.T) {
 	paths := []string{"ca.signers.name", "ca.publish.clusterTrustBundle", "ca.publish.clusterTrustBundle.name", "ca.publish.linkerd", "ca.publish.linkerd.namespace",
-		"ca.publish.istio", "ca.publish.istio.name", "ca.upstream.vault.auth", "ca.upstream.vault.auth.kubernetes"}
+		"ca.publish.istio", "ca.publish.istio.name", "ca.upstream.vault.auth", "ca.upstream.vault.auth.kubernetes", "agent.config.sharedSocket"}
 	for _, v := range must(chart.ReadValues(read(t, chart.Dir+"/values.yaml")))(t) {
 		paths = append(paths, v.Path)
 	}
 	for _, path := range paths {
-		out, err := chart.Render(t.Context(), "--set", path+"=null")
+		out, err := chart.Render(t.Context(), "--set", "agent.startupTaint.enabled=true", "--set", path+"=null")
 		switch {
 		case err != nil && !strings.Contains(err.Error(), "missing property"):
 			t.Errorf("%s: null is an error of the template: %.300v", path, err)
 		case strings.Contains(out, "<no value>"), strings.Contains(out, "<nil>"):
 			t.Errorf("%s: null is rendered", path)
+		case err == nil && opensAll(t, out):
+			t.Errorf("%s: null opens a NetworkPolicy for all ports", path)
 		}
 	}
 	for _, what := range []string{"clusterTrustBundle", "linkerd", "istio"} { // as in the CA's configuration: nothing is published, so no right is given
@@ -138,6 +140,29 @@ func TestNullIsNothing(t *testing.T) {
 			}
 		}
 	}
+}
+
+// opensAll reports whether a rule of a NetworkPolicy names no port where it has a list of them.
+func opensAll(t *testing.T, rendered string) bool {
+	t.Helper()
+	for text := range strings.SplitSeq(rendered, "\n---\n") {
+		var policy struct {
+			Kind string
+			Spec struct{ Egress, Ingress []map[string][]any }
+		}
+		if !strings.Contains(text, "kind: NetworkPolicy") {
+			continue
+		}
+		if err := yaml.Unmarshal([]byte(text), &policy); err != nil {
+			t.Fatal(err)
+		}
+		for _, rule := range slices.Concat(policy.Spec.Egress, policy.Spec.Ingress) {
+			if ports, told := rule["ports"]; told && len(ports) == 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func TestReadValues(t *testing.T) {
@@ -228,24 +253,26 @@ ca:
 // TestReadersAreGivenTheirTime: a root signs when the slowest reader of what is published can have it.
 func TestReadersAreGivenTheirTime(t *testing.T) {
 	const byDefault = "" // as the CA's configuration has it: ten minutes
-	for _, test := range []struct{ set, want string }{
-		{"ca.publish=null", "3m"},
-		{"trust.refresh=5m", "5m"},
-		{"ca.publish.istio.name=i", byDefault},
-		{"ca.publish.clusterTrustBundle.name=b", byDefault},
-		{"ca.publish.linkerd.name=l,trust.refresh=20m", "20m"},
-		{"ca.publish.istio.name=i,ca.publish.refresh=30m", "30m"},
-		{"ca.publish.refresh=30m,trust.refresh=5m", "30m"},
+	for _, test := range []struct{ set, agents, others string }{
+		{"ca.publish=null", "3m", byDefault},
+		{"trust.refresh=5m", "5m", byDefault},
+		{"ca.publish.istio.name=i", "3m", byDefault},
+		{"ca.publish.clusterTrustBundle.name=b,trust.refresh=2m", "2m", byDefault},
+		{"ca.publish.istio.name=i,trust.refresh=180s", "180s", byDefault},
+		{"ca.publish.linkerd.name=l,trust.refresh=20m", "20m", byDefault},
+		{"ca.publish.istio.name=i,ca.publish.refresh=30m", "3m", "30m"},
 	} {
 		text := configMaps(t, must(chart.Render(t.Context(), "--set", test.set))(t))["meshca"]["meshca.yaml"]
 		var got struct {
-			Clusters []struct{ Publish struct{ Refresh string } }
+			Clusters []struct {
+				Publish struct{ Refresh, AgentsRefresh string }
+			}
 		}
 		if err := yaml.Unmarshal([]byte(text), &got); err != nil || len(got.Clusters) != 1 {
 			t.Fatalf("%s: %v\n%s", test.set, err, text)
 		}
-		if refresh := got.Clusters[0].Publish.Refresh; refresh != test.want {
-			t.Errorf("%s: refresh is %q, want %q", test.set, refresh, test.want)
+		if p := got.Clusters[0].Publish; p.AgentsRefresh != test.agents || p.Refresh != test.others {
+			t.Errorf("%s: agents have %q, want %q; others %q, want %q", test.set, p.AgentsRefresh, test.agents, p.Refresh, test.others)
 		}
 	}
 }
@@ -254,6 +281,7 @@ func TestReadersAreGivenTheirTime(t *testing.T) {
 func TestValuesThatDoNothing(t *testing.T) {
 	for set, want := range map[string]string{
 		"ca.publish.agents.name=other":           "trust.configMap",
+		"ca.publish.agentsRefresh=5m":            "trust.refresh",
 		"agent.config.sharedSocket.enabled=true": "agent.sharedSocket.enabled",
 	} {
 		if out, err := chart.Render(t.Context(), "--set", set); err == nil || !strings.Contains(err.Error()+out, want) {

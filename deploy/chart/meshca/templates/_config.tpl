@@ -5,11 +5,10 @@
 {{- if not (kindIs "invalid" $publish.agents) }}
 {{- fail "ca.publish.agents: where agents read the trust bundle is trust.configMap" }}
 {{- end }}
-{{- /* Agents alone read within trust.refresh; whoever else reads is given the CA's default, which is longer. */}}
-{{- $published := include "meshca.published" . | fromYaml }}
-{{- if and (not $publish.refresh) (or (ne .Values.trust.refresh "3m") (not (or $published.clusterTrustBundle $published.linkerd $published.istio))) }}
-{{- $_ := set $publish "refresh" .Values.trust.refresh }}
+{{- if not (kindIs "invalid" $publish.agentsRefresh) }}
+{{- fail "ca.publish.agentsRefresh: that of agents is trust.refresh" }}
 {{- end }}
+{{- $_ := set $publish "agentsRefresh" .Values.trust.refresh }}
 {{- $_ := set $publish "agents" (dict "namespace" .Release.Namespace "name" .Values.trust.configMap) }}
 {{- $own := dict
   "name" .Values.cluster
@@ -43,7 +42,8 @@
 {{/* The agents' configuration file. */}}
 {{- define "meshca.agentConfig" -}}
 {{- $agent := .Values.agent }}
-{{- if dig "sharedSocket" "enabled" false ($agent.config | default dict) }}
+{{- $shared := ($agent.config | default dict).sharedSocket }}
+{{- if and (kindIs "map" $shared) ($shared | default dict).enabled }}
 {{- if not $agent.sharedSocket.enabled }}
 {{- fail "agent.config.sharedSocket.enabled: set agent.sharedSocket.enabled, which gives the agents the hostPID that it needs" }}
 {{- end }}
