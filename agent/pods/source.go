@@ -55,6 +55,8 @@ type Config struct {
 	Idle time.Duration
 	// Log gets what happens; slog.Default where it is nil.
 	Log *slog.Logger
+	// label gives a directory the label that SELinux has for containers; selinux.Label where it is nil.
+	label func(path string) error
 }
 
 // Source is the shared socket. It is used by one agent.
@@ -95,6 +97,9 @@ func New(c Config) *Source {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.label == nil {
+		c.label = selinux.Label
 	}
 	c.Socket = filepath.Clean(c.Socket)
 	return &Source{
@@ -141,7 +146,7 @@ func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil { // pods mount it
 		return err
 	}
-	if err := selinux.Label(dir); err != nil { // before the socket is made, which has its label from it
+	if err := s.config.label(dir); err != nil { // before the socket is made, which has its label from it
 		return err
 	}
 	socket, other, err := agent.TakeAt(s.config.Socket, 0o666)

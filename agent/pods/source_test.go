@@ -63,6 +63,7 @@ type node struct {
 	ca     *fakeca.CA
 	dir    string
 	idle   time.Duration
+	label  func(string) error
 	config agent.Config
 	source *Source
 	stop   func()
@@ -96,7 +97,7 @@ func (n *node) socket() string          { return n.path("run/shared/agent.sock")
 func (n *node) start() {
 	n.t.Helper()
 	n.source = New(Config{
-		Socket: n.socket(), StateFile: n.path("run/shared.json"), Idle: n.idle, Log: n.config.Log,
+		Socket: n.socket(), StateFile: n.path("run/shared.json"), Idle: n.idle, Log: n.config.Log, label: n.label,
 		Attest: func(l *net.UnixListener, refused func(error)) (Peers, error) { return saying{l, refused}, nil },
 	})
 	n.config.Sources = []agent.Source{n.source}
@@ -446,4 +447,21 @@ func TestPodsAreBounded(t *testing.T) {
 		return len(f) == 1 && refusal.Of(f[0]) == refusal.Overloaded
 	})
 	n.connect(uidA).served() // who is known stays served
+}
+
+// With SELinux no container could enter a directory without the label, or connect to a socket that was made before.
+func TestTheDirectoryIsLabelled(t *testing.T) {
+	n := newNode(t)
+	var labelled []string
+	n.label = func(path string) error {
+		if _, err := os.Lstat(n.socket()); err == nil {
+			t.Error("the socket was made before its directory had a label")
+		}
+		labelled = append(labelled, path)
+		return nil
+	}
+	n.start()
+	if len(labelled) != 1 || labelled[0] != filepath.Dir(n.socket()) {
+		t.Errorf("labelled are %v", labelled)
+	}
 }

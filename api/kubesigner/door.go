@@ -57,6 +57,8 @@ type door struct {
 	state    string
 	why      string
 	askAgain bool // a write was refused: look at the rights
+
+	relistEvery time.Duration
 }
 
 // item is what is remembered of an open request between two tries.
@@ -78,7 +80,8 @@ type item struct {
 
 func newDoor(o SignerOptions, a *api, p protocol, by *registration.Admitted, tell func(string)) *door {
 	return &door{
-		protocol: p, o: o, api: a, by: by, tell: tell, items: map[objectKey]*item{}, owners: map[string]*owner{}, state: StateStarting,
+		relistEvery: relistEvery,
+		protocol:    p, o: o, api: a, by: by, tell: tell, items: map[objectKey]*item{}, owners: map[string]*owner{}, state: StateStarting,
 		queue: workqueue.NewTypedDelayingQueue[objectKey](),
 	}
 }

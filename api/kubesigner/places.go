@@ -152,7 +152,7 @@ func (d *door) roomier() {
 
 // relistWanted ends a round where owners have room again for what they had none for.
 func (d *door) relistWanted(round context.Context, stop func()) {
-	look := time.NewTicker(relistEvery)
+	look := time.NewTicker(d.relistEvery)
 	defer look.Stop()
 	for {
 		select {

@@ -143,7 +143,7 @@ func TestAfterTheWaiterOthersHaveTheirTurn(t *testing.T) {
 
 func TestListsForOwnersArePaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &door{}
+		d := &door{relistEvery: relistEvery}
 		round, stop := context.WithCancel(t.Context())
 		defer stop()
 		go d.relistWanted(round, stop)
@@ -160,6 +160,25 @@ func TestListsForOwnersArePaced(t *testing.T) {
 			t.Error("it is not listed again")
 		}
 	})
+}
+
+// What an owner had no place for has its turn when the others are through, though the watch tells of it no more.
+func TestMoreThanAnOwnersPlacesAreAnswered(t *testing.T) {
+	b := newBench(t, "v1beta1")
+	var err error
+	if b.RA.Pace, err = registration.NewPace(10 * maxPerOwner); err != nil {
+		t.Fatal(err)
+	}
+	b.conf.QPS = -1 // no pace of the client's own
+	b.signer.doors[0].relistEvery = 100 * time.Millisecond
+	const most = maxPerOwner + 1
+	for i := range most {
+		b.ask(fmt.Sprint("volume-", i))
+	}
+	b.run()
+	for i := range most {
+		b.until(fmt.Sprint("volume-", i), "Issued")
+	}
 }
 
 // What is stripped of a request leaves whose it is.
