@@ -234,7 +234,7 @@ func TestSocketThatIsGoneAtTheConnectionLimit(t *testing.T) {
 	server := grpc.NewServer()
 	defer server.Stop()
 	look, ended := make(chan time.Time), make(chan error, 1)
-	go func() { ended <- w.accept(t.Context(), server, s, door{account{"s", 1, 1}, newPlaces()}, look) }()
+	go func() { ended <- w.accept(t.Context(), server, s, door{account{"s", 1, 1, ""}, newPlaces()}, look) }()
 	for range 2 { // the second one waits to be accepted
 		conn, err := net.Dial("unix", path)
 		must(t, err)

@@ -15,10 +15,10 @@ import (
 type metrics struct {
 	registry *prometheus.Registry
 
-	renewals, ended      *prometheus.CounterVec
-	callSeconds          prometheus.Histogram
-	callSize             prometheus.Histogram
-	acks, nacks, unknown prometheus.Counter
+	renewals, ended               *prometheus.CounterVec
+	callSeconds                   prometheus.Histogram
+	callSize                      prometheus.Histogram
+	acks, nacks, unknown, refused prometheus.Counter
 }
 
 func newMetrics(a *Agent) *metrics {
@@ -46,10 +46,11 @@ func newMetrics(a *Agent) *metrics {
 		}),
 		acks:    counter("sds_acks_total", "Answers that proxies took."),
 		nacks:   counter("sds_nacks_total", "Answers that proxies refused."),
+		refused: counter("sds_refused_total", "SDS streams and fetches that were refused, since their pod or socket, or the agent, had as many as may be."),
 		unknown: counter("sds_unknown_names_total", "Names that proxies asked for and that are not served to them."),
 	}
 	m.registry.MustRegister(
-		m.renewals, m.ended, m.callSeconds, m.callSize, m.acks, m.nacks, m.unknown, &standing{a},
+		m.renewals, m.ended, m.callSeconds, m.callSize, m.acks, m.nacks, m.unknown, m.refused, &standing{a},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m

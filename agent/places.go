@@ -12,6 +12,8 @@ import (
 type account struct {
 	name                 string
 	connections, streams int
+	// limit is where the number of streams is configured.
+	limit string
 }
 
 // account is the workload's. Where it is a socket's alone, SDS has its number of streams.
@@ -21,9 +23,9 @@ func (c *Config) account(w Workload) account {
 		uid = w.Pod.UID
 	}
 	if uid == "" {
-		return account{name: w.Socket, connections: c.ConnectionsPerSocket}
+		return account{name: w.Socket, connections: c.ConnectionsPerSocket, limit: "sds.streamsPerSocket"}
 	}
-	return account{name: uid, connections: c.ConnectionsPerPod, streams: c.StreamsPerPod}
+	return account{name: uid, connections: c.ConnectionsPerPod, streams: c.StreamsPerPod, limit: "sds.streamsPerPod"}
 }
 
 // places counts the open connections of each account, over all its sockets.

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"net"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,8 +61,22 @@ func TestSocketsOfAPodShareItsBounds(t *testing.T) {
 	must(t, stream.Send(&discoveryv3.DiscoveryRequest{Node: &corev3.Node{Id: "test"}, ResourceNames: []string{"ROOTCA"}}))
 	_, err = stream.Recv()
 	must(t, err)
-	if err := ask(t, two.Socket, 30*time.Second); refusal.Of(err) != refusal.PeerLimit {
+	if err := ask(t, two.Socket, 30*time.Second); refusal.Of(err) != refusal.PeerLimit || !strings.Contains(err.Error(), "sds.streamsPerPod") {
 		t.Errorf("one stream too many: %v", err)
+	}
+	p.in(func(a *Agent) {
+		text := &bytes.Buffer{}
+		families, err := a.metrics.registry.Gather()
+		must(t, err)
+		for _, f := range families {
+			text.WriteString(f.String() + "\n")
+		}
+		if !regexp.MustCompile(`meshca_agent_sds_refused_total.*value:1\b`).MatchString(text.String()) {
+			t.Error("it is not counted")
+		}
+	})
+	if log := n.log.String(); !regexp.MustCompile(`an SDS stream or fetch was refused.*pod=shop/web.*sds\.streamsPerPod`).MatchString(log) {
+		t.Error("it is not logged with its pod")
 	}
 	must(t, ask(t, other.Socket, 30*time.Second))
 	must(t, ask(t, n.path("fixed.sock"), 30*time.Second))
@@ -89,10 +106,10 @@ func TestSocketsOfAPodShareItsBounds(t *testing.T) {
 // These are the numbers that api/sds TestWhatANodesPodsCanHold adds up.
 func TestBoundsOfAPod(t *testing.T) {
 	c := Config{}.withDefaults()
-	if got := c.account(Workload{PodUID: "u"}); got != (account{"u", 16, 24}) {
+	if got := c.account(Workload{PodUID: "u"}); got != (account{"u", 16, 24, "sds.streamsPerPod"}) {
 		t.Errorf("of a pod: %+v", got)
 	}
-	if got := c.account(Workload{Socket: "/s"}); got != (account{"/s", 32, 0}) {
+	if got := c.account(Workload{Socket: "/s"}); got != (account{"/s", 32, 0, "sds.streamsPerSocket"}) {
 		t.Errorf("of a socket: %+v", got)
 	}
 }

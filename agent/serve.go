@@ -47,7 +47,7 @@ func (a *Agent) newSDS() (*sds.Server, error) {
 				return sds.Account{}
 			}
 			account := a.config.account(w.Workload)
-			return sds.Account{Name: account.name, Streams: account.streams}
+			return sds.Account{Name: account.name, Streams: account.streams, Limit: account.limit}
 		},
 		PlainValidation: a.config.PlainValidation,
 		SystemBundle:    a.config.SystemBundle,
@@ -57,6 +57,7 @@ func (a *Agent) newSDS() (*sds.Server, error) {
 			Acked:     func(sds.Stream) { a.metrics.acks.Inc() },
 			Nacked:    func(s sds.Stream, n sds.Nack) { a.nacked(s, n) },
 			Unknown:   func(s sds.Stream, names []string) { a.unknown(s, names) },
+			Refused:   a.streamRefused,
 			Closed:    a.streamClosed,
 		},
 	})
@@ -97,6 +98,17 @@ func (a *Agent) unknown(s sds.Stream, names []string) {
 	}
 	if omitted, ok := w.note.allow(); ok {
 		w.log.Warn("a proxy asks for secrets that are not served to it", "node", s.Node, "names", names[:min(len(names), 8)], "omitted", omitted)
+	}
+}
+
+func (a *Agent) streamRefused(socket string, err error) {
+	a.metrics.refused.Inc()
+	w := a.roster.at(socket)
+	if w == nil {
+		return
+	}
+	if omitted, ok := w.note.allow(); ok {
+		w.log.Warn("an SDS stream or fetch was refused", "error", err, "omitted", omitted)
 	}
 }
 

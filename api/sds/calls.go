@@ -86,7 +86,7 @@ func (c *calls) enter(a Account) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if n := c.open[a.Name]; n >= a.Streams {
-		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams and fetches open (limit: StreamsPerPeer)", n)
+		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams and fetches open (limit: %s)", n, a.Limit)
 	}
 	if c.open == nil {
 		c.open = map[string]int{}
@@ -108,6 +108,7 @@ func (c *calls) leave(a Account) {
 func (s *Server) admit(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	account := s.account(ctx)
 	if err := s.calls.enter(account); err != nil {
+		s.config.Observe.refused(s.config.Peer(ctx), err)
 		return nil, refusal.Status(err)
 	}
 	context.AfterFunc(ctx, func() { s.calls.leave(account) })

@@ -50,6 +50,8 @@ type Account struct {
 	Name string
 	// Streams takes the place of Limits.StreamsPerPeer; 0: it does not.
 	Streams int
+	// Limit is what people know that limit by; StreamsPerPeer where it is empty.
+	Limit string
 }
 
 // Limits bound what a peer can cost. A zero field stands for its default. With the defaults a peer that does its worst holds some

@@ -49,7 +49,7 @@ func (r *registry) enter(st *stream, a Account, l Limits) error {
 		r.peers[a.Name] = p
 	}
 	if p.streams >= a.Streams {
-		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams open (limit: StreamsPerPeer)", p.streams)
+		return refusal.New(refusal.PeerLimit, "the peer has %d SDS streams open (limit: %s)", p.streams, a.Limit)
 	}
 	p.streams++
 	r.open[st], st.load = struct{}{}, p

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -43,6 +44,7 @@ func New(c Config) (*Server, error) {
 func (s *Server) account(ctx context.Context) Account {
 	a := s.config.Account(ctx)
 	orDefault(&a.Streams, s.config.Limits.StreamsPerPeer)
+	a.Limit = cmp.Or(a.Limit, "StreamsPerPeer")
 	return a
 }
 

@@ -53,6 +53,7 @@ func (s *Server) serve(ctx context.Context, p Protocol, w wire) error {
 		shown: Stream{Peer: s.config.Peer(ctx), Protocol: p, Opened: time.Now()},
 	}
 	if err := s.streams.enter(st, s.account(ctx), s.config.Limits); err != nil {
+		s.config.Observe.refused(st.shown.Peer, err)
 		return refusal.Status(err)
 	}
 	defer s.streams.leave(st)
