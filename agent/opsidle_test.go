@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"testing"
@@ -30,6 +31,7 @@ func TestIdleConnectionsToTheOpsAddressEnd(t *testing.T) {
 		answer, err := http.ReadResponse(r, nil)
 		must(t, err)
 		_, err = io.Copy(io.Discard, answer.Body)
+		err = errors.Join(err, answer.Body.Close())
 		must(t, err)
 		began := time.Now()
 		if _, err := r.ReadByte(); err == nil || time.Since(began) > 5*time.Second {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"testing"
@@ -32,6 +33,7 @@ func TestIdleConnectionsToTheOpsAddressEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = io.Copy(io.Discard, answer.Body)
+		err = errors.Join(err, answer.Body.Close())
 		if err != nil {
 			t.Fatal(err)
 		}
