@@ -248,17 +248,20 @@ func TestWhoIsSentAway(t *testing.T) {
 			}
 		}
 	}
-	gone(dial(strings.Repeat("-", len(uidA))))
-	if f := n.source.Standing().Faults; len(f) != 1 || refusal.Of(f[0]) != refusal.PeerNotInPod {
-		t.Errorf("faults: %v", f)
+	shown := func(reason refusal.Reason) { // a moment after the connection was closed
+		t.Helper()
+		n.eventually("the fault is shown: "+string(reason), func() bool {
+			f := n.source.Standing().Faults
+			return len(f) == 1 && refusal.Of(f[0]) == reason
+		})
 	}
+	gone(dial(strings.Repeat("-", len(uidA))))
+	shown(refusal.PeerNotInPod)
 	for range 4 {
 		dial(uidA)
 	}
 	gone(dial(uidA))
-	if f := n.source.Standing().Faults; len(f) != 1 || refusal.Of(f[0]) != refusal.PeerLimit {
-		t.Errorf("faults: %v", f)
-	}
+	shown(refusal.PeerLimit)
 	n.ca.Pod(uidB, "/ns/shop/sa/b")
 	n.connect(uidB).served() // others have theirs
 }
