@@ -108,10 +108,11 @@ func (u *Upstream) destroy(file string) error {
 	if err != nil {
 		return err
 	}
-	if u.o.Root.Tokens.Destroy(key) != nil { //nolint:nilerr // the file stays, and with it the way to the key
-		return nil
+	away := u.o.Root.Tokens.Destroy(key)
+	if away == nil {
+		err = keyfile.Remove(file)
 	}
-	return keyfile.Remove(file)
+	return err // otherwise the file stays, and with it the way to the key
 }
 
 // Check asks the token for the keys in it, and says which one is missing or another one than the certificate's.
