@@ -39,7 +39,8 @@ func newBatcher(cluster string, c *client.Client, observe func(int, time.Duratio
 	return &batcher{cluster: cluster, client: c, observe: observe, in: make(chan *pending), slots: make(chan struct{}, callsInFlight)}
 }
 
-// issue returns the answer to one request, or why there is none: a verdict, if it was answered. The batch goes on without who gives up.
+// issue returns the answer to one request, or why there is none: a verdict, if it was answered. The batch goes on without
+// who gives up.
 func (b *batcher) issue(ctx context.Context, r *meshcav1.X509SVIDRequest) (*meshcav1.X509SVID, error) {
 	p := &pending{request: r, done: make(chan struct{})}
 	select {

@@ -2,14 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"strings"
-	"time"
-
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/meshca/meshca/api/inbound"
 )
@@ -32,35 +28,13 @@ func (a *Agent) serveOps(ctx context.Context, l net.Listener) error {
 	if l == nil {
 		return nil
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	return inbound.ServeOps(ctx, l, inbound.OpsHandler(a.metrics.registry, func(w http.ResponseWriter, _ *http.Request) {
 		if why := a.NotReady(); len(why) > 0 {
 			http.Error(w, strings.Join(why, "\n"), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
-	})
-	// With a time limit an answer is whole before any of it is written: who reads it slowly is in nobody's way.
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second}))
-	server := inbound.OpsServer(mux)
-	done := make(chan struct{})
-	defer func() { <-done }()
-	stop := context.AfterFunc(ctx, func() {
-		defer close(done)
-		ending, cancel := context.WithTimeout(context.Background(), drain)
-		defer cancel()
-		_ = server.Shutdown(ending)
-		_ = server.Close()
-	})
-	err := server.Serve(inbound.LimitOps(l))
-	if stop() {
-		close(done)
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("ops HTTP: %w", err)
+	}))
 }
 
 // NotReady says, a sentence each, why the agent cannot get SVIDs for its workloads now; none: it can. A workload that is

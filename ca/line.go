@@ -125,7 +125,8 @@ func (l *Line) obtain(ctx context.Context) (_ *Signer, err error) {
 	return &Signer{rootSum: fingerprint(root), chain: chain, key: key, received: now, notAfter: notAfter}, nil
 }
 
-// vet says whether a chain is what was asked for, and none of its keys is barred. It returns the earliest end of its certificates.
+// vet says whether a chain is what was asked for, and none of its keys is barred. It returns the earliest end of its
+// certificates.
 func (l *Line) vet(chain []*x509.Certificate, r IntermediateRequest, root *x509.Certificate, now time.Time) (time.Time, error) {
 	end, err := checkIntermediate(chain, r, []*x509.Certificate{root}, now)
 	if err != nil {

@@ -11,9 +11,9 @@ import (
 type KeepOptions struct {
 	// Have is the term of a credential that is already in use; nil: there is none, and it is fetched at once.
 	Have *Term
-	// Wake brings one value for each "renew now"; it is served at once, also in the middle of a backoff, but no sooner
-	// than the last refusal's RetryAfter or Retry.First after a success. A channel of capacity one, filled without blocking, loses nothing. The
-	// caller owns it.
+	// Wake brings one value for each "renew now"; it is served at once, also in the middle of a backoff, but no sooner than
+	// the last refusal's RetryAfter or Retry.First after a success. A channel of capacity one, filled without blocking,
+	// loses nothing. The caller owns it.
 	Wake <-chan struct{}
 	// Retry bounds what happens after a failure.
 	Retry Retry

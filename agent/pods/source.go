@@ -24,8 +24,8 @@ const (
 	reopen = 5 * time.Second
 	// recently is for how long a peer that was sent away is something that wants looking at.
 	recently = 10 * time.Minute
-	// lastWord is how long connections of a pod that has ended stay open: streams on them hear why. Their descriptors may have been
-	// passed on to one that goes on.
+	// lastWord is how long connections of a pod that has ended stay open: streams on them hear why. Their descriptors may
+	// have been passed on to one that goes on.
 	lastWord = 10 * time.Second
 	// maxPods bounds the pods of one node: kubelets run 110 by default, and a few hundred where they are told to.
 	maxPods = 1000

@@ -21,8 +21,9 @@ const socketMode fs.FileMode = 0o600
 // maxSocketPath is what sockaddr_un holds, without its final NUL (unix(7)).
 const maxSocketPath = 107
 
-// Listen opens the admin socket, and makes its directory where that alone is missing, as it is in a container. A stale socket of a CA that is gone is replaced; a file, a symlink, a socket that
-// someone answers at and a directory in which anyone could put another socket are refused, each with its reason.
+// Listen opens the admin socket, and makes its directory where that alone is missing, as it is in a container. A stale
+// socket of a CA that is gone is replaced; a file, a symlink, a socket that someone answers at and a directory in which
+// anyone could put another socket are refused, each with its reason.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
 	if len(path) > maxSocketPath {
 		return nil, refusal.New(refusal.SocketPath, "%.40s... has %d bytes, a socket's path at most %d", path, len(path), maxSocketPath)

@@ -19,8 +19,8 @@ type limited struct {
 	open map[string]int
 }
 
-// networkShare is the part of all connections that an IPv6 /64 may have: it may be one machine at home that has any address of it,
-// but also the pods of a node, the nodes of a zone, or a whole cluster.
+// networkShare is the part of all connections that an IPv6 /64 may have: it may be one machine at home that has any address
+// of it, but also the pods of a node, the nodes of a zone, or a whole cluster.
 const networkShare = 2
 
 // Limit bounds the connections that are open at a time: of all peers by waiting, so that the kernel's backlog holds the rest, and

@@ -99,7 +99,8 @@ func TestMessagesThatDoNotEnd(t *testing.T) {
 	}
 }
 
-// Whoever sends whole messages may rest between them for as long as he likes, and may give a call up halfway; the server may, too.
+// Whoever sends whole messages may rest between them for as long as he likes, and may give a call up halfway; the server
+// may, too.
 func TestConnectionsThatStay(t *testing.T) {
 	for what, say := range map[string]func(c *client){
 		"no message":   func(*client) {},

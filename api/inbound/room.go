@@ -6,10 +6,11 @@ import (
 	"time"
 )
 
-// Room has places for connections, or for what connections have begun, of which nothing good is known yet. Whoever has opened the most of them cannot keep others out:
-// when all places are taken, the oldest connection of the address that has the most gives way to a newcomer. Where nobody has
-// more than one, it is the oldest in an IPv6 /64 that has more than half of the places, or else the oldest of all, if it has had its
-// time: many who come at once do not take the places from each other.
+// Room has places for connections, or for what connections have begun, of which nothing good is known yet. Whoever has
+// opened the most of them cannot keep others out: when all places are taken, the oldest connection of the address that has
+// the most gives way to a newcomer. Where nobody has more than one, it is the oldest in an IPv6 /64 that has more than half
+// of the places, or else the oldest of all, if it has had its time: many who come at once do not take the places from each
+// other.
 type Room struct {
 	size  int
 	grace time.Duration
@@ -30,8 +31,9 @@ func NewRoom(size int, grace time.Duration) *Room {
 	return &Room{size: max(1, size), grace: grace, by: map[string]int{}}
 }
 
-// Enter takes a place for a connection from an address, until leave is called, which may be done more than once. giveWay is called
-// if the place goes to another, and is to close the connection. ok is false where it is the newcomer that finds none.
+// Enter takes a place for a connection from an address, until leave is called, which may be done more than once. giveWay is
+// called if the place goes to another, and is to close the connection. ok is false where it is the newcomer that finds
+// none.
 func (r *Room) Enter(address string, giveWay func()) (leave func(), ok bool) {
 	g := &guest{host: Host(address), network: Network(address), since: time.Now(), giveWay: giveWay}
 	out, ok := r.enter(g)

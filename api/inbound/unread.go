@@ -6,14 +6,14 @@ import (
 )
 
 const (
-	// chunk is how finely it is known what of a stream has been read, in bytes; chunks times as much is looked back: what a stream's
-	// window of 64 KiB holds, and a message that the server has widened it for.
+	// chunk is how finely it is known what of a stream has been read, in bytes; chunks times as much is looked back: what a
+	// stream's window of 64 KiB holds, and a message that the server has widened it for.
 	chunk  = 2 << 10
 	chunks = 64
 )
 
-// unread counts the frames with content that came on a stream and that a gRPC server may not have read yet. It reads in their order,
-// and tells how far it is by widening the stream's window, each time that it has read a quarter of it.
+// unread counts the frames with content that came on a stream and that a gRPC server may not have read yet. It reads in
+// their order, and tells how far it is by widening the stream's window, each time that it has read a quarter of it.
 type unread struct {
 	came, length int // of the frames' content, and with their padding, which counts for the window too
 	widened      int

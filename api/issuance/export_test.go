@@ -12,7 +12,8 @@ const (
 	Sip = sip
 	// connectionBytes is what a stranger's connection takes at most, as measured with handshakes that are half done: some 105 KB.
 	connectionBytes = 128 << 10
-	// frameBytes and crumb are what each DATA frame takes beside its content, and how many bytes there are for each: see inbound.Watch.
+	// frameBytes and crumb are what each DATA frame takes beside its content, and how many bytes there are for each: see
+	// inbound.Watch.
 	frameBytes, crumb = 70, 512
 )
 

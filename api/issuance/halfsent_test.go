@@ -141,8 +141,8 @@ func TestHalfSentMessagesAreBounded(t *testing.T) {
 	})
 }
 
-// With nothing set, what strangers and agents leave half sent, messages and handshakes, stays well below the memory that the chart
-// gives a CA: 1 GiB.
+// With nothing set, what strangers and agents leave half sent, messages and handshakes, stays well below the memory that
+// the chart gives a CA: 1 GiB.
 func TestWhatHalfSentMessagesCanHold(t *testing.T) {
 	strangers, agents := issuance.HalfSent()
 	if all := strangers + agents; strangers > 288<<20 || all > 672<<20 {

@@ -2,8 +2,8 @@ package issuance
 
 import "fmt"
 
-// Limits bound what one peer may cost. An agent that the CA knows is a peer by its SVID; everybody else, whatever SVID he shows, is
-// one by his address, and all of those together are bounded too. The zero value of a field takes its default.
+// Limits bound what one peer may cost. An agent that the CA knows is a peer by its SVID; everybody else, whatever SVID he
+// shows, is one by his address, and all of those together are bounded too. The zero value of a field takes its default.
 type Limits struct {
 	// CallsPerSecond of one peer, with bursts of four times as many. Default 50.
 	CallsPerSecond float64 `json:"callsPerSecond"`
@@ -18,12 +18,13 @@ type Limits struct {
 	RequestsPerSecond int `json:"requestsPerSecond"`
 	// OpenCalls of one peer, streams among them. Default 32.
 	OpenCalls int `json:"openCalls"`
-	// OpenCallsWithoutSVID of all callers together that are no agents; one address may have a sixteenth of them. Of half of them the
-	// message may be on its way, 4 MiB and ten seconds long; when more come, the oldest such call of the address that has the most
-	// is ended, with its connection. Default 64.
+	// OpenCallsWithoutSVID of all callers together that are no agents; one address may have a sixteenth of them. Of half of
+	// them the message may be on its way, 4 MiB and ten seconds long; when more come, the oldest such call of the address
+	// that has the most is ended, with its connection. Default 64.
 	OpenCallsWithoutSVID int `json:"openCallsWithoutSVID"`
-	// ConnectionsWithoutSVID that are open at a time, of all callers together that are no agents, and of agents that still shake
-	// hands. When all are taken, who comes gets the place of the oldest connection of the address that has the most. Default 1024.
+	// ConnectionsWithoutSVID that are open at a time, of all callers together that are no agents, and of agents that still
+	// shake hands. When all are taken, who comes gets the place of the oldest connection of the address that has the most.
+	// Default 1024.
 	ConnectionsWithoutSVID int `json:"connectionsWithoutSVID"`
 	// OpenMessages is the number of calls of all agents together whose message is still arriving; it may be 4 MiB long, and has
 	// ten seconds. Default 96.

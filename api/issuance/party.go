@@ -10,8 +10,8 @@ import (
 	"github.com/meshca/meshca/ca/registration"
 )
 
-// party is who is at the other end of a connection. It is made once, at the handshake, so that calls pay nothing for it, and holds
-// for as long as the connection does.
+// party is who is at the other end of a connection. It is made once, at the handshake, so that calls pay nothing for it,
+// and holds for as long as the connection does.
 type party struct {
 	registration.Caller
 	// agent: its SVID is that of an agent as the CA knows it. Everybody else is a stranger, whatever SVID he shows: any pod can

@@ -12,8 +12,8 @@ import (
 	"github.com/meshca/meshca/ca/registration"
 )
 
-// sip is how much a stranger's connection may bring before any content comes of it, in bytes: a handshake, or one record of TLS, which
-// has 16 KiB and a bit. A client certificate has some two KiB for each member of its chain.
+// sip is how much a stranger's connection may bring before any content comes of it, in bytes: a handshake, or one record of
+// TLS, which has 16 KiB and a bit. A client certificate has some two KiB for each member of its chain.
 const sip = 20 << 10
 
 // handshakeTime is what a handshake takes when many agents come at once.
@@ -29,8 +29,9 @@ type admitting struct {
 	strangers *inbound.Room
 }
 
-// ServerHandshake is called by grpc for each connection, and has ten seconds (grpc.ConnectionTimeout). Of strangers' connections the
-// messages are watched as they arrive: held in crumbs, one takes many times its size. Agents' are not, for it costs.
+// ServerHandshake is called by grpc for each connection, and has ten seconds (grpc.ConnectionTimeout). Of strangers'
+// connections the messages are watched as they arrive: held in crumbs, one takes many times its size. Agents' are not, for
+// it costs.
 func (c admitting) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	unknown := newParty(registration.Caller{Address: raw.RemoteAddr().String()}, false)
 	leave, ok := c.strangers.Enter(unknown.Address, func() {

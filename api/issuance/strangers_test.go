@@ -324,7 +324,8 @@ func (d *door) reach(from string) net.Conn {
 	return conn
 }
 
-// In one /64 are the pods of a node, or all: one of them must not use up the calls of the others. But one machine can have all of it.
+// In one /64 are the pods of a node, or all: one of them must not use up the calls of the others. But one machine can have
+// all of it.
 func TestCallsOfANetwork(t *testing.T) {
 	d := newDoor(t, issuance.Limits{CallsPerSecondWithoutSVID: 0.01})
 	for i := range 2 {

@@ -45,7 +45,8 @@ type PublishConfig struct {
 	// its fields: linkerd, linkerd-identity-trust-roots, ca-bundle.crt.
 	Linkerd *ConfigMapConfig `json:"linkerd,omitempty"`
 	// Istio is a ConfigMap in every namespace, from which Istio's proxies read the roots of their CA. istiod writes it too
-	// (docs/kubernetes-signers.md): two that write undo each other's work. Default of its fields: istio-ca-root-cert, root-cert.pem.
+	// (docs/kubernetes-signers.md): two that write undo each other's work. Default of its fields: istio-ca-root-cert,
+	// root-cert.pem.
 	Istio *EveryNamespaceConfig `json:"istio,omitempty"`
 }
 

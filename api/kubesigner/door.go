@@ -63,8 +63,8 @@ type door struct {
 
 // item is what is remembered of an open request between two tries.
 type item struct {
-	// seen is the UID of the object that was seen last; again, that another one of that name was seen since a worker took the name
-	// up. They are guarded by the door's mu.
+	// seen is the UID of the object that was seen last; again, that another one of that name was seen since a worker took
+	// the name up. They are guarded by the door's mu.
 	seen  string
 	again bool
 	owner string // so is this: a key of the door's owners

@@ -22,9 +22,9 @@ import (
 // from widening it for peers that answer fast.
 const window = 64 << 10
 
-// maxUnread is how many pieces may have come on a stream that have not been read yet. Each takes some 80 bytes beside what is in it.
-// A proxy's acknowledgement, of some 75 bytes at least, comes in one: of those that are read at once 246 count, as their reading is
-// noticed a quarter of a window later.
+// maxUnread is how many pieces may have come on a stream that have not been read yet. Each takes some 80 bytes beside what
+// is in it. A proxy's acknowledgement, of some 75 bytes at least, comes in one: of those that are read at once 246 count,
+// as their reading is noticed a quarter of a window later.
 const maxUnread = 384
 
 // ServerOptions are the options of a gRPC server whose connections are held to the limits: calls, message and header sizes, the

@@ -54,9 +54,9 @@ type Account struct {
 	Limit string
 }
 
-// Limits bound what a peer can cost. A zero field stands for its default. With the defaults a peer that does its worst holds some
-// four megabytes: 32 streams with 64 KiB of requests that were not read yet, 30 KiB for the pieces in which they came and 20 KiB of
-// their own, and 512 KiB of names; each connection takes 24 KiB.
+// Limits bound what a peer can cost. A zero field stands for its default. With the defaults a peer that does its worst
+// holds some four megabytes: 32 streams with 64 KiB of requests that were not read yet, 30 KiB for the pieces in which they
+// came and 20 KiB of their own, and 512 KiB of names; each connection takes 24 KiB.
 type Limits struct {
 	// Names is how many names a stream can be subscribed to at once; 10 000.
 	Names int
@@ -76,8 +76,9 @@ type Limits struct {
 	// StreamsPerConnection is how many a connection carries at once, further ones wait at the peer; 100. It takes
 	// effect through ServerOptions.
 	StreamsPerConnection uint32
-	// RequestsPerSecond is how many requests of a peer are read, over all its streams and fetches; those beyond wait, 384 pieces of
-	// a stream at most: with more the connection is closed (through ServerOptions). 1000, in bursts of as many. A request counts once more for each 250 names that it holds or has the server look at.
+	// RequestsPerSecond is how many requests of a peer are read, over all its streams and fetches; those beyond wait, 384
+	// pieces of a stream at most: with more the connection is closed (through ServerOptions). 1000, in bursts of as many. A
+	// request counts once more for each 250 names that it holds or has the server look at.
 	RequestsPerSecond int
 	// FirstRequest is how long a stream may say nothing at first, and any request take to arrive that has begun (through
 	// ServerOptions); 10 s.

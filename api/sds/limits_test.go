@@ -420,8 +420,8 @@ func TestLaterRequestsThatAreHalfSent(t *testing.T) {
 	})
 }
 
-// Requests that nobody reads take memory, whole ones too, and the smallest take most for what is in them. Those that are read at once
-// are as many as a peer likes, within its pace.
+// Requests that nobody reads take memory, whole ones too, and the smallest take most for what is in them. Those that are
+// read at once are as many as a peer likes, within its pace.
 func TestRequestsThatWaitToBeRead(t *testing.T) {
 	slow := func(c *Config) { c.Limits.RequestsPerSecond = 1 }
 	for what, c := range map[string]struct {
@@ -486,10 +486,10 @@ func TestPeersOfOneAccount(t *testing.T) {
 	})
 }
 
-// The pods of one node, each at the bounds that an agent has for it (agent.Config), must fit into what the chart gives an agent, 512
-// MiB, beside what the agent needs by itself. How many volumes a pod has does not count. What a stream and a connection take of
-// their own was measured, with what the garbage collector leaves: 1000 of each. So was what a piece takes that is not read yet:
-// streams full of pieces of 5 bytes to 16 KiB.
+// The pods of one node, each at the bounds that an agent has for it (agent.Config), must fit into what the chart gives an
+// agent, 512 MiB, beside what the agent needs by itself. How many volumes a pod has does not count. What a stream and a
+// connection take of their own was measured, with what the garbage collector leaves: 1000 of each. So was what a piece
+// takes that is not read yet: streams full of pieces of 5 bytes to 16 KiB.
 func TestWhatANodesPodsCanHold(t *testing.T) {
 	l := Limits{}.withDefaults()
 	const (

@@ -18,8 +18,8 @@ type registry struct {
 	mu sync.Mutex
 	// open has each stream that was let in; what it shows is written by its own goroutine under mu.
 	open map[*stream]struct{}
-	// peers has what each peer costs, by its account. One that has left is known until its pace is as good as new, or it would come back
-	// for another burst.
+	// peers has what each peer costs, by its account. One that has left is known until its pace is as good as new, or it
+	// would come back for another burst.
 	peers map[string]*load
 	swept time.Time
 	// changed is set when a stream ends, begins to ask, or takes a bundle.

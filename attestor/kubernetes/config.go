@@ -40,9 +40,10 @@ type Config struct {
 	// (signatures are verified here, so tokens of known pods are still good while the API server is away).
 	Mode Mode `json:"mode,omitempty"`
 
-	// Kubeconfig is the path of the file that says how to reach the API server and as whom. Empty: as the pod that the
-	// CA runs in. It is read again when it changes. The account needs: create tokenreviews; get, list and watch pods, nodes, serviceaccounts, namespaces.
-	// The watches tell the CA at once what ends (and in mode jwks what lives); they take some hundred bytes of memory a pod.
+	// Kubeconfig is the path of the file that says how to reach the API server and as whom. Empty: as the pod that the CA
+	// runs in. It is read again when it changes. The account needs: create tokenreviews; get, list and watch pods, nodes,
+	// serviceaccounts, namespaces. The watches tell the CA at once what ends (and in mode jwks what lives); they take some
+	// hundred bytes of memory a pod.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 
 	// Issuer is the `iss` that tokens must carry, to the letter. Mode jwks with keys from the API server can leave it

@@ -11,9 +11,9 @@ import (
 // methodVouched is what evidence says that no token stands behind.
 const methodVouched = "kubernetes/nodeVouched"
 
-// Vouch finds out whose a pod is that an agent names without showing its token, whole or by its UID alone: the cluster itself
-// must know that pod, by UID. On which node it runs is in the evidence, for whoever knows from which node the agent asks; without that the
-// evidence proves nothing. The pod must live, as a token's must.
+// Vouch finds out whose a pod is that an agent names without showing its token, whole or by its UID alone: the cluster
+// itself must know that pod, by UID. On which node it runs is in the evidence, for whoever knows from which node the agent
+// asks; without that the evidence proves nothing. The pod must live, as a token's must.
 func (c *Cluster) Vouch(ctx context.Context, p attestor.PodRef) (attestor.Evidence, error) {
 	ev := attestor.Evidence{Vouched: true, Method: methodVouched, PodName: kept(p.Name), PodUID: kept(p.UID)}
 	// 1. Names that can be.

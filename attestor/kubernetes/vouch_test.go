@@ -146,8 +146,8 @@ func TestDirectTokensAreStrangers(t *testing.T) {
 	}
 }
 
-// An agent that looks at a process finds a UID and no name. The watch knows it; what the watch does not know yet is listed after it
-// was asked for, so that a new pod is never taken for none, and for all who ask meanwhile at once.
+// An agent that looks at a process finds a UID and no name. The watch knows it; what the watch does not know yet is listed
+// after it was asked for, so that a new pod is never taken for none, and for all who ask meanwhile at once.
 func TestVouchByUID(t *testing.T) {
 	for _, mode := range []Mode{TokenReview, JWKS} {
 		b := newBench(t, Config{Mode: mode})

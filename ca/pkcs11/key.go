@@ -99,8 +99,9 @@ func (k *Key) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	return k.SignContext(context.Background(), rand, digest, opts)
 }
 
-// SignContext has the token sign, and waits for it until ctx ends, and not for so long that it counts as silent. A failure ends the connection with the token, and the next
-// call makes another one: sessions do not survive a token that was away. Nothing is sent twice.
+// SignContext has the token sign, and waits for it until ctx ends, and not for so long that it counts as silent. A failure
+// ends the connection with the token, and the next call makes another one: sessions do not survive a token that was away.
+// Nothing is sent twice.
 func (k *Key) SignContext(ctx context.Context, rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, tooLong)
 	defer cancel()

@@ -21,8 +21,9 @@ const maxInstances = 8
 
 // AgentStore keeps what is known of agents.
 //
-// DeleteAgent forgets one and reports whether there was one. UpdateAgent reads the record (an empty one with its ID when there is none), lets change alter it, and writes it
-// durably, all in one transaction; change may run more than once. All methods are safe for concurrent use.
+// DeleteAgent forgets one and reports whether there was one. UpdateAgent reads the record (an empty one with its ID when
+// there is none), lets change alter it, and writes it durably, all in one transaction; change may run more than once. All
+// methods are safe for concurrent use.
 type AgentStore interface {
 	Agents(ctx context.Context) ([]ca.AgentRecord, error)
 	UpdateAgent(ctx context.Context, id string, change func(*ca.AgentRecord) error) error

@@ -65,8 +65,9 @@ func (a *Authority) Admit(ctx context.Context, c Caller, cluster string) (*Admit
 	return &Admitted{AgentInstance: known.AgentInstance, caller: c, cluster: cluster, member: member}, nil
 }
 
-// Knows reports whether a caller is an agent as far as the CA's memory tells: its SVID is on record, lives and is not denied. It asks
-// nobody, so that a door can tell agents from all others before they have said a word; Admit has the last one.
+// Knows reports whether a caller is an agent as far as the CA's memory tells: its SVID is on record, lives and is not
+// denied. It asks nobody, so that a door can tell agents from all others before they have said a word; Admit has the last
+// one.
 func (a *Authority) Knows(c Caller) bool {
 	if c.ID.IsZero() || !time.Now().Before(c.NotAfter) {
 		return false

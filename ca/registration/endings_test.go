@@ -125,8 +125,8 @@ func TestWhatEndedWhileTheCAWasAway(t *testing.T) {
 	}
 }
 
-// A pod has a volume as it comes and a second one with a short life, which is renewed every few minutes: all that lives of both ends,
-// and it is known after a start too.
+// A pod has a volume as it comes and a second one with a short life, which is renewed every few minutes: all that lives of
+// both ends, and it is known after a start too.
 func TestASecondVolumeHidesNothing(t *testing.T) {
 	w := world.New(t, "")
 	caller := w.AttestAgent(world.Agent)

@@ -15,9 +15,9 @@ import (
 
 // AgentStream is the Sync stream of one instance of an agent. Its methods are safe for concurrent use.
 //
-// What it acknowledged counts beyond its end, and that of the CA's process: a stream is opened anew at each change of the trust
-// bundle, and the proxies below the instance have what they have meanwhile. It counts until the instance is back, or certainly no more: its pod is
-// gone, or its last SVID has ended.
+// What it acknowledged counts beyond its end, and that of the CA's process: a stream is opened anew at each change of the
+// trust bundle, and the proxies below the instance have what they have meanwhile. It counts until the instance is back, or
+// certainly no more: its pod is gone, or its last SVID has ended.
 type AgentStream struct {
 	book *AgentBook
 	id   string

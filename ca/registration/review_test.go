@@ -139,8 +139,8 @@ func TestReviewAtTheStart(t *testing.T) {
 	}
 }
 
-// A pod's volumes share an ID and renew in their own time: that one has an SVID under the policy of now does not say that all have.
-// Where the older one was replaced the order concerns nobody: it names the time until then alone.
+// A pod's volumes share an ID and renew in their own time: that one has an SVID under the policy of now does not say that
+// all have. Where the older one was replaced the order concerns nobody: it names the time until then alone.
 func TestReviewOfTwoVolumes(t *testing.T) {
 	w := world.New(t, "rules: [{namespaces: [shop]}]")
 	caller := w.AttestAgent(world.Agent)

@@ -122,8 +122,8 @@ type SDSConfig struct {
 	// RequestsPerSecond is how many requests of a workload, or a pod, are read, over all its streams and fetches, in bursts of as
 	// many; those beyond wait, 384 of a stream at most: with more the connection is closed. Default 1000.
 	RequestsPerSecond int `json:"requestsPerSecond"`
-	// FirstRequest is how long a stream may say nothing at first, and a request that has begun take to arrive: else the connection
-	// is closed. Default "10s".
+	// FirstRequest is how long a stream may say nothing at first, and a request that has begun take to arrive: else the
+	// connection is closed. Default "10s".
 	FirstRequest Duration `json:"firstRequest"`
 	// Send is how long a proxy may leave an answer unread. Default "30s".
 	Send Duration `json:"send"`

@@ -28,7 +28,8 @@ import (
 const maxConfigBytes = 4 << 20
 
 // Config is the configuration file of `meshca serve`: YAML, read strictly (an unknown key is an error, also one that
-// differs in case alone). This struct is its manual. Paths are relative to the working directory; durations are Go's ("6h", "90s").
+// differs in case alone). This struct is its manual. Paths are relative to the working directory; durations are Go's ("6h",
+// "90s").
 type Config struct {
 	// TrustDomain is the SPIFFE trust domain, such as "mesh.example". Required; it cannot be changed later.
 	TrustDomain string `json:"trustDomain"`

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshca/meshca/api/inbound"
 )
 
 // The kubelet ends a CA that it cannot ask: however many pods open connections and stay, there is one for it.
@@ -19,7 +21,7 @@ func TestTheOpsAddressAnswersInACrowd(t *testing.T) {
 	}
 	none := func() []string { return nil }
 	ended := make(chan error, 1)
-	go func() { ended <- serveOps(t.Context(), l, opsHandler(prometheus.NewRegistry(), none, none)) }()
+	go func() { ended <- inbound.ServeOps(t.Context(), l, opsHandler(prometheus.NewRegistry(), none, none)) }()
 	t.Cleanup(func() {
 		if err := <-ended; err != nil {
 			t.Error(err)

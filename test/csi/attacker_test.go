@@ -12,8 +12,8 @@ import (
 )
 
 // Pods that have a volume of their own, one as root and one not, try all that they know of another's: where it lies on the
-// node, its name, the node's programs and the installation's pods, the CA with the other's token. That the attempts would be seen if they succeeded shows a pod whose author may
-// mount the node's folders, which is what must not be given away.
+// node, its name, the node's programs and the installation's pods, the CA with the other's token. That the attempts would
+// be seen if they succeeded shows a pod whose author may mount the node's folders, which is what must not be given away.
 func attacker(t *testing.T, s *site) {
 	victim := s.create(t, identified(podOf(namespace, "victim", "first", socket), "files", "tls"))
 	s.said(t, victim, "secret", 1)

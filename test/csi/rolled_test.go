@@ -9,8 +9,9 @@ import (
 	"github.com/meshca/meshca/test/helm"
 )
 
-// rolled rolls the agents' DaemonSet and tells how long a pod's proxy had nobody at its socket: from the end of its stream until it
-// was served again, trying all the time. The image is on the node. Most is what an agent takes that has to be killed.
+// rolled rolls the agents' DaemonSet and tells how long a pod's proxy had nobody at its socket: from the end of its stream
+// until it was served again, trying all the time. The image is on the node. Most is what an agent takes that has to be
+// killed.
 func rolled(t *testing.T, s *site, h *helm.Site) {
 	const times, most = 3, 30 * time.Second
 	ctx, sheet := t.Context(), figures.For(t)

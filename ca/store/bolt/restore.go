@@ -348,9 +348,10 @@ func carryOver(next *bbolt.DB, standing State) (st State, err error) {
 func putBack(next *bbolt.DB, now time.Time) (r rotation.Rollout, err error) {
 	err = next.Update(func(tx *bbolt.Tx) error {
 		journal, version, err := readRollout(tx)
-		if r = journal.PutBack(now.Add(ca.MaxTTL)); err != nil {
+		if err != nil {
 			return err
 		}
+		r = journal.PutBack(now.Add(ca.MaxTTL))
 		if !r.LastEnd.Equal(journal.LastEnd) {
 			data, err := json.Marshal(r)
 			if err != nil {

@@ -98,7 +98,8 @@ func (u *Upstream) sweep() error {
 	return nil
 }
 
-// destroy destroys the key that a file names, and the file, unless the token is away.
+// destroy destroys the key that a file names, and then the file. It is no fault that the token is away: the file stays,
+// and with it the way to the key, for the next start.
 func (u *Upstream) destroy(file string) error {
 	name, err := u.uriOf(file)
 	if err != nil {
@@ -108,11 +109,10 @@ func (u *Upstream) destroy(file string) error {
 	if err != nil {
 		return err
 	}
-	away := u.o.Root.Tokens.Destroy(key)
-	if away == nil {
+	if u.o.Root.Tokens.Destroy(key) == nil {
 		err = keyfile.Remove(file)
 	}
-	return err // otherwise the file stays, and with it the way to the key
+	return err
 }
 
 // Check asks the token for the keys in it, and says which one is missing or another one than the certificate's.
