@@ -7,6 +7,7 @@ import (
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 )
 
 // askAfterEnd is within what time a workload that has ended with its cause is asked for again, each at a moment of its own:
@@ -39,8 +40,8 @@ func (e *endings) set(list []*meshcav1.Ending) {
 			continue
 		}
 		why := &refusal.Error{Reason: reason, Detail: ending.GetMessage()}
-		for _, serial := range ending.GetSerials() {
-			set[serialString(new(big.Int).SetBytes(serial))] = why
+		for _, number := range ending.GetSerials() {
+			set[serial.String(new(big.Int).SetBytes(number))] = why
 		}
 	}
 	e.whys.Store(&set)

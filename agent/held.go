@@ -7,10 +7,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/big"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -18,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/rotation"
 )
 
@@ -114,9 +113,7 @@ func (h *held) leaf() *x509.Certificate { return h.svid.Certificates[0] }
 func (h *held) issued() time.Time { return h.leaf().NotAfter.Add(-h.term.Life) }
 
 // serial is lower-case hex, as everywhere.
-func (h *held) serial() string { return serialString(h.leaf().SerialNumber) }
-
-func serialString(n *big.Int) string { return hex.EncodeToString(n.Bytes()) }
+func (h *held) serial() string { return serial.String(h.leaf().SerialNumber) }
 
 // left is what is left of the term. The process's own clock stands still while the machine is suspended.
 func (h *held) left(now instant) time.Duration {

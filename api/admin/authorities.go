@@ -13,6 +13,7 @@ import (
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/rotation"
@@ -118,7 +119,7 @@ func encodeRoot(r rollout.RootView) *meshcav1.RootStatus {
 		out.Intermediate = &meshcav1.AuthorityIntermediate{NotAfter: stamp(r.Line.NotAfter), LastTry: stamp(r.Line.LastTry)}
 		if len(r.Line.Chain) > 0 {
 			out.Intermediate.Subject = r.Line.Chain[0].Subject.String()
-			out.Intermediate.Serial = ca.SerialString(r.Line.Chain[0].SerialNumber)
+			out.Intermediate.Serial = serial.String(r.Line.Chain[0].SerialNumber)
 		}
 		if r.Line.LastError != nil {
 			out.Intermediate.LastError = r.Line.LastError.Error()
@@ -265,7 +266,7 @@ func (s *Server) RotateIntermediate(ctx context.Context, r *meshcav1.RotateInter
 	}
 	for _, root := range v.Roots {
 		if root.Line != nil && len(root.Line.Chain) > 0 {
-			answer.NewSerials = append(answer.NewSerials, ca.SerialString(root.Line.Chain[0].SerialNumber))
+			answer.NewSerials = append(answer.NewSerials, serial.String(root.Line.Chain[0].SerialNumber))
 		}
 	}
 	return answer, nil

@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
-	"strings"
+	"math/big"
 	"time"
 
 	"google.golang.org/grpc"
@@ -12,6 +12,7 @@ import (
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 )
@@ -92,19 +93,17 @@ func (s *Server) newFilter(r *meshcav1.ListSVIDsRequest) (filter, error) {
 			return filter{}, err
 		}
 	}
-	// openssl prints serials in upper case and with colons.
-	serial := strings.ToLower(strings.ReplaceAll(r.GetSerial(), ":", ""))
-	if _, err := hex.DecodeString(serial); err != nil {
-		return filter{}, refusal.New(refusal.RequestMalformed, "serial %.64q is not hexadecimal with an even number of digits", r.GetSerial()).On("serial")
+	number, err := serial.Parse(r.GetSerial())
+	if err != nil {
+		return filter{}, refusal.New(refusal.RequestMalformed, "%v", err).On("serial")
 	}
-	return filter{r, serial}, nil
+	return filter{r, number}, nil
 }
 
 // match converts the entry if it fits, and returns nil if not. Evidence is decoded only where the rest fits.
 func (f filter) match(e ca.LedgerEntry) *meshcav1.LedgerEntry {
 	is := func(want, got string) bool { return want == "" || want == got }
-	serial := hex.EncodeToString(e.Serial)
-	if !is(f.r.GetSpiffeId(), e.ID) || !is(f.serial, serial) {
+	if !is(f.r.GetSpiffeId(), e.ID) || f.serial != "" && f.serial != serial.String(new(big.Int).SetBytes(e.Serial)) {
 		return nil
 	}
 	evidence := decodeEvidence(e.Evidence)
@@ -113,7 +112,7 @@ func (f filter) match(e ca.LedgerEntry) *meshcav1.LedgerEntry {
 		return nil
 	}
 	return &meshcav1.LedgerEntry{
-		Index: e.Index, Serial: serial, SpiffeId: e.ID, Profile: e.Profile,
+		Index: e.Index, Serial: hex.EncodeToString(e.Serial), SpiffeId: e.ID, Profile: e.Profile,
 		IssuedAt: timestamppb.New(e.IssuedAt), NotAfter: timestamppb.New(e.NotAfter),
 		AuthorityKeyId: hex.EncodeToString(e.AuthorityKeyID), TbsDigest: hex.EncodeToString(e.TBSDigest),
 		Evidence: evidence,

@@ -10,7 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/credentials"
 
-	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/ca/registration"
 )
 
@@ -66,6 +66,6 @@ func (c *Credentials) identify(address string, state tls.ConnectionState) regist
 	}
 	leaf := state.PeerCertificates[0]
 	caller.ID, caller.NotAfter = id, leaf.NotAfter
-	caller.Serial = ca.SerialString(leaf.SerialNumber)
+	caller.Serial = serial.String(leaf.SerialNumber)
 	return caller
 }

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/ca"
 )
 
@@ -167,7 +168,7 @@ func (d *door) keep(ctx context.Context, obj object, it *item) error {
 	switch no, final := finally(err); {
 	case final:
 		d.o.Log.Info("what was signed for a request and could not be delivered is not granted any more; it is decided anew", "api", d.plural,
-			"request", it.uid, "serial", ca.SerialString(it.made.svid.Chain[0].SerialNumber), "reason", string(no.Reason))
+			"request", it.uid, "serial", serial.String(it.made.svid.Chain[0].SerialNumber), "reason", string(no.Reason))
 		it.made = nil
 		return nil
 	default:

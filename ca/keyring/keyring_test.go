@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/keyring"
 	"github.com/meshca/meshca/ca/store/bolt"
@@ -119,7 +120,7 @@ func (h *house) serial() string {
 	if len(chain) == 0 {
 		h.Fatal("there is no intermediate")
 	}
-	return ca.SerialString(chain[0].SerialNumber)
+	return serial.String(chain[0].SerialNumber)
 }
 
 // file is the only one that is kept.

@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/ca"
 )
@@ -97,7 +98,7 @@ func (b *AgentBook) admit(ctx context.Context, id spiffeid.ID, cluster, version 
 	defer b.admitting.Unlock()
 	now := time.Now()
 	added := ca.AgentInstance{
-		Serial: ca.SerialString(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter,
+		Serial: serial.String(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter,
 		NodeName: e.NodeName, NodeUID: e.NodeUID, PodName: e.PodName, PodUID: e.PodUID,
 		Namespace: e.Identity.Namespace(), ServiceAccount: e.Identity.ServiceAccount(), ServiceAccountUID: e.ServiceAccountUID,
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/rotation"
@@ -104,7 +105,7 @@ func (e *Endings) ofAgent(agent string) *told {
 // issued notes an SVID that goes to an agent.
 func (e *Endings) issued(d *Decision, svid ca.SVID) {
 	ev := &d.Evidence
-	e.hold(svid.ID.String(), ca.SerialString(svid.Chain[0].SerialNumber), svid.NotAfter, true, &LedgerEvidence{
+	e.hold(svid.ID.String(), serial.String(svid.Chain[0].SerialNumber), svid.NotAfter, true, &LedgerEvidence{
 		Agent: d.agent(), Cluster: ev.Identity.Cluster(), Namespace: ev.Identity.Namespace(), ServiceAccount: ev.Identity.ServiceAccount(),
 		ServiceAccountUID: ev.ServiceAccountUID, Pod: ev.PodName, PodUID: ev.PodUID, Node: ev.NodeName, NodeUID: ev.NodeUID, Method: ev.Method,
 	})
@@ -179,7 +180,7 @@ func (e *Endings) Recall(ctx context.Context, scan func(ctx context.Context, fn 
 		if err := json.Unmarshal(x.Evidence, &v); err != nil {
 			return false, fmt.Errorf("the ledger's entry %d: %w", x.Index, err)
 		}
-		e.hold(x.ID, ca.SerialString(new(big.Int).SetBytes(x.Serial)), x.NotAfter, false, &v)
+		e.hold(x.ID, serial.String(new(big.Int).SetBytes(x.Serial)), x.NotAfter, false, &v)
 		return true, nil
 	})
 }

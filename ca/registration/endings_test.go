@@ -11,13 +11,14 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/test/world"
 )
 
-func serialOf(s ca.SVID) string { return ca.SerialString(s.Chain[0].SerialNumber) }
+func serialOf(s ca.SVID) string { return serial.String(s.Chain[0].SerialNumber) }
 
 // issue issues, or fails the test.
 func issue(t *testing.T, w *world.World, c registration.Caller, s localissuer.Subject) string {

@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/rotation"
@@ -108,7 +109,7 @@ func (j *Journal) conclude(d *Decision, svid ca.SVID, err error) {
 	j.metrics.inFlight.Dec()
 	if err == nil {
 		d.Outcome, d.ID, d.NotAfter = OutcomeIssued, svid.ID, svid.NotAfter
-		d.Serial = ca.SerialString(svid.Chain[0].SerialNumber)
+		d.Serial = serial.String(svid.Chain[0].SerialNumber)
 	} else {
 		reason := refusal.Of(err)
 		d.Outcome, d.Message = string(reason), refusal.Clip(err.Error(), 1024)

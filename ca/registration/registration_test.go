@@ -16,6 +16,7 @@ import (
 	"go.step.sm/crypto/pemutil"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
 	"github.com/meshca/meshca/ca"
@@ -40,7 +41,7 @@ func TestATokenBecomesAnSVID(t *testing.T) {
 	line := w.Audit.Last(t)
 	for key, want := range map[string]any{
 		"msg": "issue", "outcome": "issued", "spiffeID": id.String(), "namespace": "shop", "serviceAccount": "web", "podUID": "pod-web-1",
-		"nodeUID": "uid-node1", "caller": "spiffe://mesh.test/meshca/agent/one/node1", "proven": true, "serial": ca.SerialString(svid.Chain[0].SerialNumber),
+		"nodeUID": "uid-node1", "caller": "spiffe://mesh.test/meshca/agent/one/node1", "proven": true, "serial": serial.String(svid.Chain[0].SerialNumber),
 	} {
 		if line[key] != want {
 			t.Errorf("audit line: %s = %v, want %v", key, line[key], want)
@@ -409,7 +410,7 @@ func aWorkload(w *world.World) registration.Caller {
 	if err != nil {
 		w.T.Fatal(err)
 	}
-	return registration.Caller{ID: svid.ID, Serial: ca.SerialString(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter}
+	return registration.Caller{ID: svid.ID, Serial: serial.String(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter}
 }
 
 // unlist takes the agent's service account off the cluster's list, as a restart with another configuration does.

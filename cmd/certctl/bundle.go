@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/serial"
 )
 
 // bundleView is the output of `bundle show`.
@@ -174,7 +175,7 @@ func view(b *spiffebundle.Bundle) bundleView {
 	}
 	for _, r := range b.X509Authorities() {
 		v.X509Authorities = append(v.X509Authorities, rootView{
-			Subject: r.Subject.String(), Serial: serialOf(r), NotBefore: r.NotBefore.UTC(), NotAfter: r.NotAfter.UTC(),
+			Subject: r.Subject.String(), Serial: serial.String(r.SerialNumber), NotBefore: r.NotBefore.UTC(), NotAfter: r.NotAfter.UTC(),
 			SubjectKeyID: hex.EncodeToString(r.SubjectKeyId), SHA256: fingerprint(r.Raw),
 		})
 	}
@@ -217,14 +218,6 @@ func encodePEM(certs []*x509.Certificate) []byte {
 func fingerprint(der []byte) string {
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:])
-}
-
-// serialOf is a serial as the ledger writes it: lower-case hexadecimal, of whole bytes.
-func serialOf(cert *x509.Certificate) string {
-	if cert.SerialNumber == nil {
-		return ""
-	}
-	return hex.EncodeToString(cert.SerialNumber.Bytes())
 }
 
 // readBundle reads roots of a file, SPIFFE JSON or PEM.

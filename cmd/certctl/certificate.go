@@ -12,6 +12,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/meshca/meshca/api/serial"
 )
 
 // certificate is one of a chain, as it is shown.
@@ -46,7 +48,7 @@ func idOf(cert *x509.Certificate) (spiffeid.ID, error) {
 
 func viewCertificate(cert *x509.Certificate, first bool) certificate {
 	v := certificate{
-		Subject: cert.Subject.String(), Issuer: cert.Issuer.String(), Serial: serialOf(cert),
+		Subject: cert.Subject.String(), Issuer: cert.Issuer.String(), Serial: serial.String(cert.SerialNumber),
 		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(), Key: keyName(cert.PublicKey), SignatureAlgorithm: cert.SignatureAlgorithm.String(),
 		KeyUsage: keyUsages(cert.KeyUsage), ExtKeyUsage: extKeyUsages(cert), DNSNames: append([]string{}, cert.DNSNames...), URIs: []string{},
 		CA: cert.IsCA, SubjectKeyID: hex.EncodeToString(cert.SubjectKeyId), AuthorityKeyID: hex.EncodeToString(cert.AuthorityKeyId), SHA256: fingerprint(cert.Raw),

@@ -2,16 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/serial"
 )
 
 func (c *cli) svidCommand() *cobra.Command {
@@ -175,15 +174,17 @@ func wellFormed(r *meshcav1.ListSVIDsRequest) error {
 			return no(fmt.Sprintf("%.80q is not a SPIFFE ID", r.GetSpiffeId()), err, "")
 		}
 	}
-	if _, err := hex.DecodeString(strings.ReplaceAll(r.GetSerial(), ":", "")); err != nil {
-		return no(fmt.Sprintf("serial %.64q is not hexadecimal with an even number of digits", r.GetSerial()), nil, "")
+	if _, err := serial.Parse(r.GetSerial()); err != nil {
+		return no(err.Error(), nil, "")
 	}
 	return nil
 }
 
-// sameSerial compares serials as people copy them: openssl prints upper case and colons.
-func sameSerial(typed, serial string) bool {
-	return strings.EqualFold(strings.ReplaceAll(typed, ":", ""), serial)
+// sameSerial compares serials in whatever spelling: agents of an earlier version leave leading zeros out.
+func sameSerial(one, other string) bool {
+	a, err := serial.Parse(one)
+	b, fault := serial.Parse(other)
+	return err == nil && fault == nil && a == b
 }
 
 func heldRows(p *page, withSelf bool, self *meshcav1.HeldSVID, shown []*meshcav1.WorkloadStatus) [][]cell {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/meshca/meshca/api/admin"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/rotation"
 )
@@ -202,7 +203,7 @@ func (d *daemon) replaced(ctx context.Context) bool {
 func describe(kind, state string, c *x509.Certificate) *meshcav1.AuthorityStatus {
 	sum := sha256.Sum256(c.Raw)
 	return &meshcav1.AuthorityStatus{
-		Kind: kind, State: state, Subject: c.Subject.String(), Serial: ca.SerialString(c.SerialNumber), KeyId: hex.EncodeToString(c.SubjectKeyId),
+		Kind: kind, State: state, Subject: c.Subject.String(), Serial: serial.String(c.SerialNumber), KeyId: hex.EncodeToString(c.SubjectKeyId),
 		NotBefore: timestamppb.New(c.NotBefore), NotAfter: timestamppb.New(c.NotAfter), Fingerprint: hex.EncodeToString(sum[:]),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/pkcs11"
 )
@@ -63,7 +64,7 @@ func TestARestartGoesOnWithItsIntermediate(t *testing.T) {
 	start := func(t *testing.T) {
 		r := run(t, c)
 		r.until("ready", func() error { return r.gets("/readyz", http.StatusOK, "ok") })
-		serials[t.Name()] = ca.SerialString(line(r.daemon).Status().Chain[0].SerialNumber)
+		serials[t.Name()] = serial.String(line(r.daemon).Status().Chain[0].SerialNumber)
 		for _, f := range r.checks(t.Context()) {
 			if f.GetSubject() == "kept intermediates" {
 				serials["check"] = f.GetDetail()

@@ -24,6 +24,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/attestor"
 	"github.com/meshca/meshca/attestor/kubernetes"
 	"github.com/meshca/meshca/attestor/kubernetes/localissuer"
@@ -322,7 +323,7 @@ func (w *World) AttestAgent(s localissuer.Subject) registration.Caller {
 	if err != nil {
 		w.T.Fatal(err)
 	}
-	return registration.Caller{Address: "192.0.2.1:1", ID: svid.ID, Serial: ca.SerialString(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter}
+	return registration.Caller{Address: "192.0.2.1:1", ID: svid.ID, Serial: serial.String(svid.Chain[0].SerialNumber), NotAfter: svid.NotAfter}
 }
 
 // Issue asks for the subject's SVID with its own token and a new key.
