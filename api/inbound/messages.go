@@ -3,7 +3,6 @@ package inbound
 import (
 	"encoding/binary"
 	"errors"
-	"math"
 	"net"
 	"sync"
 	"time"
@@ -22,22 +21,47 @@ const (
 	crumb  = 512
 )
 
+// errLate is why a connection was closed whose message did not arrive in time.
+var errLate = errors.New("a message that had begun did not arrive in time: the connection is closed")
+
 // errHungUp is what the server reads of a connection that was closed for its messages.
-var errHungUp = errors.New("a message was in too many pieces, or too many pieces wait to be read, or too many streams are open: the connection is closed")
+var errHungUp = errors.New("a message was in too many pieces, or too many pieces wait to be read, or too many large messages are on their way, " +
+	"or too many streams are open: the connection is closed")
+
+// Rules are what Watch holds a connection to.
+type Rules struct {
+	// Patience is how long a message may take to arrive.
+	Patience time.Duration
+	// Unread is how many frames of a stream may have come that the server has not read yet: small messages, whole ones too,
+	// take more memory than what is in them. For a server whose streams have a window of 64 KiB: a client of messages of n
+	// bytes, all of which are read at once, has up to 18 432/n frames there. 0: any number.
+	Unread int
+	// Large is the room that messages of more than Above bytes need while they arrive, and Whose is who has a place in it.
+	// Nil: none is needed.
+	Large *Room
+	Above int
+	Whose string
+	// Broken, if set, is told when the connection is closed for one of the rules. It must be quick and not wait for the
+	// connection.
+	Broken func(err error)
+	// WritePatience is how long the client may leave what is written unread, as far as its kernel has no room for it. 0: for
+	// ever.
+	WritePatience time.Duration
+	// Opened, if set, is told of each call that the client opens, and reports whether there is room for it: if not, the
+	// connection is closed. Ended is told when their end is written or the client has reset them, and of all that are left
+	// when the connection is closed.
+	Opened func() bool
+	Ended  func(calls int)
+	// Wrote, if set, is told how many bytes of content are being written.
+	Wrote func(n int)
+}
 
 // Watch has each message that has begun to arrive through a gRPC server's connection arrive in time, on whatever stream and
 // however many came before it on that stream. What has come of it is kept in memory until then, so the connection of a client
-// that lets the time pass is closed, as is that of one who sends a message in crumbs. conn carries HTTP/2 in the clear: a TLS
-// connection after its handshake.
-func Watch(conn net.Conn, patience time.Duration) net.Conn {
-	return WatchUnread(conn, patience, math.MaxInt)
-}
-
-// WatchUnread is Watch for a server whose streams have a window of 64 KiB. It closes the connection too when on one stream more
-// frames have come than most that the server may not have read yet: small messages, whole ones too, take more memory than what
-// is in them. A client of messages of n bytes, all of which are read at once, has up to 18 432/n frames there.
-func WatchUnread(conn net.Conn, patience time.Duration, most int) net.Conn {
-	w := &watched{Conn: conn, patience: patience, most: most, streams: map[uint32]*stream{}, in: frames{skip: preface}}
+// that lets the time pass is closed, as is that of one who sends a message in crumbs, and of one who breaks the other rules.
+// conn carries HTTP/2 in the clear: a TLS connection after its handshake.
+func Watch(conn net.Conn, r Rules) net.Conn {
+	w := &watched{Conn: conn, rules: r, streams: map[uint32]*stream{}, calls: map[uint32]struct{}{}, in: frames{skip: preface}}
 	w.late = time.AfterFunc(time.Hour, w.look)
 	w.late.Stop()
 	return w
@@ -45,15 +69,15 @@ func WatchUnread(conn net.Conn, patience time.Duration, most int) net.Conn {
 
 type watched struct {
 	net.Conn
-	patience time.Duration
-	most     int // of frames of a stream that are unread
-	late     *time.Timer
+	rules Rules
+	late  *time.Timer
 
 	mu      sync.Mutex
 	in, out frames
-	widens  increment          // of the frame that out is in
-	streams map[uint32]*stream // those that both sides have open
-	armed   bool               // late runs
+	widens  increment           // of the frame that out is in
+	streams map[uint32]*stream  // those that both sides have open
+	calls   map[uint32]struct{} // those whose end is not yet written
+	armed   bool                // late runs
 	hungUp  bool
 }
 
@@ -71,6 +95,15 @@ type arrival struct {
 	size  int    // of what has come of it
 	count int    // of the frames that brought it
 	began time.Time
+	leave func() // gives back a large message's place; nil: it has none
+}
+
+// over gives back what the message has, if there is one.
+func (a *arrival) over() {
+	if a.leave != nil {
+		a.leave()
+	}
+	*a = arrival{}
 }
 
 func (a *arrival) underWay() bool { return a.have > 0 }
@@ -80,8 +113,12 @@ func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.in.see(p[:n], w.opened, w.arrived, w.ended)
+	closed := w.hungUp
+	w.in.see(p[:n], w.opened, w.arrived, w.heard)
 	if w.hungUp {
+		if !closed {
+			w.broken(errHungUp)
+		}
 		_ = w.Conn.Close()
 		return 0, errHungUp
 	}
@@ -91,8 +128,13 @@ func (w *watched) Read(p []byte) (int, error) {
 // Write writes to the client.
 func (w *watched) Write(p []byte) (int, error) {
 	w.mu.Lock() // before the client answers what it says
-	w.out.see(p, func(frame) {}, w.widening, w.said)
+	w.out.see(p, func(frame) {}, w.saying, w.said)
 	w.mu.Unlock()
+	if w.rules.WritePatience > 0 {
+		if err := w.Conn.SetWriteDeadline(time.Now().Add(w.rules.WritePatience)); err != nil {
+			return 0, err
+		}
+	}
 	return w.Conn.Write(p)
 }
 
@@ -101,6 +143,11 @@ func (w *watched) Close() error {
 	w.mu.Lock()
 	w.late.Stop()
 	w.hungUp = true
+	for _, s := range w.streams {
+		s.over()
+	}
+	w.callsEnd(len(w.calls))
+	clear(w.calls)
 	w.mu.Unlock()
 	return w.Conn.Close()
 }
@@ -122,12 +169,19 @@ func (w *watched) opened(f frame) {
 		return
 	}
 	w.streams[f.stream] = &stream{}
+	w.calls[f.stream] = struct{}{}
+	if w.rules.Opened != nil && !w.rules.Opened() {
+		w.hungUp = true
+	}
 }
 
-// widening takes a piece of what the server lets more come with.
-func (w *watched) widening(f frame, p []byte) {
-	if f.kind == typeWindow {
+// saying takes a piece of what the server says: of content, or of what it lets more come with.
+func (w *watched) saying(f frame, p []byte) {
+	switch {
+	case f.kind == typeWindow:
 		w.widens.add(p)
+	case f.kind == typeData && w.rules.Wrote != nil:
+		w.rules.Wrote(len(p))
 	}
 }
 
@@ -140,11 +194,39 @@ func (w *watched) said(f frame) {
 		}
 	}
 	w.ended(f)
+	if f.ends() {
+		w.callEnds(f.stream)
+	}
+}
+
+// heard is told that the client has said a frame.
+func (w *watched) heard(f frame) {
+	w.ended(f)
+	if f.kind == typeReset {
+		w.callEnds(f.stream)
+	}
+}
+
+func (w *watched) callEnds(id uint32) {
+	if _, ok := w.calls[id]; ok {
+		delete(w.calls, id)
+		w.callsEnd(1)
+	}
+}
+
+func (w *watched) callsEnd(n int) {
+	if w.rules.Ended != nil && n > 0 {
+		w.rules.Ended(n)
+	}
 }
 
 // ended forgets a stream on which one side says no more: nothing arrives any more, or nobody waits for it.
 func (w *watched) ended(f frame) {
-	if f.ends() {
+	if !f.ends() {
+		return
+	}
+	if s := w.streams[f.stream]; s != nil {
+		s.over()
 		delete(w.streams, f.stream)
 	}
 }
@@ -160,7 +242,7 @@ func (w *watched) arrived(f frame, p []byte) {
 	for len(p) > 0 {
 		if !a.underWay() {
 			a.began = time.Now()
-			w.arm(w.patience)
+			w.arm(w.rules.Patience)
 		}
 		if a.have < messageHeader {
 			n := copy(a.head[a.have:], p)
@@ -170,17 +252,42 @@ func (w *watched) arrived(f frame, p []byte) {
 				break
 			}
 			a.left = binary.BigEndian.Uint32(a.head[1:])
+			w.makeRoom(a)
 		}
 		n := min(uint64(a.left), uint64(len(p)))
 		a.left, p = a.left-uint32(n), p[n:]
 		a.size += int(n)
 		if a.left == 0 {
-			*a = arrival{count: min(len(p), 1)} // the next one may have begun in the same frame
+			a.over()
+			a.count = min(len(p), 1) // the next one may have begun in the same frame
 		}
 	}
-	if a.count > crumbs+a.size/crumb || s.frames > w.most {
+	if a.count > crumbs+a.size/crumb || w.rules.Unread > 0 && s.frames > w.rules.Unread {
 		w.hungUp = true
 	}
+}
+
+func (w *watched) broken(err error) {
+	if w.rules.Broken != nil {
+		w.rules.Broken(err)
+	}
+}
+
+// makeRoom takes a place for a message of which the length is known, if it is a large one.
+func (w *watched) makeRoom(a *arrival) {
+	if w.rules.Large == nil || uint64(a.left) <= uint64(w.rules.Above) {
+		return
+	}
+	// Who gives way may be another connection, whose mu another goroutine holds: nothing but its socket is touched.
+	leave, ok := w.rules.Large.Enter(w.rules.Whose, func() {
+		w.broken(errHungUp)
+		_ = w.Conn.Close()
+	})
+	if !ok {
+		w.hungUp = true
+		return
+	}
+	a.leave = leave
 }
 
 // arm has it looked for late messages after d at most.
@@ -201,9 +308,10 @@ func (w *watched) look() {
 		if !s.underWay() {
 			continue
 		}
-		left := w.patience - now.Sub(s.began)
+		left := w.rules.Patience - now.Sub(s.began)
 		if left <= 0 {
 			w.hungUp = true
+			w.broken(errLate)
 			_ = w.Conn.Close()
 			return
 		}

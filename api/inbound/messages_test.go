@@ -29,9 +29,14 @@ type client struct {
 // withClient runs a test in a bubble, whose server reads whatever comes.
 func withClient(t *testing.T, test func(c *client)) {
 	t.Helper()
+	withRules(t, func() Rules { return Rules{Patience: patience, Unread: mostUnread} }, test)
+}
+
+func withRules(t *testing.T, rules func() Rules, test func(c *client)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
-		w := WatchUnread(far, patience, mostUnread)
+		w := Watch(far, rules())
 		c := &client{t: t, Framer: http2.NewFramer(near, nil), server: http2.NewFramer(w, nil)}
 		go func() { _, _ = io.Copy(io.Discard, near) }()
 		go func() {
@@ -69,6 +74,95 @@ func (c *client) stands(d time.Duration) bool {
 
 // message is one of n bytes, none of them content.
 func message(n int) []byte { return append([]byte{0, 0, 0, byte(n >> 8), byte(n)}, make([]byte, n)...) }
+
+// A call is open until its end is written, and not only until the client has said its last.
+func TestCallsAreCounted(t *testing.T) {
+	var open, wrote atomic.Int64
+	var told atomic.Pointer[error]
+	rules := func() Rules {
+		return Rules{
+			Patience: patience, Opened: func() bool { return open.Add(1) <= 3 }, Ended: func(n int) { open.Add(int64(-n)) },
+			Wrote: func(n int) { wrote.Add(int64(n)) }, Broken: func(err error) { told.Store(&err) },
+		}
+	}
+	withRules(t, rules, func(c *client) {
+		is := func(what string, want int64) {
+			t.Helper()
+			synctest.Wait()
+			if n := open.Load(); n != want {
+				t.Errorf("%s: %d calls are open, want %d", what, n, want)
+			}
+		}
+		c.call(1)
+		c.must(c.WriteData(1, true, message(0)))
+		c.call(3)
+		is("one has said its last", 2)
+		c.must(c.server.WriteData(1, false, message(5)))
+		is("an answer", 2)
+		c.must(c.server.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x80}, EndHeaders: true, EndStream: true}))
+		is("its end", 1)
+		c.must(c.WriteRSTStream(3, http2.ErrCodeCancel))
+		is("the client gives one up", 0)
+		c.call(5)
+		c.must(c.server.WriteRSTStream(5, http2.ErrCodeCancel))
+		is("the server gives one up", 0)
+		if n := wrote.Load(); n != 10 {
+			t.Errorf("%d bytes of content are written, want 10", n)
+		}
+		for i := range uint32(4) {
+			c.call(7 + 2*i)
+		}
+		if c.stands(0) || told.Load() == nil {
+			t.Error("the connection stays open, or nobody is told")
+		}
+	})
+	if n := open.Load(); n != 0 {
+		t.Errorf("%d calls are open of a connection that is closed", n)
+	}
+}
+
+// Large messages need a place until they are whole, or given up.
+func TestLargeMessagesNeedRoom(t *testing.T) {
+	var room *Room
+	rules := func() Rules {
+		room = NewRoom(1, time.Minute)
+		return Rules{Patience: patience, Large: room, Above: 100, Whose: "pod"}
+	}
+	taken := func() int {
+		synctest.Wait()
+		room.mu.Lock()
+		defer room.mu.Unlock()
+		return len(room.guests)
+	}
+	large := message(101)
+	for what, end := range map[string]func(c *client){
+		"whole":               func(c *client) { c.must(c.WriteData(1, false, large[50:])) },
+		"the client gives up": func(c *client) { c.must(c.WriteRSTStream(1, http2.ErrCodeCancel)) },
+		"the server gives up": func(c *client) { c.must(c.server.WriteRSTStream(1, http2.ErrCodeCancel)) },
+		"late":                func(c *client) { c.stands(patience + time.Second) },
+	} {
+		withRules(t, rules, func(c *client) {
+			c.call(1)
+			c.must(c.WriteData(1, false, message(100)))
+			if n := taken(); n != 0 {
+				t.Errorf("%s: a small message has a place", what)
+			}
+			c.must(c.WriteData(1, false, large[:50]))
+			if n := taken(); n != 1 {
+				t.Errorf("%s: the message has no place", what)
+			}
+			if _, ok := room.Enter("another pod", func() {}); ok {
+				t.Errorf("%s: there is place for two", what)
+			}
+			if end(c); what == "late" {
+				return // whoever reads closes the connection, and with that the place is free
+			}
+			if n := taken(); n != 0 {
+				t.Errorf("%s: its place stays taken", what)
+			}
+		})
+	}
+}
 
 func TestMessagesThatDoNotEnd(t *testing.T) {
 	for what, pieces := range map[string][][]byte{
@@ -298,7 +392,7 @@ func FuzzFrames(f *testing.F) {
 		if !bytes.Equal(data, other) || !slices.Equal(begun, begun2) || !slices.Equal(ended, ended2) {
 			t.Errorf("in pieces of %d: %x, %v, %v, and in one: %x, %v, %v", size, other, begun2, ended2, data, begun, ended)
 		}
-		w := Watch(nowhere{r: bytes.NewReader(p)}, patience)
+		w := Watch(nowhere{r: bytes.NewReader(p)}, Rules{Patience: patience})
 		_, _ = io.Copy(io.Discard, struct{ io.Reader }{w})
 		_ = w.Close()
 	})

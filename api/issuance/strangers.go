@@ -55,7 +55,7 @@ func (c admitting) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 		sips.trusted = true
 		return conn, info, nil
 	}
-	return inbound.Watch(&strangersConn{conn, sips, leave}, c.accounts.patience), info, nil
+	return inbound.Watch(&strangersConn{conn, sips, leave}, inbound.Rules{Patience: c.accounts.patience}), info, nil
 }
 
 // Clone keeps the bounds, which the embedded Clone would lose.

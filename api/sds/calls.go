@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/tap"
 
 	"github.com/meshca/meshca/api/inbound"
@@ -27,13 +28,16 @@ const window = 64 << 10
 // as their reading is noticed a quarter of a window later.
 const maxUnread = 384
 
+// largeTime is what a large request takes to arrive.
+const largeTime = 100 * time.Millisecond
+
 // ServerOptions are the options of a gRPC server whose connections are held to the limits: calls, message and header sizes, the
 // time that a message may take to arrive, and a life sign every minute, so that the streams of a peer that vanished end. They are
 // for connections without TLS, as unix sockets have them: other grpc.Creds would take the watch over messages away.
 func (s *Server) ServerOptions() []grpc.ServerOption {
 	l := s.config.Limits
 	return []grpc.ServerOption{
-		grpc.Creds(inClear{insecure.NewCredentials(), l.FirstRequest}),
+		grpc.Creds(inClear{insecure.NewCredentials(), s}),
 		grpc.InTapHandle(s.admit),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 			arrived(ctx)
@@ -44,8 +48,9 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 			return handler(srv, g)
 		}),
 		grpc.MaxConcurrentStreams(l.StreamsPerConnection),
-		grpc.MaxRecvMsgSize(l.RequestBytes),
+		grpc.MaxRecvMsgSize(max(l.RequestBytes, l.LargeRequestBytes)),
 		grpc.MaxHeaderListSize(16 << 10),
+		grpc.ForceServerCodecV2(codec{}),
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
 		grpc.ReadBufferSize(8 << 10),
@@ -59,7 +64,7 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 // inClear are the credentials of connections without TLS, on which messages are watched as they arrive.
 type inClear struct {
 	credentials.TransportCredentials
-	patience time.Duration
+	server *Server
 }
 
 // ServerHandshake is called by grpc for each connection.
@@ -68,12 +73,14 @@ func (c inClear) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	if err != nil {
 		return nil, nil, err
 	}
-	return inbound.WatchUnread(conn, c.patience, maxUnread), info, nil
+	ctx := peer.NewContext(context.Background(), &peer.Peer{Addr: raw.RemoteAddr(), LocalAddr: raw.LocalAddr(), AuthInfo: info})
+	l := &line{server: c.server, conn: raw, who: c.server.config.Peer(ctx), account: c.server.account(ctx)}
+	return inbound.Watch(conn, l.rules()), lineInfo{info, l}, nil
 }
 
 // Clone keeps the watch, which the embedded Clone would lose.
 func (c inClear) Clone() credentials.TransportCredentials {
-	return inClear{c.TransportCredentials.Clone(), c.patience}
+	return inClear{c.TransportCredentials.Clone(), c.server}
 }
 
 // calls counts the open calls of each peer. The zero calls is empty.

@@ -56,18 +56,30 @@ type Account struct {
 
 // Limits bound what a peer can cost. A zero field stands for its default. With the defaults a peer that does its worst
 // holds some four megabytes: 32 streams with 64 KiB of requests that were not read yet, 30 KiB for the pieces in which they
-// came and 20 KiB of their own, and 512 KiB of names; each connection takes 24 KiB.
+// came and 20 KiB of their own, 512 KiB of names, and 64 KiB of answers that it does not read; each connection takes 24 KiB.
+// Beside that, one that asks for much has its part of what all of them share: SpareNameBytes, LargeRequests and
+// SpareAnswerBacklog.
 type Limits struct {
 	// Names is how many names a stream can be subscribed to at once; 10 000.
 	Names int
 	// NameBytes is what the names that a peer is subscribed to over all its streams can take, in bytes, with 128 for the
-	// keeping of each; 512 KiB.
+	// keeping of each, whatever others take; 512 KiB. A `file-` name counts three times its length.
 	NameBytes int
-	// RequestBytes is the size of a request, in bytes; 64 KiB, which hold about a thousand names. A peer can leave one half sent
-	// on each of its streams. It takes effect through ServerOptions.
+	// SpareNameBytes is what the names of all peers can take beyond that, together; 8 MiB.
+	SpareNameBytes int
+	// RequestBytes is the size of a request that a peer can leave half sent on each of its streams, in bytes; 64 KiB, which hold
+	// about a thousand names. It takes effect through ServerOptions.
 	RequestBytes int
+	// LargeRequestBytes is the size of a request at most, in bytes; 768 KiB, which hold ten thousand names. Of those larger than
+	// RequestBytes there may be LargeRequests on their way at a time, of all peers together, 2: when more come, the connection
+	// of the oldest is closed, or of the peer that has most of them. They take effect through ServerOptions.
+	LargeRequestBytes, LargeRequests int
 	// AnswerBytes is the size at which an answer is split, in bytes; 2 MiB, half of what a gRPC client accepts by default.
 	AnswerBytes int
+	// AnswerBacklog is what a peer can leave unread of answers over all its connections, in bytes, whatever others do; 64 KiB.
+	// SpareAnswerBacklog is what all peers can leave unread beyond that, together; 8 MiB. An answer that has no room waits for
+	// it. They take effect through ServerOptions.
+	AnswerBacklog, SpareAnswerBacklog int
 	// Streams is how many streams the server keeps at once; 20 000.
 	Streams int
 	// StreamsPerPeer is how many of them one peer may have, fetches among them; 32. An Envoy opens one for each secret of its
@@ -83,7 +95,8 @@ type Limits struct {
 	// FirstRequest is how long a stream may say nothing at first, and any request take to arrive that has begun (through
 	// ServerOptions); 10 s.
 	FirstRequest time.Duration
-	// Send is how long a peer may leave an answer unread; 30 s.
+	// Send is how long a peer may leave an answer unread; 30 s. Then the stream ends. Through ServerOptions a connection of which
+	// nothing is read for twice as long is closed: answers can wait in it when their streams have ended.
 	Send time.Duration
 }
 
@@ -91,8 +104,13 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	orDefault(&l.Names, 10_000)
 	orDefault(&l.NameBytes, 512<<10)
+	orDefault(&l.SpareNameBytes, 8<<20)
 	orDefault(&l.RequestBytes, 64<<10)
+	orDefault(&l.LargeRequestBytes, 768<<10)
+	orDefault(&l.LargeRequests, 2)
 	orDefault(&l.AnswerBytes, 2<<20)
+	orDefault(&l.AnswerBacklog, 64<<10)
+	orDefault(&l.SpareAnswerBacklog, 8<<20)
 	orDefault(&l.Streams, 20_000)
 	orDefault(&l.StreamsPerPeer, 32)
 	orDefault(&l.StreamsPerConnection, 100)
@@ -109,7 +127,8 @@ func orDefault[N int | uint32 | time.Duration](field *N, value N) {
 }
 
 func (l Limits) check() error {
-	if l.Names < 0 || l.NameBytes < 0 || l.RequestBytes < 0 || l.AnswerBytes < 0 || l.Streams < 0 || l.StreamsPerPeer < 0 ||
+	if l.Names < 0 || l.NameBytes < 0 || l.RequestBytes < 0 || l.SpareNameBytes < 0 ||
+		l.LargeRequestBytes < 0 || l.LargeRequests < 0 || l.AnswerBytes < 0 || l.AnswerBacklog < 0 || l.SpareAnswerBacklog < 0 || l.Streams < 0 || l.StreamsPerPeer < 0 ||
 		l.RequestsPerSecond < 0 || l.FirstRequest < 0 || l.Send < 0 {
 		return errors.New("a limit of SDS is negative: leave it out for its default")
 	}

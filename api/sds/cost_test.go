@@ -8,12 +8,15 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/time/rate"
+	"google.golang.org/protobuf/proto"
 )
 
 // unread is the wire of a peer that takes whatever it is sent.
 type unread struct{ wire }
 
-func (unread) send(*answer) error { return nil }
+func (unread) encode(*answer) proto.Message { return &discoveryv3.DeltaDiscoveryResponse{} }
+
+func (unread) send(proto.Message) error { return nil }
 
 // nobodies is an open delta stream that asks for n names which are not served, and has been told so.
 func nobodies(tb testing.TB, n int) (st *stream, names []string) {
@@ -40,7 +43,7 @@ func hear(tb testing.TB, st *stream, r *request) {
 	if err := st.take(r); err != nil {
 		tb.Fatal(err)
 	}
-	if err := st.answer(fixture().first); err != nil {
+	if err := st.answer(tb.Context(), fixture().first); err != nil {
 		tb.Fatal(err)
 	}
 	if st.sent != nil {

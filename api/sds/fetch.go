@@ -5,6 +5,7 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/meshca/meshca/api/refusal"
 )
@@ -12,14 +13,18 @@ import (
 // FetchSecrets answers one request. While there is nothing yet it waits, as long as a stream may wait to ask. Names
 // that are not served are left out; if that leaves nothing the answer is SECRET_UNKNOWN.
 func (s *Server) FetchSecrets(ctx context.Context, r *discoveryv3.DiscoveryRequest) (*discoveryv3.DiscoveryResponse, error) {
-	a, err := s.fetch(ctx, requestOf(r))
+	a, err := s.fetch(ctx, requestOf(r), proto.Size(r) > s.config.Limits.RequestBytes)
 	if err != nil {
 		return nil, refusal.Status(err)
 	}
-	return responseOf(&a), nil
+	m := responseOf(&a)
+	if l := lineOf(ctx); l != nil && !l.owe(messageHeader+proto.Size(m)) {
+		return nil, refusal.Status(refusal.New(refusal.PeerLimit, "the peer leaves answers unread (limit: AnswerBacklog and SpareAnswerBacklog)").After(time.Second))
+	}
+	return m, nil
 }
 
-func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
+func (s *Server) fetch(ctx context.Context, r *request, large bool) (answer, error) {
 	source, err := s.config.Source(ctx)
 	if err != nil {
 		return answer{}, err
@@ -29,14 +34,12 @@ func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
 		shown: Stream{Peer: s.config.Peer(ctx), Protocol: Fetch, Opened: time.Now()},
 	}
 	if err := s.streams.enter(st, s.account(ctx), s.config.Limits); err != nil {
+		s.config.Observe.refused(st.shown.Peer, err)
 		return answer{}, err
 	}
 	defer s.streams.leave(st)
-	if err := st.load.pace.Wait(ctx); err != nil {
-		if ctx.Err() != nil {
-			return answer{}, ctx.Err()
-		}
-		return answer{}, refusal.New(refusal.PeerLimit, "the peer asks too often for this call to have its turn in time (limit: RequestsPerSecond)").After(time.Second)
+	if err := st.turn(ctx, large); err != nil {
+		return answer{}, err
 	}
 	st.pay(len(r.names))
 	if err := checkType(r.typeURL); err != nil {
@@ -71,6 +74,17 @@ func (s *Server) fetch(ctx context.Context, r *request) (answer, error) {
 		return answer{}, refusal.New(refusal.SecretUnknown, "none of the names is served, such as %q", clip(unknown[0], maxNode))
 	}
 	return a, nil
+}
+
+// turn waits until the peer's pace lets a fetch be answered. A large one is not kept: what it takes is not counted yet.
+func (st *stream) turn(ctx context.Context, large bool) error {
+	if large && st.load.pace.Allow() || !large && st.load.pace.Wait(ctx) == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return refusal.New(refusal.PeerLimit, "the peer asks too often for this call to have its turn in time (limit: RequestsPerSecond)").After(time.Second)
 }
 
 // await is the secrets once there are some; nil if what is asked for needs none.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -191,6 +192,9 @@ func (m *model) counts(t *rapid.T) {
 	var unserved []string
 	for name, h := range m.sub.names {
 		cost += keeping + len(name)
+		if strings.HasPrefix(name, "file-") {
+			cost += 2 * len(name)
+		}
 		if h.asked {
 			bytes += len(name)
 		}

@@ -17,8 +17,9 @@ const (
 
 // Names as Istio has them (istio.io/istio/pkg/security).
 const (
-	prefixFileCert = "file-cert:"
-	prefixFileRoot = "file-root:"
+	prefixFile     = "file-"
+	prefixFileCert = prefixFile + "cert:"
+	prefixFileRoot = prefixFile + "root:"
 	fileSeparator  = "~"
 	fileSystem     = "system"
 )

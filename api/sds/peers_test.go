@@ -139,6 +139,16 @@ func TestSlowPeer(t *testing.T) {
 			t.Errorf("closed with %v", d.closed)
 		}
 		reader.quiet()
+		// What was never read is still kept, until the connection goes.
+		time.Sleep(10 * time.Second)
+		if err := reader.ended(); status.Code(err) != codes.Unavailable {
+			t.Errorf("the connection stays: %v", err)
+		}
+		d.server.backlog.mu.Lock()
+		defer d.server.backlog.mu.Unlock()
+		if n := len(d.server.backlog.by); n != 0 || d.server.backlog.spare != 0 {
+			t.Errorf("%d accounts owe something, and %d bytes of what is spare", n, d.server.backlog.spare)
+		}
 	})
 }
 

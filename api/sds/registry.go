@@ -22,6 +22,8 @@ type registry struct {
 	// would come back for another burst.
 	peers map[string]*load
 	swept time.Time
+	// spare is what the names of peers take beyond what each has for itself, in bytes.
+	spare int
 	// changed is set when a stream ends, begins to ask, or takes a bundle.
 	changed rotation.Current[struct{}]
 }
@@ -56,24 +58,32 @@ func (r *registry) enter(st *stream, a Account, l Limits) error {
 	return nil
 }
 
-// charge counts for the stream's peer what its subscription takes now, or refuses that.
+// charge counts for the stream's peer what its subscription takes now, or refuses that. What a peer takes beyond its own is of
+// what all share.
 func (r *registry) charge(st *stream, bytes int, l *Limits) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if all := st.load.bytes - st.charged + bytes; bytes > st.charged && all > l.NameBytes {
-		return refusal.New(refusal.PeerLimit, "the names that the peer asks for over its %d streams take more than %d bytes together (limit: NameBytes)",
-			st.load.streams, l.NameBytes)
+	spare := r.spare - st.load.over(l) + load{bytes: st.load.bytes - st.charged + bytes}.over(l)
+	if spare > r.spare && spare > l.SpareNameBytes {
+		return refusal.New(refusal.PeerLimit, "the names that the peer asks for over its %d streams take more than %d bytes together (limit: NameBytes), "+
+			"and more than what all peers share is left of (limit: SpareNameBytes)", st.load.streams, l.NameBytes)
 	}
+	r.spare = spare
 	st.load.bytes += bytes - st.charged
 	st.charged = bytes
 	return nil
 }
 
+// over is what a peer's names take beyond what it has for itself.
+func (p load) over(l *Limits) int { return max(0, p.bytes-l.NameBytes) }
+
 func (r *registry) leave(st *stream) {
 	r.mu.Lock()
 	delete(r.open, st)
 	st.load.streams--
+	r.spare -= st.load.over(&st.server.config.Limits)
 	st.load.bytes -= st.charged
+	r.spare += st.load.over(&st.server.config.Limits)
 	r.sweep()
 	r.mu.Unlock()
 	r.changed.Set(struct{}{})

@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/rotation"
 )
@@ -32,7 +35,9 @@ func (w *faulty) receive() (*request, error) {
 	return nil, w.ctx.Err()
 }
 
-func (w *faulty) send(*answer) error { panicsHere(); return nil }
+func (w *faulty) send(proto.Message) error { panicsHere(); return nil }
+
+func (w *faulty) encode(*answer) proto.Message { return &discoveryv3.DiscoveryResponse{} }
 
 func panicsHere() { panic("a-token-in-a-panic") }
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+
+	"github.com/meshca/meshca/api/inbound"
 )
 
 // Server is the secret discovery service. Its methods are safe for concurrent use.
@@ -15,6 +17,8 @@ type Server struct {
 	config  Config
 	streams registry
 	calls   calls
+	backlog backlog
+	large   *inbound.Room // requests that are larger than RequestBytes, while they arrive
 }
 
 var _ secretv3.SecretDiscoveryServiceServer = (*Server)(nil)
@@ -37,7 +41,7 @@ func New(c Config) (*Server, error) {
 	if c.SystemBundle == "" {
 		c.SystemBundle = DefaultSystemBundle
 	}
-	return &Server{config: c}, nil
+	return &Server{config: c, large: inbound.NewRoom(c.Limits.LargeRequests, largeTime)}, nil
 }
 
 // account is the peer's, with its limits.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/meshca/meshca/api/refusal"
 )
@@ -89,7 +90,7 @@ func (st *stream) run(ctx context.Context) error {
 			return secrets.end
 		}
 		st.waiting = secrets == nil
-		if err := st.answer(secrets); err != nil {
+		if err := st.answer(ctx, secrets); err != nil {
 			return err
 		}
 		if closed && st.sent == nil {
@@ -138,9 +139,10 @@ func receive(ctx context.Context, w wire, pace *rate.Limiter, heard chan<- said)
 		}
 	}()
 	for {
-		r, err := w.receive()
+		var r *request
+		err := pace.Wait(ctx) // a request that was read is larger than one that was not
 		if err == nil {
-			err = pace.Wait(ctx)
+			r, err = w.receive()
 		}
 		select {
 		case heard <- said{r, err}:
@@ -154,7 +156,7 @@ func receive(ctx context.Context, w wire, pace *rate.Limiter, heard chan<- said)
 }
 
 // answer sends what is owed, until nothing is or a send takes its time.
-func (st *stream) answer(s *Secrets) error {
+func (st *stream) answer(ctx context.Context, s *Secrets) error {
 	for st.asked && st.owing && st.sent == nil {
 		a, unknown, more, err := st.sub.next(s, st.last+1)
 		st.pay(0)
@@ -165,7 +167,7 @@ func (st *stream) answer(s *Secrets) error {
 		st.taken.offer(s, &a, more)
 		st.entrust()
 		if !a.empty() {
-			if err := st.send(&a); err != nil {
+			if err := st.send(ctx, &a); err != nil {
 				return err
 			}
 		}
@@ -192,12 +194,15 @@ const sendsAtOnce = 32 << 10
 
 // send sends an answer. A peer that may not be reading gets it from a goroutine of its own, so that the stream still
 // hears it, and can tell it off.
-func (st *stream) send(a *answer) error {
+func (st *stream) send(ctx context.Context, a *answer) error {
 	st.last = a.nonce
 	st.taken.sent(a)
 	st.unread += a.size
-	if st.unread <= sendsAtOnce {
-		return st.wire.send(a)
+	m, l := st.wire.encode(a), lineOf(ctx)
+	size := messageHeader + proto.Size(m)
+	room := l == nil || l.owe(size)
+	if room && st.unread <= sendsAtOnce {
+		return sendOn(st.wire, m, l, size)
 	}
 	sent := make(chan error, 1)
 	st.sent = sent
@@ -208,9 +213,28 @@ func (st *stream) send(a *answer) error {
 				sent <- err
 			}
 		}()
-		sent <- w.send(a)
+		var err error
+		if !room {
+			err = l.await(ctx, size)
+		}
+		if err == nil {
+			err = sendOn(w, m, l, size)
+		}
+		sent <- err
 	}(st.wire)
 	return nil
+}
+
+// messageHeader comes before each message of gRPC, in bytes.
+const messageHeader = 5
+
+// sendOn sends what there is room for.
+func sendOn(w wire, m proto.Message, l *line, size int) error {
+	err := w.send(m)
+	if err != nil && l != nil {
+		l.unsent(size)
+	}
+	return err
 }
 
 func (st *stream) setDeadline(d time.Duration) {

@@ -2,6 +2,7 @@ package sds
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/meshca/meshca/api/refusal"
 )
@@ -19,7 +20,7 @@ type subscription struct {
 	names  map[string]held
 	asked  int // entries of names that are asked for by name
 	bytes  int // their length together
-	length int // that of all names
+	length int // what all names weigh
 	// absent are the names that are asked for and not served, in no order; an entry knows its place.
 	absent []string
 	// wildcard: everything is asked for. explicit: some name was once asked for, so that an empty list no longer means
@@ -58,7 +59,7 @@ func newSubscription(p Protocol, limits *Limits, systemBundle string) subscripti
 func (b *subscription) put(name string, h held) {
 	was, known := b.names[name]
 	if !known {
-		b.length += len(name)
+		b.length += weight(name)
 	}
 	b.count(name, was.asked, -1)
 	b.count(name, h.asked, 1)
@@ -80,7 +81,7 @@ func (b *subscription) drop(name string) {
 	if !known {
 		return
 	}
-	b.length -= len(name)
+	b.length -= weight(name)
 	b.count(name, was.asked, -1)
 	if was.version == absent {
 		b.unlist(was.place)
@@ -195,15 +196,23 @@ func (b *subscription) check() error {
 	switch {
 	case b.asked > b.limits.Names:
 		return refusal.New(refusal.PeerLimit, "the stream asks for more than %d names (limit: Names)", b.limits.Names)
-	case b.bytes > b.limits.NameBytes:
-		return refusal.New(refusal.PeerLimit, "the names that the stream asks for are longer than %d bytes together (limit: NameBytes)",
-			b.limits.NameBytes)
+	case b.bytes > b.limits.NameBytes+b.limits.SpareNameBytes: // before many are kept, of which charge would hear then
+		return refusal.New(refusal.PeerLimit, "the names that the stream asks for are longer than %d bytes together (limit: NameBytes and SpareNameBytes)",
+			b.limits.NameBytes+b.limits.SpareNameBytes)
 	}
 	return nil
 }
 
 // keeping is what a name takes besides its own length: the entry, the version that was sent.
 const keeping = 128
+
+// weight is what a name takes by its length: a `file-` name is in its secret twice, for as long as that waits to be read.
+func weight(name string) int {
+	if strings.HasPrefix(name, prefixFile) {
+		return 3 * len(name)
+	}
+	return len(name)
+}
 
 // cost is what the names take in memory, in bytes. Those of a first request that resumes count too.
 func (b *subscription) cost() int { return len(b.names)*keeping + b.length }

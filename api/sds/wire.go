@@ -9,6 +9,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/meshca/meshca/api/refusal"
@@ -17,7 +18,9 @@ import (
 // wire is a stream of either protocol. receive and send may be called at the same time, each by one goroutine.
 type wire interface {
 	receive() (*request, error)
-	send(*answer) error
+	// send sends what encode made of an answer.
+	send(proto.Message) error
+	encode(*answer) proto.Message
 }
 
 // request is what a peer said, in either protocol.
@@ -46,7 +49,9 @@ func (w sotwStream) receive() (*request, error) {
 	return requestOf(r), nil
 }
 
-func (w sotwStream) send(a *answer) error { return w.grpc.Send(responseOf(a)) }
+func (w sotwStream) send(m proto.Message) error { return w.grpc.SendMsg(m) }
+
+func (sotwStream) encode(a *answer) proto.Message { return responseOf(a) }
 
 // requestOf reads a SotW or fetch request.
 func requestOf(r *discoveryv3.DiscoveryRequest) *request {
@@ -88,11 +93,13 @@ func deltaRequestOf(r *discoveryv3.DeltaDiscoveryRequest) *request {
 	}
 }
 
-func (w deltaStream) send(a *answer) error {
-	return w.grpc.Send(&discoveryv3.DeltaDiscoveryResponse{
+func (w deltaStream) send(m proto.Message) error { return w.grpc.SendMsg(m) }
+
+func (deltaStream) encode(a *answer) proto.Message {
+	return &discoveryv3.DeltaDiscoveryResponse{
 		SystemVersionInfo: a.version, TypeUrl: TypeURL, Nonce: nonceString(a.nonce),
 		Resources: a.resources, RemovedResources: a.removed,
-	})
+	}
 }
 
 // nonceString writes a nonce: answers of a stream are numbered from 1, and zero is none.

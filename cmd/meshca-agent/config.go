@@ -102,8 +102,9 @@ type SDSConfig struct {
 	// shared socket they are closed. Default 16.
 	ConnectionsPerPod int `json:"connectionsPerPod"`
 	// StreamsPerPod is how many SDS streams and fetches a pod may have open over all its volumes and the shared socket. Default
-	// 24. With the defaults 110 pods of 16 volumes each that do their worst take 390 MiB together, of the 512 that the chart gives
-	// an agent: for each pod 24 streams of 114 KiB, 16 connections of 24 KiB, and 512 KiB of names.
+	// 24. With the defaults 110 pods of 16 volumes each that do their worst take 431 MiB together, of the 512 that the chart gives
+	// an agent: for each pod 24 streams of 114 KiB, 16 connections of 24 KiB, 512 KiB of names, and 64 KiB of answers that it
+	// leaves unread; and 34 MiB for all that ask for more names, or leave more unread, than that.
 	StreamsPerPod int `json:"streamsPerPod"`
 	// Streams is how many all workloads may have open together. Default 20000.
 	Streams int `json:"streams"`
@@ -112,20 +113,33 @@ type SDSConfig struct {
 	// StreamsPerConnection is how many a connection carries at once; further ones wait in the proxy. Default 100.
 	StreamsPerConnection uint32 `json:"streamsPerConnection"`
 	// NameBytesPerSocket is what the names that a workload, or a pod, asks for over all its streams can take, in bytes, with 128
-	// for the keeping of each. Default 524288 (512 KiB).
+	// for the keeping of each, whatever others take. A `file-` name counts three times its length. Default 524288 (512 KiB).
 	NameBytesPerSocket int `json:"nameBytesPerSocket"`
-	// RequestBytes is the size of one request: about a thousand names, by default 65536 (64 KiB). A proxy can leave one half
-	// sent on each of its streams.
+	// SpareNameBytes is what names can take beyond that, of all workloads together. Default 8388608 (8 MiB).
+	SpareNameBytes int `json:"spareNameBytes"`
+	// RequestBytes is the size of a request that a proxy can leave half sent on each of its streams: about a thousand names, by
+	// default 65536 (64 KiB).
 	RequestBytes int `json:"requestBytes"`
+	// LargeRequestBytes is the size of a request at most: ten thousand names, by default 786432 (768 KiB). Of those larger than
+	// requestBytes, LargeRequests may be on their way at a time, of all workloads together; when more come, the oldest of who has
+	// most of them gives way, with its connection. Default 2.
+	LargeRequestBytes int `json:"largeRequestBytes"`
+	LargeRequests     int `json:"largeRequests"`
 	// AnswerBytes is the size at which an answer is split. gRPC clients take 4 MiB by default. Default 2097152 (2 MiB).
 	AnswerBytes int `json:"answerBytes"`
+	// AnswerBacklogPerSocket is what a workload, or a pod, can leave unread of answers, in bytes, whatever others do; further
+	// answers wait. Default 65536 (64 KiB).
+	AnswerBacklogPerSocket int `json:"answerBacklogPerSocket"`
+	// SpareAnswerBacklog is what can be left unread beyond that, by all workloads together. Default 8388608 (8 MiB).
+	SpareAnswerBacklog int `json:"spareAnswerBacklog"`
 	// RequestsPerSecond is how many requests of a workload, or a pod, are read, over all its streams and fetches, in bursts of as
 	// many; those beyond wait, 384 of a stream at most: with more the connection is closed. Default 1000.
 	RequestsPerSecond int `json:"requestsPerSecond"`
 	// FirstRequest is how long a stream may say nothing at first, and a request that has begun take to arrive: else the
 	// connection is closed. Default "10s".
 	FirstRequest Duration `json:"firstRequest"`
-	// Send is how long a proxy may leave an answer unread. Default "30s".
+	// Send is how long a proxy may leave an answer unread; after twice as long without any reading the connection is closed.
+	// Default "30s".
 	Send Duration `json:"send"`
 }
 
@@ -228,7 +242,9 @@ func (c *Config) agent(log *slog.Logger) (agent.Config, error) {
 
 func (c *SDSConfig) limits() sds.Limits {
 	return sds.Limits{
-		Names: c.NamesPerStream, NameBytes: c.NameBytesPerSocket, RequestBytes: c.RequestBytes, AnswerBytes: c.AnswerBytes,
+		Names: c.NamesPerStream, NameBytes: c.NameBytesPerSocket, SpareNameBytes: c.SpareNameBytes, RequestBytes: c.RequestBytes,
+		LargeRequestBytes: c.LargeRequestBytes, LargeRequests: c.LargeRequests, AnswerBytes: c.AnswerBytes,
+		AnswerBacklog: c.AnswerBacklogPerSocket, SpareAnswerBacklog: c.SpareAnswerBacklog,
 		Streams: c.Streams, StreamsPerPeer: c.StreamsPerSocket, StreamsPerConnection: c.StreamsPerConnection,
 		RequestsPerSecond: c.RequestsPerSecond, FirstRequest: c.FirstRequest.Duration, Send: c.Send.Duration,
 	}
@@ -241,6 +257,8 @@ func (c *SDSConfig) check() error {
 		"connectionsPerSocket": int64(c.ConnectionsPerSocket), "streamsPerSocket": int64(c.StreamsPerSocket),
 		"connectionsPerPod": int64(c.ConnectionsPerPod), "streamsPerPod": int64(c.StreamsPerPod), "streams": int64(c.Streams),
 		"namesPerStream": int64(c.NamesPerStream), "nameBytesPerSocket": int64(c.NameBytesPerSocket), "requestBytes": int64(c.RequestBytes),
+		"spareNameBytes": int64(c.SpareNameBytes), "largeRequestBytes": int64(c.LargeRequestBytes), "largeRequests": int64(c.LargeRequests),
+		"answerBacklogPerSocket": int64(c.AnswerBacklogPerSocket), "spareAnswerBacklog": int64(c.SpareAnswerBacklog),
 		"answerBytes": int64(c.AnswerBytes), "requestsPerSecond": int64(c.RequestsPerSecond),
 		"firstRequest": int64(c.FirstRequest.Duration), "send": int64(c.Send.Duration),
 	} {

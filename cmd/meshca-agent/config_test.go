@@ -84,6 +84,11 @@ func TestEveryLimitOfSDSIsASetting(t *testing.T) {
   namesPerStream: 4
   streamsPerConnection: 5
   nameBytesPerSocket: 6
+  spareNameBytes: 14
+  largeRequestBytes: 15
+  largeRequests: 16
+  answerBacklogPerSocket: 17
+  spareAnswerBacklog: 18
   requestBytes: 7
   answerBytes: 8
   requestsPerSecond: 9
@@ -99,6 +104,7 @@ func TestEveryLimitOfSDSIsASetting(t *testing.T) {
 	}
 	want := sds.Limits{
 		StreamsPerPeer: 2, Streams: 3, Names: 4, StreamsPerConnection: 5, NameBytes: 6, RequestBytes: 7, AnswerBytes: 8,
+		SpareNameBytes: 14, LargeRequestBytes: 15, LargeRequests: 16, AnswerBacklog: 17, SpareAnswerBacklog: 18,
 		RequestsPerSecond: 9, FirstRequest: 10 * time.Second, Send: 11 * time.Second,
 	}
 	if a.SDS != want || a.ConnectionsPerSocket != 1 || a.ConnectionsPerPod != 12 || a.StreamsPerPod != 13 {
