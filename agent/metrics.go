@@ -46,7 +46,7 @@ func newMetrics(a *Agent) *metrics {
 		}),
 		acks:    counter("sds_acks_total", "Answers that proxies took."),
 		nacks:   counter("sds_nacks_total", "Answers that proxies refused."),
-		refused: counter("sds_refused_total", "SDS streams and fetches that were refused, since their pod or socket, or the agent, had as many as may be."),
+		refused: counter("sds_refused_total", "SDS streams and fetches that were refused or ended, and connections that were closed, for a limit under sds in the configuration."),
 		unknown: counter("sds_unknown_names_total", "Names that proxies asked for and that are not served to them."),
 	}
 	m.registry.MustRegister(

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meshca/meshca/api/refusal"
@@ -14,14 +16,23 @@ import (
 // that are not served are left out; if that leaves nothing the answer is SECRET_UNKNOWN.
 func (s *Server) FetchSecrets(ctx context.Context, r *discoveryv3.DiscoveryRequest) (*discoveryv3.DiscoveryResponse, error) {
 	a, err := s.fetch(ctx, requestOf(r), proto.Size(r) > s.config.Limits.RequestBytes)
+	m := responseOf(&a)
+	if l := lineOf(ctx); err == nil && l != nil && !l.owe(messageHeader+proto.Size(m)) {
+		err = refusal.New(refusal.PeerLimit, "the peer leaves answers unread (limit: AnswerBacklog and SpareAnswerBacklog)").After(time.Second)
+	}
 	if err != nil {
+		if limited(err) {
+			s.config.Observe.refused(s.config.Peer(ctx), err)
+		}
 		return nil, refusal.Status(err)
 	}
-	m := responseOf(&a)
-	if l := lineOf(ctx); l != nil && !l.owe(messageHeader+proto.Size(m)) {
-		return nil, refusal.Status(refusal.New(refusal.PeerLimit, "the peer leaves answers unread (limit: AnswerBacklog and SpareAnswerBacklog)").After(time.Second))
-	}
 	return m, nil
+}
+
+// limited reports whether an error is a limit's.
+func limited(err error) bool {
+	reason := refusal.Of(err)
+	return reason == refusal.PeerLimit || reason == refusal.Overloaded || status.Code(err) == codes.ResourceExhausted // a request that is too large
 }
 
 func (s *Server) fetch(ctx context.Context, r *request, large bool) (answer, error) {
@@ -34,7 +45,6 @@ func (s *Server) fetch(ctx context.Context, r *request, large bool) (answer, err
 		shown: Stream{Peer: s.config.Peer(ctx), Protocol: Fetch, Opened: time.Now()},
 	}
 	if err := s.streams.enter(st, s.account(ctx), s.config.Limits); err != nil {
-		s.config.Observe.refused(st.shown.Peer, err)
 		return answer{}, err
 	}
 	defer s.streams.leave(st)

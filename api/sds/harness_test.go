@@ -82,6 +82,7 @@ type door struct {
 	opened  int
 	closed  []error
 	acked   int
+	refused int
 	nacks   []Nack
 	unknown [][]string
 }
@@ -156,6 +157,7 @@ func (d *door) observe() Observe {
 		Opened:  func(Stream) { locked(func() { d.opened++ }) },
 		Closed:  func(_ Stream, err error) { locked(func() { d.closed = append(d.closed, err) }) },
 		Acked:   func(Stream) { locked(func() { d.acked++ }) },
+		Refused: func(string, error) { locked(func() { d.refused++ }) },
 		Nacked:  func(_ Stream, n Nack) { locked(func() { d.nacks = append(d.nacks, n) }) },
 		Unknown: func(_ Stream, names []string) { locked(func() { d.unknown = append(d.unknown, slices.Clone(names)) }) },
 	}

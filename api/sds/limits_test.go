@@ -65,6 +65,13 @@ func TestTenThousandNames(t *testing.T) {
 		}
 		_, err = d.client.FetchSecrets(t.Context(), ask(append(names, "one more")...))
 		wantReason(t, err, refusal.PeerLimit)
+		_, err = d.client.FetchSecrets(t.Context(), ask(strings.Repeat("x", 1<<20)))
+		if status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("a request of a MiB: %v", err)
+		}
+		if synctest.Wait(); d.refused != 3 { // grpc itself refuses the last one
+			t.Errorf("%d refusals were told, want 3: of two streams and a fetch", d.refused)
+		}
 	})
 }
 
@@ -381,6 +388,9 @@ func TestRequestBytes(t *testing.T) {
 		p.say(ask(strings.Repeat("x", 6000), strings.Repeat("y", 6000)))
 		if err := p.ended(); status.Code(err) != codes.ResourceExhausted {
 			t.Errorf("a request that is too large: %v", err)
+		}
+		if synctest.Wait(); d.refused != 1 {
+			t.Errorf("%d refusals were told, want 1", d.refused)
 		}
 	})
 }

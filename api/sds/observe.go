@@ -15,8 +15,8 @@ type Observe struct {
 	Acked func(Stream)
 	// Nacked: the peer refused an answer. It is not sent again; the next content is.
 	Nacked func(Stream, Nack)
-	// Refused: a call was not let in, for there are as many as may be. Unlike the others it is called by whoever reads the
-	// connection.
+	// Refused: a call was not let in, or ended, for a limit, or a connection was closed. Unlike the others it may be called by
+	// whoever reads the connection, or by a timer.
 	Refused func(peer string, err error)
 	// Unknown: names that were asked for and are not served, told once until they change.
 	Unknown func(s Stream, names []string)

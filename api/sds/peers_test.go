@@ -135,9 +135,11 @@ func TestSlowPeer(t *testing.T) {
 		if n := len(d.server.Streams()); n != 1 {
 			t.Errorf("%d streams are open, want the reader's alone", n)
 		}
+		d.mu.Lock()
 		if len(d.closed) != 1 || refusal.Of(d.closed[0]) != refusal.PeerLimit {
 			t.Errorf("closed with %v", d.closed)
 		}
+		d.mu.Unlock()
 		reader.quiet()
 		// What was never read is still kept, until the connection goes.
 		time.Sleep(10 * time.Second)

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -61,28 +62,31 @@ func (s *Server) serve(ctx context.Context, p Protocol, w wire) error {
 	s.config.Observe.opened(st.shown)
 	err = errPanicked // unless run returns
 	defer func() { s.config.Observe.closed(st.shown, err) }()
-	err = st.run(ctx)
+	if err = st.run(ctx); limited(err) {
+		s.config.Observe.refused(st.shown.Peer, err)
+	}
 	return refusal.Status(err)
 }
 
 var errPanicked = errors.New("the stream panicked")
 
-// said is what the reading goroutine hands over: a request, or how the peer ended its side.
-type said struct {
-	request *request
-	err     error
+// ear is where the reading goroutine hands requests over. When it closes heard, err is how the peer ended its side, and nil where
+// the stream's ctx has ended.
+type ear struct {
+	heard chan *request
+	err   error
 }
 
 // run is the stream's loop. A second goroutine reads requests and ends with ctx, which ends with the stream; the loop
 // hears from it, or from the send that is under way, when that happens.
 func (st *stream) run(ctx context.Context) error {
-	heard := make(chan said)
-	go receive(ctx, st.wire, st.load.pace, heard)
+	e := &ear{heard: make(chan *request)}
+	go e.receive(ctx, st.wire, st.load.pace)
 
 	st.setDeadline(st.server.config.Limits.FirstRequest)
 	defer st.clearDeadline()
 	secrets, stale := st.source.Secrets()
-	for closed := false; ; {
+	for heard, closed := e.heard, false; ; {
 		if st.owing { // what is sent is what the source vouches for now, not when it last changed
 			secrets, stale = st.source.Secrets()
 		}
@@ -97,20 +101,18 @@ func (st *stream) run(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case h, more := <-heard:
+		case r, more := <-heard:
 			switch {
-			case !more:
-				return ctx.Err()
-			case h.err == nil:
-				if err := st.take(h.request); err != nil {
+			case more:
+				if err := st.take(r); err != nil {
 					return err
 				}
-			case errors.Is(h.err, io.EOF):
+			case errors.Is(e.err, io.EOF):
 				// The peer closed its side alone: it still gets what it asked for, and then the stream ends.
 				closed, heard = true, nil
 			default:
-				raise(h.err)
-				return h.err
+				raise(e.err)
+				return cmp.Or(e.err, ctx.Err())
 			}
 		case <-stale:
 			st.owing = true
@@ -127,29 +129,22 @@ func (st *stream) run(ctx context.Context) error {
 	}
 }
 
-// receive reads requests for as long as the stream lasts, and closes heard when that is over.
-func receive(ctx context.Context, w wire, pace *rate.Limiter, heard chan<- said) {
-	defer close(heard)
-	defer func() {
-		if err := caught(recover()); err != nil {
-			select {
-			case heard <- said{err: err}:
-			case <-ctx.Done():
-			}
-		}
-	}()
+// receive reads requests for as long as the stream lasts, each when it is the peer's turn.
+func (e *ear) receive(ctx context.Context, w wire, pace *rate.Limiter) {
+	defer close(e.heard)
+	defer func() { e.err = cmp.Or(caught(recover()), e.err) }()
 	for {
-		var r *request
-		err := pace.Wait(ctx) // a request that was read is larger than one that was not
-		if err == nil {
-			r, err = w.receive()
-		}
-		select {
-		case heard <- said{r, err}:
-		case <-ctx.Done():
+		if pace.Wait(ctx) != nil { // a request that was read is larger than one that was not
 			return
 		}
+		r, err := w.receive()
 		if err != nil {
+			e.err = err
+			return
+		}
+		select {
+		case e.heard <- r:
+		case <-ctx.Done():
 			return
 		}
 	}
