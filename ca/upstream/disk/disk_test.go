@@ -323,6 +323,42 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// A root whose key can be broken is neither imported nor started with, wherever in the chain it stands.
+func TestWeakKeysAreRefused(t *testing.T) {
+	weak, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	middleKey := newKey(t)
+	root := certificate(t, "root", weak, nil, nil, nil)
+	for name, c := range map[string]struct {
+		from Files
+		says string
+	}{
+		"RSA of 1024 bits":          {put(t, keyPEM(t, weak), root), "certificate 1 (CN=root) has an RSA key of 1024 bits"},
+		"P-224":                     {put(t, keyPEM(t, p224), certificate(t, "root", p224, nil, nil, nil)), "certificate 1 (CN=root) has an ECDSA key on the curve P-224"},
+		"the root of a good middle": {put(t, keyPEM(t, middleKey), certificate(t, "middle", middleKey, root, weak, nil), root), "certificate 2 (CN=root) has an RSA key of 1024 bits"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			to := filesIn(filepath.Join(t.TempDir(), "state"))
+			_, imported := Import(c.from, to)
+			_, opened := Open(Options{Root: c.from})
+			for what, err := range map[string]error{"import": imported, "start": opened} {
+				if !errors.Is(err, ca.ErrWeakKey) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "meshca root create") {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if _, err := os.Stat(to.Key); !errors.Is(err, fs.ErrNotExist) {
+				t.Error("its key was copied")
+			}
+		})
+	}
+}
+
 func TestIntermediateEndsWithItsRoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := created(t, CreateOptions{Life: 100 * time.Hour})
