@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -238,6 +239,52 @@ func TestOpenRefuses(t *testing.T) {
 			}
 			if err != nil && strings.Contains(err.Error(), "PRIVATE KEY") {
 				t.Errorf("the error repeats the key: %v", err)
+			}
+		})
+	}
+}
+
+// Plain `openssl ecparam -genkey` writes the name of the curve before the key. Other blocks are taken off by hand.
+func TestKeyFilesOfOpenssl(t *testing.T) {
+	key := newKey(t)
+	sec1, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := certificate(t, "root", key, nil, nil, nil)
+	curve := pem.EncodeToMemory(&pem.Block{Type: "EC PARAMETERS", Bytes: []byte{6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7}}) // prime256v1
+	plain := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: sec1})
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})
+	for name, c := range map[string]struct {
+		file []byte
+		says string // empty: it is read
+	}{
+		"with the curve's name":  {slices.Concat(curve, plain), ""},
+		"and words before":       {slices.Concat([]byte("a key of mine\n"), curve, []byte("\n"), plain), ""},
+		"the curve's name alone": {curve, "holds no private key"},
+		"with a certificate":     {slices.Concat(plain, cert), "holds more than the key: leave that alone in it"},
+		"behind a certificate":   {slices.Concat(cert, plain), "holds more than the key: leave that alone in it"},
+		"with another key":       {slices.Concat(curve, plain, plain), "openssl pkey -in "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := put(t, c.file, root)
+			to := filesIn(t.TempDir())
+			_, err := Import(f, to)
+			if c.says != "" {
+				if err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "PRIVATE") {
+					t.Errorf("got %v, want a word on %q", err, c.says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			u, err := Open(Options{Root: to})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := u.SignIntermediate(t.Context(), refOf(root), request(t, time.Hour)); err != nil {
+				t.Error(err)
 			}
 		})
 	}
