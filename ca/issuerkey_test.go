@@ -83,8 +83,8 @@ func weakKey(t *testing.T) crypto.Signer {
 	return key
 }
 
-// A root that can be forged is never trusted anew, whoever brings it. Where one is trusted already it must not keep the CA from
-// the start with which it is replaced.
+// A root that can be forged is never trusted anew, whoever brings it. Where one is trusted already it must not keep the CA
+// from the start with which it is replaced.
 func TestWeakRootsAreNotTrusted(t *testing.T) {
 	weak, good := rootOf(t, weakKey(t)).root, newRoot(t, "root", time.Hour).root
 	if _, err := trustOn(t, &memory{}, []*x509.Certificate{weak}); !errors.Is(err, ErrWeakKey) || !strings.Contains(err.Error(), "1024 bits") {

@@ -51,8 +51,8 @@ func CheckKey(pub crypto.PublicKey) error {
 // ErrWeakKey is wrapped by CheckIssuerKey's errors, which say whose key an authority has: "an RSA key of 1024 bits, …".
 var ErrWeakKey = errors.New("too weak for an authority: RSA from 2048 bits on, ECDSA from P-256 on and Ed25519 are accepted")
 
-// CheckIssuerKey says whether a root, or an intermediate, may have this key. Whoever breaks it is whoever he wants to be, so it
-// must be as strong as what a leaf may have; it may be stronger. The error wraps ErrWeakKey.
+// CheckIssuerKey says whether a root, or an intermediate, may have this key. Whoever breaks it is whoever he wants to be,
+// so it must be as strong as what a leaf may have; it may be stronger. The error wraps ErrWeakKey.
 func CheckIssuerKey(pub crypto.PublicKey) error {
 	switch pub := pub.(type) {
 	case *ecdsa.PublicKey:

@@ -13,8 +13,8 @@ const maxArgument = 4096
 // tokenForm is a JWT wherever it stands: a header, claims, and a signature that may be missing.
 var tokenForm = regexp.MustCompile(`eyJ[\w-]{4,}\.[\w-]+\.[\w-]*`)
 
-// unfit refuses arguments that are secrets, before any of them can get into an error, a request or the CA's log. It shows none
-// of them, nor one that is longer than all that could be meant. Nil: there is none.
+// unfit refuses arguments that are secrets, before any of them can get into an error, a request or the CA's log. It shows
+// none of them, nor one that is longer than all that could be meant. Nil: there is none.
 func unfit(args []string) error {
 	for i, arg := range args {
 		f := &failure{code: exitUsage}

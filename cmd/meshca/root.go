@@ -88,8 +88,8 @@ func rootStands(c *Config, published string) (bool, error) {
 	return false, nil
 }
 
-// noRootYet adds how a root comes to be to what failed for want of one, where the CA has never had any. Where one of its files is
-// there, it is about that.
+// noRootYet adds how a root comes to be to what failed for want of one, where the CA has never had any. Where one of its
+// files is there, it is about that.
 func noRootYet(c *Config, failed error) error {
 	root := c.Upstream.Disk
 	for _, path := range []string{root.CertFile, root.KeyFile} {

@@ -65,7 +65,8 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	return d.assign(rollout.Assignment(journal, ca.Root{}))
 }
 
-// withoutUpstream tells, of an upstream that cannot be opened, what leads out: where the CA has signed before, and where it never has.
+// withoutUpstream tells, of an upstream that cannot be opened, what leads out: where the CA has signed before, and where it
+// never has.
 func (d *daemon) withoutUpstream(ctx context.Context, failed error) error {
 	journal, _, err := d.store.Rollout(ctx)
 	if err != nil || d.config.Upstream.Disk == nil {

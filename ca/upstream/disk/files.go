@@ -104,8 +104,8 @@ func readKey(f Files) (crypto.Signer, error) {
 	return nil, fmt.Errorf("the root's key %s holds no private key that can sign", f.Key)
 }
 
-// keyBlock finds the one PEM block of a key's file, and returns it with its text. The name of a curve may stand before it, which
-// `openssl ecparam -genkey` writes there: the key says it too.
+// keyBlock finds the one PEM block of a key's file, and returns it with its text. The name of a curve may stand before it,
+// which `openssl ecparam -genkey` writes there: the key says it too.
 func keyBlock(path string, data []byte) (block *pem.Block, text []byte, err error) {
 	block, rest := pem.Decode(data)
 	if block == nil {
