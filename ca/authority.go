@@ -54,10 +54,11 @@ type Authority struct {
 	// issuing is held for reading while something is issued; Assign waits for what began under another assignment.
 	issuing sync.RWMutex
 
-	mu  sync.Mutex // guards own, and orders changes of lines and plan
-	own []string   // names of this process's CA keys, newest last
+	mu     sync.Mutex       // guards used and former, and orders changes of lines and plan
+	used   map[any][]string // names of the keys in use, by who uses them: a Line, a Serving
+	former []string         // names of those that this process used before, the last of them last
 
-	ownSet atomic.Pointer[map[string]struct{}] // own, for reading
+	ownSet atomic.Pointer[map[string]struct{}] // used and former, for reading
 }
 
 // Root names a root and the upstream's issuer below it.
@@ -116,7 +117,7 @@ func NewAuthority(c AuthorityConfig) (*Authority, error) {
 	if c.Life <= c.LeafTTL {
 		return nil, fmt.Errorf("ca: the intermediate's life (%s) must be longer than that of the SVIDs under it (%s)", c.Life, c.LeafTTL)
 	}
-	return &Authority{c: c, trustDomain: c.TrustDomain}, nil
+	return &Authority{c: c, trustDomain: c.TrustDomain, used: map[any][]string{}}, nil
 }
 
 // Life is how long an intermediate is asked to live.
@@ -182,6 +183,7 @@ func (a *Authority) assign(x Assignment) (dropped []*Line) {
 			continue
 		}
 		l.drop()
+		a.hold(l)
 		dropped = append(dropped, l)
 	}
 	a.lines.Set(kept)
@@ -292,40 +294,6 @@ func (a *Authority) Ready() error {
 		}
 	}
 	return p.line.Ready()
-}
-
-// maxOwnKeys bounds the memory of keys that this process used: some days of intermediates and serving keys.
-const maxOwnKeys = 64
-
-// adopt remembers keys as the CA's own.
-func (a *Authority) adopt(keys ...crypto.PublicKey) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, k := range keys {
-		if name := keyName(k); !slices.Contains(a.own, name) {
-			a.own = append(a.own, name)
-		}
-	}
-	a.own = slices.Clone(a.own[max(0, len(a.own)-maxOwnKeys):])
-	set := make(map[string]struct{}, len(a.own))
-	for _, name := range a.own {
-		set[name] = struct{}{}
-	}
-	a.ownSet.Store(&set)
-}
-
-// IsOwnKey reports whether pub is a key of the CA itself: a root's, one of a chain, the serving SVID's, or one that this
-// process used before. It is asked for each issuance.
-func (a *Authority) IsOwnKey(pub crypto.PublicKey) bool {
-	name := keyName(pub)
-	if name == "" {
-		return false
-	}
-	_, root := (*a.c.Trust.rootKeys.Load())[name]
-	if own := a.ownSet.Load(); own != nil && !root {
-		_, root = (*own)[name]
-	}
-	return root
 }
 
 // Signer is a line at one moment: a key with its chain. Who took one between begin and end of the Authority may finish an

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/rotation"
 )
 
 func TestAuthorityRenews(t *testing.T) {
@@ -235,13 +237,84 @@ func TestRootsAreOwnKeys(t *testing.T) {
 	}
 }
 
-func TestOwnKeysAreBounded(t *testing.T) {
-	h := newHouse(t, time.Hour, 72*time.Hour)
-	for range 3 * maxOwnKeys {
-		h.authority.adopt(newKey(t).Public())
+// A key in use is the CA's own however many others come and go beside it: the serving SVID takes a new one at each renewal,
+// an operator may renew intermediates at will.
+func TestKeysInUseAreNeverForgotten(t *testing.T) {
+	h := newHouse(t, MinTTL, 72*time.Hour)
+	s, err := NewServing(h.issuer)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := len(h.authority.own); n != maxOwnKeys {
+	renew := func(subject rotation.Subject) {
+		t.Helper()
+		if _, err := subject.Renew(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(what string, pub crypto.PublicKey) {
+		t.Helper()
+		r := workloadRequest(t)
+		r.PublicKey = pub
+		if _, err := h.issuer.Issue(t.Context(), r); refusal.Of(err) != refusal.CSRKeyIsCA {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for range 2 * maxFormerKeys {
+		renew(s)
+	}
+	refused("the intermediate's", h.line.current.Load().key.Public())
+	for range 2 * maxFormerKeys {
+		renew(h.line)
+	}
+	refused("the serving SVID's", s.current.Load().svid.Chain[0].PublicKey)
+	refused("the root's", h.upstream.root.PublicKey)
+
+	// What could not be put into use does not push out what is.
+	h.authority.c.Keys = keepsNothing{h.authority.c.Keys}
+	inUse := h.line.current.Load().key.Public()
+	for range 2 * maxFormerKeys {
+		if _, err := h.line.Renew(t.Context()); err == nil {
+			t.Fatal("an intermediate that is not kept came into use")
+		}
+	}
+	refused("the intermediate's, when its successors failed", inUse)
+}
+
+type keepsNothing struct{ Keyring }
+
+func (keepsNothing) Keep(string, Kept) error { return errors.New("no space left on device") }
+
+// What was in use stays the CA's own for a while, the last of them longest.
+func TestFormerKeysAreBounded(t *testing.T) {
+	h := newHouse(t, time.Hour, 72*time.Hour)
+	former := h.line.current.Load().key.Public()
+	if _, err := h.line.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range maxFormerKeys {
+		h.authority.adopt(t, newKey(t).Public())
+	}
+	if !h.authority.IsOwnKey(former) {
+		t.Error("a former key is forgotten before the bound")
+	}
+	for range 2 * maxFormerKeys {
+		h.authority.adopt(t, newKey(t).Public())
+	}
+	if n := len(*h.authority.ownSet.Load()); n != maxFormerKeys+2 || h.authority.IsOwnKey(former) {
 		t.Errorf("%d keys are remembered", n)
+	}
+	// A line that is over uses nothing any more.
+	last := h.line.current.Load().key.Public()
+	next := newRoot(t, "next", 1000*time.Hour)
+	h.authority.Assign(Assignment{Root: next.named()})
+	if !h.authority.IsOwnKey(last) {
+		t.Error("the key of a line that is just over is forgotten")
+	}
+	for range maxFormerKeys {
+		h.authority.adopt(t, newKey(t).Public())
+	}
+	if n := len(*h.authority.ownSet.Load()); n != maxFormerKeys+1 || h.authority.IsOwnKey(last) {
+		t.Errorf("%d keys are remembered when a line is over", n)
 	}
 }
 

@@ -47,7 +47,7 @@ func checkIntermediate(chain []*x509.Certificate, r IntermediateRequest, roots [
 	return checkPath(chain, roots, now)
 }
 
-// checkPath says whether the chain, in its order and whole, leads to one of the roots.
+// checkPath says whether the chain, in its order and whole, leads to one of the roots by keys that cannot be broken.
 func checkPath(chain, roots []*x509.Certificate, now time.Time) (time.Time, error) {
 	opts := x509.VerifyOptions{
 		Roots:         x509.NewCertPool(),
@@ -72,10 +72,20 @@ func checkPath(chain, roots []*x509.Certificate, now time.Time) (time.Time, erro
 	}
 	for _, path := range paths {
 		if len(path) == len(chain)+1 && slices.EqualFunc(path[:len(chain)], chain, (*x509.Certificate).Equal) {
-			return earliestEnd(path), nil
+			return earliestEnd(path), checkKeys(path)
 		}
 	}
 	return time.Time{}, errors.New("its chain is out of order, or holds what does not belong to it")
+}
+
+// checkKeys says whose key in a path can be broken, the root included.
+func checkKeys(path []*x509.Certificate) error {
+	for _, c := range path {
+		if err := CheckIssuerKey(c.PublicKey); err != nil {
+			return fmt.Errorf("%q of its path has %w", c.Subject, err)
+		}
+	}
+	return nil
 }
 
 func earliestEnd(path []*x509.Certificate) time.Time {

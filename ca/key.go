@@ -6,6 +6,8 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"errors"
+	"fmt"
 
 	"github.com/meshca/meshca/api/refusal"
 )
@@ -42,6 +44,32 @@ func CheckKey(pub crypto.PublicKey) error {
 		}
 	default:
 		return refusal.New(refusal.CSRKey, "a key of a type that is not accepted")
+	}
+	return nil
+}
+
+// ErrWeakKey is wrapped by CheckIssuerKey's errors, which say whose key an authority has: "an RSA key of 1024 bits, …".
+var ErrWeakKey = errors.New("too weak for an authority: RSA from 2048 bits on, ECDSA from P-256 on and Ed25519 are accepted")
+
+// CheckIssuerKey says whether a root, or an intermediate, may have this key. Whoever breaks it is whoever he wants to be,
+// so it must be as strong as what a leaf may have; it may be stronger. The error wraps ErrWeakKey.
+func CheckIssuerKey(pub crypto.PublicKey) error {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		if pub.Curve.Params().BitSize < 256 {
+			return fmt.Errorf("an ECDSA key on the curve %s, %w", pub.Curve.Params().Name, ErrWeakKey)
+		}
+	case *rsa.PublicKey:
+		bits := 0
+		if pub.N != nil {
+			bits = pub.N.BitLen()
+		}
+		if bits < 2048 {
+			return fmt.Errorf("an RSA key of %d bits, %w", bits, ErrWeakKey)
+		}
+	case ed25519.PublicKey:
+	default:
+		return fmt.Errorf("a key of another kind, %w", ErrWeakKey)
 	}
 	return nil
 }

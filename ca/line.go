@@ -145,11 +145,10 @@ func (l *Line) began() bool {
 // use keeps an intermediate, unless it was kept already, puts it into use, and destroys its predecessor's key when
 // nothing that was begun with it is in hand any more.
 func (l *Line) use(s *Signer, kept bool) error {
-	for _, c := range s.chain {
-		l.authority.adopt(c.PublicKey)
-	}
+	l.authority.adoptChains(l, s)
 	// gofail: var intermediateSigned struct{}
 	former, err := l.exchange(s, kept)
+	l.authority.adoptChains(l, nil)
 	if err != nil {
 		l.destroy(s.key)
 		return err

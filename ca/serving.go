@@ -75,7 +75,7 @@ func (s *Serving) renew(ctx context.Context) (rotation.Term, error) {
 	if err != nil {
 		return rotation.Term{}, fmt.Errorf("ca: issuing the serving SVID: %w", err)
 	}
-	s.issuer.authority.adopt(key.Public())
+	s.issuer.authority.adopt(s, key.Public())
 	cert := tls.Certificate{PrivateKey: key, Leaf: svid.Chain[0]}
 	for _, c := range svid.Chain {
 		cert.Certificate = append(cert.Certificate, c.Raw)

@@ -80,9 +80,9 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 	}
 	named := slices.Concat(c.Roots, c.Anchors)
 	for i, r := range named {
-		// A CA must not stay down over a root that was replaced because it was about to end.
+		// A CA must not stay down over a root that was replaced because it was about to end, or because its key is weak.
 		replaced := i < len(c.Roots) && !stored.Empty()
-		if err := checkRoot(r, c.TrustDomain, time.Now()); err != nil && !(replaced && errors.Is(err, errRootEnded)) {
+		if err := checkRoot(r, c.TrustDomain, time.Now()); err != nil && !(replaced && (errors.Is(err, errRootEnded) || errors.Is(err, ErrWeakKey))) {
 			return nil, err
 		}
 	}
@@ -300,6 +300,9 @@ func checkRoot(r *x509.Certificate, td spiffeid.TrustDomain, now time.Time) erro
 		return fmt.Errorf("ca: %q (SHA-256 %x) is an intermediate; the bundle holds roots only", r.Subject, fingerprint(r))
 	case now.After(r.NotAfter):
 		return fmt.Errorf("ca: the root %q (SHA-256 %x) %w at %s", r.Subject, fingerprint(r), errRootEnded, r.NotAfter.Format(time.RFC3339))
+	}
+	if err := CheckIssuerKey(r.PublicKey); err != nil {
+		return fmt.Errorf("ca: the root %q (SHA-256 %x) has %w. Bring one with a stronger key", r.Subject, fingerprint(r), err)
 	}
 	return nil
 }

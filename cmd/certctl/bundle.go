@@ -72,7 +72,7 @@ needs for its first trust. "-o json" and "-o yaml" wrap PEM in a document, and w
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !slices.Contains(formats, format) {
-			return usage("--format %q is neither spiffe nor pem", format)
+			return usage("--format %.64q is neither spiffe nor pem", format)
 		}
 		b, raw, err := c.bundle(cmd)
 		if err != nil {

@@ -75,7 +75,7 @@ func findRoot(roots []*x509.Certificate, typed string) (*x509.Certificate, error
 	if len(found) == 1 {
 		return found[0], nil
 	}
-	return nil, no(fmt.Sprintf("%q names %s of the trust bundle", typed, plural(len(found), "root", "roots")), nil, "It has "+strings.Join(all, ", "))
+	return nil, no(fmt.Sprintf("%.64q names %s of the trust bundle", typed, plural(len(found), "root", "roots")), nil, "It has "+strings.Join(all, ", "))
 }
 
 // maxRootsFile is what the CA takes at a time.
@@ -104,7 +104,7 @@ to replace the root that signs, "certctl ca rotate root" does this by itself. "c
 					break
 				}
 				if block.Type != "CERTIFICATE" {
-					return no(fmt.Sprintf("%s holds a %q", args[0], block.Type), nil, "Nothing was sent: import certificates alone")
+					return no(fmt.Sprintf("%s holds a %.64q", args[0], block.Type), nil, "Nothing was sent: import certificates alone")
 				}
 			}
 			if key := []byte("PRIVATE KEY-----"); bytes.Contains(data, key) {

@@ -59,7 +59,7 @@ func percent(s string) (uint32, error) {
 	}
 	n, err := strconv.ParseUint(strings.TrimSuffix(s, "%"), 10, 8)
 	if err != nil || n < 1 || n > 99 {
-		return 0, usage("--share %q is no share of the identities: write 1%% to 99%%", s)
+		return 0, usage("--share %.64q is no share of the identities: write 1%% to 99%%", s)
 	}
 	return uint32(n), nil
 }

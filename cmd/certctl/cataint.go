@@ -110,7 +110,7 @@ func taintable(a *meshcav1.GetAuthoritiesResponse, typed string) (string, error)
 	if len(found) == 1 {
 		return found[0], nil
 	}
-	return "", no(fmt.Sprintf("%q names %s", typed, plural(len(found), "root", "roots")), nil, "There are "+strings.Join(short, ", "))
+	return "", no(fmt.Sprintf("%.64q names %s", typed, plural(len(found), "root", "roots")), nil, "There are "+strings.Join(short, ", "))
 }
 
 // confirmTaint says what a taint does and to whom, and lets it pass when a person says yes. It puts the root that is meant
@@ -151,7 +151,7 @@ func (c *cli) confirmTaint(cmd *cobra.Command, r *meshcav1.RotateRootRequest, ty
 		return err
 	}
 	if answer != shortID(r.GetTaintedRoot()) {
-		return no("nothing was changed", fmt.Errorf("%q is not %s", answer, shortID(r.GetTaintedRoot())), "")
+		return no("nothing was changed", fmt.Errorf("%.64q is not %s", answer, shortID(r.GetTaintedRoot())), "")
 	}
 	return nil
 }

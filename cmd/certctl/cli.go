@@ -58,13 +58,16 @@ func (c *cli) run(ctx context.Context, args []string) int {
 	root.SetIn(c.in)
 	root.SetOut(c.out)
 	root.SetErr(c.err)
-	err := root.ExecuteContext(ctx)
+	err := unfit(args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return exitFine
 	}
 	var f *failure
 	if !errors.As(err, &f) { // cobra's own: unknown commands and flags, wrong numbers of arguments
-		f = &failure{code: exitUsage, what: strings.TrimSuffix(firstLine(err.Error()), "."), next: "See `certctl --help`"}
+		f = &failure{code: exitUsage, what: strings.TrimSuffix(cut(firstLine(err.Error())), "."), next: "See `certctl --help`"}
 	}
 	if ctx.Err() != nil && !f.silent { // whatever a signal made of what was under way
 		f = interrupted
@@ -83,7 +86,7 @@ func (c *cli) command() *cobra.Command {
 			c.socketSet, c.agentSet = cmd.Flags().Changed("socket"), cmd.Flags().Changed("agent")
 			c.timeoutSet = cmd.Flags().Changed("timeout")
 			if !slices.Contains(formats, c.format) {
-				return usage("-o %q is not an output format: it is one of %s", c.format, strings.Join(formats, ", "))
+				return usage("-o %.64q is not an output format: it is one of %s", c.format, strings.Join(formats, ", "))
 			}
 			if c.timeout <= 0 {
 				return usage("--timeout %s is not a time to wait", c.timeout)
@@ -112,7 +115,7 @@ func (c *cli) group(cmd *cobra.Command) func(*cobra.Command, []string) error {
 	cmd.Args = cobra.ArbitraryArgs
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return &failure{code: exitUsage, what: fmt.Sprintf("%q is not a command of `%s`", args[0], cmd.CommandPath()), next: joined(cmd, args) + meant(cmd, args[0]) + "See `certctl --help`"}
+			return &failure{code: exitUsage, what: fmt.Sprintf("%.64q is not a command of `%s`", args[0], cmd.CommandPath()), next: joined(cmd, args) + meant(cmd, args[0]) + "See `certctl --help`"}
 		}
 		cmd.SetOut(c.err)
 		_ = cmd.Help()

@@ -63,7 +63,7 @@ this node was last refused for. Without an argument: all reasons.`,
 func (c *cli) explainPod(ctx context.Context, pod string, limit uint32) error {
 	ns, name, ok := strings.Cut(pod, "/")
 	if !ok || ns == "" || name == "" || strings.Contains(name, "/") {
-		return usage("%q is not NAMESPACE/NAME", pod)
+		return usage("%.64q is not NAMESPACE/NAME", pod)
 	}
 	return c.explainDecisions(ctx, "pod "+pod, &meshcav1.ExplainRequest{Limit: limit, About: &meshcav1.ExplainRequest_Pod{Pod: &meshcav1.PodName{Namespace: ns, Name: name}}})
 }
@@ -95,7 +95,7 @@ func (c *cli) explainReason(typed string) error {
 		if near := nearest(strings.ToUpper(strings.ReplaceAll(typed, "-", "_"))); near != "" {
 			next = "Did you mean " + near + "? " + next
 		}
-		return no(fmt.Sprintf("%q is no refusal's reason, SPIFFE ID or `pod NAMESPACE/NAME`", typed), nil, next)
+		return no(fmt.Sprintf("%.64q is no refusal's reason, SPIFFE ID or `pod NAMESPACE/NAME`", typed), nil, next)
 	}
 	d := describe(r)
 	return c.show(d, func(p *page) {

@@ -88,14 +88,23 @@ func (c *cli) collect(ctx context.Context, where, serverName string) (*secrets, 
 	host, port, splitErr := net.SplitHostPort(where)
 	if splitErr != nil || host == "" || port == "" {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, no(where+" is neither a file nor HOST:PORT", nil, "")
+			return nil, no(fmt.Sprintf("%.255s is neither a file nor HOST:PORT", where), nil, "")
 		}
-		return nil, no("cannot read "+where, err, "")
+		return nil, no(fmt.Sprintf("cannot read %.255s", where), unnamed(err), "")
 	}
 	if serverName == "" && net.ParseIP(host) == nil {
 		serverName = host
 	}
 	return handshake(ctx, where, serverName)
+}
+
+// unnamed is the error without the path, where that is told beside it.
+func unnamed(err error) error {
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		return at.Err
+	}
+	return err
 }
 
 func (c *cli) collectFile(ctx context.Context, path string) (*secrets, error) {

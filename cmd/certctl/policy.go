@@ -108,7 +108,7 @@ func (c *cli) testPolicy(ctx context.Context, q policyQuestion, facts *meshcav1.
 	if len(args) == 1 {
 		ns, sa, ok := strings.Cut(args[0], "/")
 		if !ok || ns == "" || sa == "" || strings.Contains(sa, "/") {
-			return nil, usage("%q is not NAMESPACE/SERVICEACCOUNT", args[0])
+			return nil, usage("%.64q is not NAMESPACE/SERVICEACCOUNT", args[0])
 		}
 		r.Namespace, r.ServiceAccount = ns, sa
 	}

@@ -54,7 +54,7 @@ func (f *factFlags) message(cmd *cobra.Command) (*meshcav1.PolicyFacts, error) {
 				break
 			}
 			if _, twice := entries[key]; !ok || key == "" || twice {
-				return nil, usage("--%s %q is not KEY=VALUE, or its key was there before", set.flag, text)
+				return nil, usage("--%s %.64q is not KEY=VALUE, or its key was there before", set.flag, text)
 			}
 			entries[key] = value
 		}

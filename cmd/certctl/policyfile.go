@@ -70,13 +70,13 @@ func (c *cli) surroundings(ctx context.Context, q policyQuestion) (surroundings,
 	}
 	td, err := spiffeid.TrustDomainFromString(q.trustDomain)
 	if err != nil || td.Name() != q.trustDomain {
-		return surroundings{}, usage("--trust-domain %q is not a trust domain's name", q.trustDomain)
+		return surroundings{}, usage("--trust-domain %.64q is not a trust domain's name", q.trustDomain)
 	}
 	if q.maxTTL < policy.MinTTL || q.maxTTL > policy.DefaultMaxTTL {
 		return surroundings{}, usage("--max-ttl %s does not lie between %s and %s", q.maxTTL, policy.MinTTL, policy.DefaultMaxTTL)
 	}
 	if slices.Contains(q.others, q.cluster) {
-		return surroundings{}, usage("--other-cluster %s is the one that --cluster names", q.cluster)
+		return surroundings{}, usage("--other-cluster %.64q is the one that --cluster names", q.cluster)
 	}
 	in := surroundings{PolicyContext: policy.PolicyContext{TrustDomain: td, MaxTTL: q.maxTTL}}
 	for _, name := range append([]string{q.cluster}, q.others...) {
@@ -144,7 +144,7 @@ func (in surroundings) cluster(name string) (string, error) {
 	if name == "" {
 		return "", usage("the CA has several clusters: name one of %s with --cluster", strings.Join(in.names(), ", "))
 	}
-	return "", no(fmt.Sprintf("the CA has no cluster %q, it has %s", name, strings.Join(in.names(), ", ")), nil, "")
+	return "", no(fmt.Sprintf("the CA has no cluster %.64q, it has %s", name, strings.Join(in.names(), ", ")), nil, "")
 }
 
 func (in surroundings) names() []string {

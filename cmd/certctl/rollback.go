@@ -85,7 +85,7 @@ func (c *cli) confirmRollback(ctx context.Context, s *meshcav1.GetStatusResponse
 		return err
 	}
 	if typed != s.GetTrustDomain() {
-		return no("nothing was changed", fmt.Errorf("%q is not %s", typed, s.GetTrustDomain()), "")
+		return no("nothing was changed", fmt.Errorf("%.64q is not %s", typed, s.GetTrustDomain()), "")
 	}
 	return nil
 }

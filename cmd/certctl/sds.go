@@ -102,7 +102,7 @@ func (c *cli) waitingFor(ctx context.Context, socket, name string, found map[str
 	if found[name] != nil {
 		missing = rootName
 	}
-	what := fmt.Sprintf("%s serves no secret %q", socket, missing)
+	what := fmt.Sprintf("%s serves no secret %.255q", socket, missing)
 	w := c.workloadAt(context.WithoutCancel(ctx), socket)
 	if w == nil {
 		return no(what+" yet", nil, "`certctl explain --agent` says what its workload was refused for; --timeout waits longer")

@@ -149,13 +149,10 @@ type Duration struct{ time.Duration }
 // UnmarshalJSON wants "90s", not a number of nanoseconds.
 func (d *Duration) UnmarshalJSON(b []byte) error {
 	s, err := strconv.Unquote(string(b))
-	if err != nil {
-		return fmt.Errorf("%s is no duration: write it like \"90s\" or \"6h\"", b)
+	if err == nil {
+		d.Duration, err = time.ParseDuration(s)
 	}
-	if d.Duration, err = time.ParseDuration(s); err != nil {
-		return fmt.Errorf("%q is no duration: write it like \"90s\" or \"6h\"", s)
-	}
-	return nil
+	return err // strictyaml says where, and how it is written
 }
 
 // loadConfig reads, completes and checks a configuration file.

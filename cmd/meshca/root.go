@@ -88,6 +88,26 @@ func rootStands(c *Config, published string) (bool, error) {
 	return false, nil
 }
 
+// noRootYet adds how a root comes to be to what failed for want of one, where the CA has never had any. Where one of its
+// files is there, it is about that.
+func noRootYet(c *Config, failed error) error {
+	root := c.Upstream.Disk
+	for _, path := range []string{root.CertFile, root.KeyFile} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			return failed
+		}
+	}
+	file, key := c.file, " --key FILE"
+	if file == "" {
+		file = "FILE"
+	}
+	if pkcs11.IsURI(root.KeyFile) {
+		key = ""
+	}
+	return fmt.Errorf("there is no root yet: %w. Make it, once: `meshca root create --config %s`. Or bring one along: `meshca root import --config %s --cert FILE%s`",
+		failed, file, file, key)
+}
+
 // importRoot checks an existing root and copies it to where serve expects it.
 func importRoot(out io.Writer, c *Config, certFile, keyFile string) error {
 	if err := needsDisk(c); err != nil {

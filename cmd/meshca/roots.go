@@ -65,11 +65,15 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	return d.assign(rollout.Assignment(journal, ca.Root{}))
 }
 
-// withoutUpstream tells, of an upstream that cannot be opened, what leads out where the CA has signed before.
+// withoutUpstream tells, of an upstream that cannot be opened, what leads out: where the CA has signed before, and where it
+// never has.
 func (d *daemon) withoutUpstream(ctx context.Context, failed error) error {
 	journal, _, err := d.store.Rollout(ctx)
-	if err != nil || journal.Step == "" || d.config.Upstream.Disk == nil {
+	if err != nil || d.config.Upstream.Disk == nil {
 		return errors.Join(failed, err)
+	}
+	if journal.Step == "" {
+		return noRootYet(d.config, failed)
 	}
 	return fmt.Errorf("%w. The root that signs has the SHA-256 %s: put its files back, with mode 0600 for the key. If they are lost, put "+
 		"another root's into %s, as NAME.crt and NAME.key: the CA starts with it, and `certctl ca rotate root --issuer` goes to it",

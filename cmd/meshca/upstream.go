@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 
 	"github.com/meshca/meshca/ca"
@@ -111,6 +113,9 @@ func checkLive(ctx context.Context, out io.Writer, c *Config) error {
 	if c.Upstream.Vault == nil {
 		u, err := openDisk(c, tokens)
 		if err != nil {
+			if _, there := os.Stat(c.storePath()); errors.Is(there, fs.ErrNotExist) {
+				return noRootYet(c, err)
+			}
 			return err
 		}
 		if err := u.Check(ctx); err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -134,13 +133,7 @@ func (s *Stream) Acknowledge(sequence uint64, waitsFor ...string) error {
 
 // Probe makes a connection of its own, to find out whether the CA can be reached and proves to be the CA.
 func (c *Client) Probe(ctx context.Context) error {
-	dial := c.config.Dial
-	if dial == nil {
-		dial = func(ctx context.Context, address string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
-		}
-	}
-	raw, err := dial(ctx, c.config.Address)
+	raw, err := c.creds.dial(c.config.Dial)(ctx, c.config.Address)
 	if err != nil {
 		return refusal.New(refusal.CAUnreachable, "%w", err)
 	}

@@ -82,6 +82,12 @@ func New(c Config) (*Client, error) {
 	if _, _, err := net.SplitHostPort(c.Address); err != nil {
 		return nil, fmt.Errorf("the CA's address %q is not host:port: %w", c.Address, err)
 	}
+	if c.Dial == nil {
+		tcp := &net.Dialer{KeepAlive: -1} // gRPC has its own
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return tcp.DialContext(ctx, "tcp", address)
+		}
+	}
 	creds, err := newHandshakes(c)
 	if err != nil {
 		return nil, err
@@ -112,12 +118,10 @@ func (c *Client) connect() (*link, error) {
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(),
+		grpc.WithContextDialer(c.creds.dial(c.config.Dial)),
 	}
 	// passthrough: the dialer resolves, at every attempt, so that a name that moved is found.
 	target := "passthrough:///" + c.config.Address
-	if c.config.Dial != nil {
-		options = append(options, grpc.WithContextDialer(c.config.Dial))
-	}
 	conn, err := grpc.NewClient(target, options...)
 	if err != nil {
 		return nil, fmt.Errorf("a connection to the CA at %s cannot be set up: %w", c.config.Address, err)

@@ -203,6 +203,44 @@ func TestUnreachable(t *testing.T) {
 	must(t, w.client.Probe(t.Context()))
 }
 
+// What answered once and was not the CA is told no longer than it answers.
+func TestWhatIsToldIsTheLastAttemptsFault(t *testing.T) {
+	hangUp := func(w *world) {
+		l, err := net.Listen("tcp", w.client.config.Address)
+		must(w.t, err)
+		w.t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_ = conn.Close()
+			}
+		}()
+	}
+	for name, then := range map[string]func(*world){
+		"nothing answers":       func(*world) {},
+		"what answers hangs up": hangUp,
+		"another connection":    func(w *world) { must(w.t, w.client.Redial()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.ca.PoseAs("/ns/a/sa/b")
+			if err := w.attest(); refusal.Of(err) != refusal.CAUntrusted {
+				t.Fatalf("got %v", err)
+			}
+			w.ca.Stop()
+			then(w)
+			var told error
+			eventually(t, func() bool { told = w.attest(); return refusal.Of(told) == refusal.CAUnreachable })
+			if told = w.attest(); refusal.Of(told) != refusal.CAUnreachable {
+				t.Errorf("and then %v", told)
+			}
+		})
+	}
+}
+
 func TestASilentServerIsUnreachable(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)

@@ -27,12 +27,12 @@ type untrusted struct{ err error }
 func (u *untrusted) Error() string { return u.err.Error() }
 func (u *untrusted) Unwrap() error { return u.err }
 
-// handshakes are TLS credentials that remember why the last handshake failed, which grpc keeps as a text only.
+// handshakes are TLS credentials that remember why the last attempt failed, which grpc keeps as a text only.
 type handshakes struct {
 	credentials.TransportCredentials
 	// rejected is told of a server that did not prove to be the CA.
 	rejected func(error)
-	// last is nil after a handshake that succeeded.
+	// last is how the last attempt to connect failed to prove who answers; nil when it ended otherwise.
 	last *atomic.Pointer[untrusted]
 }
 
@@ -88,18 +88,30 @@ func verify(chain []*x509.Certificate, server spiffeid.ID, bundle x509bundle.Sou
 // ClientHandshake remembers the outcome.
 func (h *handshakes) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := h.TransportCredentials.ClientHandshake(ctx, authority, raw)
-	if err == nil {
-		h.last.Store(nil)
-		return conn, info, nil
-	}
 	var u *untrusted
-	if errors.As(err, &u) {
-		h.last.Store(u)
-		if h.rejected != nil {
-			h.rejected(u.err)
-		}
+	if errors.As(err, &u) && h.rejected != nil {
+		h.rejected(u.err)
 	}
+	h.remember(ctx, u)
 	return conn, info, err
+}
+
+// dial opens the connection below TLS. Where nothing answers, what answered before is nobody's fault any more.
+func (h *handshakes) dial(by func(ctx context.Context, address string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, address string) (net.Conn, error) {
+		raw, err := by(ctx, address)
+		if err != nil {
+			h.remember(ctx, nil)
+		}
+		return raw, err
+	}
+}
+
+// remember takes the outcome of an attempt, unless it was given up: a connection that is replaced says nothing of the CA.
+func (h *handshakes) remember(ctx context.Context, u *untrusted) {
+	if u != nil || !errors.Is(ctx.Err(), context.Canceled) {
+		h.last.Store(u)
+	}
 }
 
 // Clone keeps what the embedded Clone would lose.

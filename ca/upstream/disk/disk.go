@@ -83,11 +83,12 @@ type issuer struct {
 
 var _ ca.Upstream = (*Upstream)(nil)
 
-// Open reads the roots and checks them: modes, that key and certificate belong together, that it is a CA that can have
-// an intermediate below it, and that it is valid now. Whatever is wrong with a root is a fault of its issuer alone: the key
-// of one that was replaced may be taken away or destroyed. A successor that has ended is passed over. It is an error where no
-// root is left that could sign, unless that is because it has ended. A token is not asked for its keys before they are to
-// sign, and then they must be those of the certificates: one that is away now makes a fault of the issuer, too.
+// Open reads the roots and checks them: modes, that key and certificate belong together, that it is a CA that can have an
+// intermediate below it, that no key in its chain is weak, and that it is valid now. Whatever is wrong with a root is a
+// fault of its issuer alone: the key of one that was replaced may be taken away or destroyed. A successor that has ended
+// is passed over. It is an error where no root is left that could sign, unless that is because it has ended. A token is
+// not asked for its keys before they are to sign, and then they must be those of the certificates: one that is away now
+// makes a fault of the issuer, too.
 func Open(o Options) (*Upstream, error) {
 	named := open(o.Root)
 	named.named = true
@@ -326,6 +327,9 @@ func check(f Files, chain []*x509.Certificate, key crypto.Signer, now time.Time)
 			return fmt.Errorf("%s: certificate %d (%s) %w, but from %s on: look at the clock", f.Cert, i+1, c.Subject, errEarly, c.NotBefore.UTC().Format(time.RFC3339))
 		case now.After(c.NotAfter):
 			return fmt.Errorf("%s: certificate %d (%s) %w at %s", f.Cert, i+1, c.Subject, errEnded, c.NotAfter.UTC().Format(time.RFC3339))
+		}
+		if err := ca.CheckIssuerKey(c.PublicKey); err != nil {
+			return fmt.Errorf("%s: certificate %d (%s) has %w. Bring a root with a stronger key, or make one: meshca root create", f.Cert, i+1, c.Subject, err)
 		}
 	}
 	return checkOrder(f, chain)

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -69,9 +70,9 @@ func readKey(f Files) (crypto.Signer, error) {
 		return nil, fmt.Errorf("the root's key: %w", err)
 	}
 	defer clear(data)
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, fmt.Errorf("the root's key %s is not PEM", f.Key)
+	block, alone, err := keyBlock(f.Key, data)
+	if err != nil {
+		return nil, err
 	}
 	options := []pemutil.Options{pemutil.WithFilename(f.Key)}
 	encrypted := block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["Proc-Type"] == "4,ENCRYPTED"
@@ -87,7 +88,7 @@ func readKey(f Files) (crypto.Signer, error) {
 		defer clear(pass)
 		options = append(options, pemutil.WithPassword(pass))
 	}
-	parsed, err := pemutil.Parse(data, options...)
+	parsed, err := pemutil.Parse(alone, options...)
 	if err != nil {
 		// The parser's words name the file and the fault, never the content.
 		return nil, fmt.Errorf("the root's key: %w", err)
@@ -101,6 +102,25 @@ func readKey(f Files) (crypto.Signer, error) {
 		return key, nil
 	}
 	return nil, fmt.Errorf("the root's key %s holds no private key that can sign", f.Key)
+}
+
+// keyBlock finds the one PEM block of a key's file, and returns it with its text. The name of a curve may stand before it,
+// which `openssl ecparam -genkey` writes there: the key says it too.
+func keyBlock(path string, data []byte) (block *pem.Block, text []byte, err error) {
+	block, rest := pem.Decode(data)
+	if block == nil {
+		return nil, nil, fmt.Errorf("the root's key %s is not PEM", path)
+	}
+	if block.Type == "EC PARAMETERS" {
+		data = rest
+		if block, rest = pem.Decode(data); block == nil {
+			return nil, nil, fmt.Errorf("the root's key %s holds no private key, only the name of a curve", path)
+		}
+	}
+	if len(bytes.TrimSpace(rest)) > 0 {
+		return nil, nil, fmt.Errorf("the root's key %s holds more than the key: leave that alone in it: (umask 077; openssl pkey -in %s -out NEW)", path, path)
+	}
+	return block, data, nil
 }
 
 func readPassphrase(path string) ([]byte, error) {

@@ -309,6 +309,10 @@ func (u *Upstream) unfit(x *issuer, path []*x509.Certificate, now time.Time) err
 		case now.After(c.NotAfter):
 			return fmt.Errorf("%q of its chain ended at %s: make a new one with `vault write %s/root/rotate/internal` and rotate to it", c.Subject, stamp(c.NotAfter), u.c.Mount)
 		}
+		if err := ca.CheckIssuerKey(c.PublicKey); err != nil {
+			return fmt.Errorf("%q of its chain has %w. Name another issuer, or make one with `vault write %s/root/rotate/internal key_type=ec key_bits=256 common_name=NAME` and rotate to it",
+				c.Subject, err, u.c.Mount)
+		}
 	}
 	return nil
 }

@@ -1,6 +1,9 @@
 package vault
 
 import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"net/http"
@@ -17,11 +20,15 @@ func TestIssuersFaults(t *testing.T) {
 		spoil func(t *testing.T, f *fake, a *authority)
 		want  string
 	}{
-		"no key":           {func(_ *testing.T, _ *fake, a *authority) { a.keyID = "" }, "the mount has no key for it"},
-		"revoked":          {func(_ *testing.T, _ *fake, a *authority) { a.revoked = true }, "revoked"},
-		"usage":            {func(_ *testing.T, _ *fake, a *authority) { a.usage = "read-only,crl-signing" }, "usage=read-only,issuing-certificates"},
-		"ended":            {func(t *testing.T, _ *fake, a *authority) { *a = *newRootLike(t, a, -time.Minute, -1) }, "ended at"},
-		"no room below":    {func(t *testing.T, _ *fake, a *authority) { *a = *newRootLike(t, a, 1000*time.Hour, 0) }, "path length 0"},
+		"no key":        {func(_ *testing.T, _ *fake, a *authority) { a.keyID = "" }, "the mount has no key for it"},
+		"revoked":       {func(_ *testing.T, _ *fake, a *authority) { a.revoked = true }, "revoked"},
+		"usage":         {func(_ *testing.T, _ *fake, a *authority) { a.usage = "read-only,crl-signing" }, "usage=read-only,issuing-certificates"},
+		"ended":         {func(t *testing.T, _ *fake, a *authority) { *a = *newRootLike(t, a, -time.Minute, -1) }, "ended at"},
+		"no room below": {func(t *testing.T, _ *fake, a *authority) { *a = *newRootLike(t, a, 1000*time.Hour, 0) }, "path length 0"},
+		"a weak key": {func(t *testing.T, _ *fake, a *authority) {
+			a.key = weakKey(t)
+			*a = *newRootLike(t, a, 1000*time.Hour, -1)
+		}, "1024 bits"},
 		"no certificate":   {func(_ *testing.T, _ *fake, a *authority) { a.cert = &x509.Certificate{} }, "certificate"},
 		"another's answer": {func(_ *testing.T, f *fake, a *authority) { f.answer = asAnother(a.id) }, "another issuer"},
 	} {
@@ -46,10 +53,20 @@ func asAnother(id string) func(http.ResponseWriter, *http.Request) bool {
 	}
 }
 
+func weakKey(t *testing.T) crypto.Signer {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
 // newRootLike makes a root in an issuer's place.
 func newRootLike(t *testing.T, a *authority, left time.Duration, pathLength int) *authority {
 	t.Helper()
 	template := *a.cert
+	template.PublicKey, template.SignatureAlgorithm = a.key.Public(), 0 // the key may be another one
 	template.NotBefore, template.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(left)
 	template.MaxPathLen, template.MaxPathLenZero = pathLength, pathLength == 0
 	b := *a

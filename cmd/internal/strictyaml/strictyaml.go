@@ -4,6 +4,7 @@ package strictyaml
 import (
 	"bytes"
 	"errors"
+	"reflect"
 
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -20,6 +21,11 @@ func Decode(data []byte, into any) error {
 		return err
 	}
 	strict, err := json.UnmarshalStrict(js, into)
+	if err != nil {
+		if placed := misread(js, reflect.TypeOf(into), ""); placed != nil {
+			err = placed
+		}
+	}
 	return errors.Join(append(strict, err)...)
 }
 
