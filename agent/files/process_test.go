@@ -41,3 +41,21 @@ func TestAgeOfNothing(t *testing.T) {
 func statAt(start string) string {
 	return "42 (sleep) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 " + start + " 20"
 }
+
+func TestStatus(t *testing.T) {
+	const before, after = "Name:\tnginx\nUmask:\t0022\nPid:\t42\nPPid:\t7\nUid:\t33\t0\t0\t0\n", "NSpgid:\t42\nCapEff:\t0000000000000000\n"
+	for line, depth := range map[string]int{
+		"NStgid:\t42\nNSpid:\t42\n":             1,
+		"NStgid:\t42\t5\nNSpid:\t42\t5\n":       2, // a container's
+		"NStgid:\t42\t5\t1\nNSpid:\t42\t5\t1\n": 3, // and one's in it
+		"":                                      0, // gVisor, WSL 1
+	} {
+		want := process{name: "nginx", parent: 7, uid: 33, depth: depth}
+		if p, err := parseStatus([]byte(before + line + after)); err != nil || p != want {
+			t.Errorf("%q: %+v, %v", line, p, err)
+		}
+	}
+	if p, err := parseStatus([]byte("Name:\tnginx\nPPid:\tx\n")); err == nil {
+		t.Errorf("of no parent: %+v", p)
+	}
+}

@@ -76,6 +76,9 @@ func (s Signal) String() string {
 
 func (s Signal) tell(context.Context, []string) error {
 	number, _ := signals(s.Name)
+	if err := checkProc(); err != nil {
+		return err
+	}
 	pids, owner, err := s.find()
 	if err != nil {
 		return err
@@ -142,11 +145,11 @@ func (s Signal) send(pid, owner int, number syscall.Signal) error {
 	}
 	defer func() { _ = handle.Release() }()
 	p, err := look(pid)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, errUnseen) && errors.Is(handle.Signal(syscall.Signal(0)), os.ErrProcessDone) {
 		return errNobody
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("process %d cannot be looked at: %w", pid, err)
 	}
 	switch {
 	case s.Process != "" && p.name != clipName(s.Process):
