@@ -109,8 +109,9 @@ type wire struct {
 	out chan *discoveryv3.DiscoveryResponse
 }
 
-func (w *wire) Context() context.Context                    { return w.ctx }
-func (w *wire) Send(r *discoveryv3.DiscoveryResponse) error { w.out <- r; return nil }
+func (w *wire) Context() context.Context                { return w.ctx }
+func (w *wire) SendMsg(m any) error                     { w.out <- m.(*discoveryv3.DiscoveryResponse); return nil }
+func (*wire) Send(*discoveryv3.DiscoveryResponse) error { panic("not used") }
 func (w *wire) Recv() (*discoveryv3.DiscoveryRequest, error) {
 	select {
 	case r := <-w.in:
