@@ -200,6 +200,10 @@ func (w *workload) shown() *meshcav1.WorkloadStatus {
 	switch {
 	case st.withheld:
 		why, at = refusal.New(refusal.SVIDPending, "the kept list of denied identities is damaged: what was kept is not served before the CA says what is denied"), time.Time{}
+	case st.doubt() != nil:
+		if why = st.doubt(); !st.failing {
+			at = time.Time{}
+		}
 	case why == nil && st.tried:
 		why, at = st.listening, time.Time{}
 	}

@@ -34,14 +34,15 @@ type Agent struct {
 	sds      *sds.Server
 	metrics  *metrics
 
-	roster  roster
-	denials *denials
-	endings endings
-	stage   stage
-	handed  *handed // connections that sources accepted
-	places  *places
-	readers readers
-	proxies *proxies
+	roster   roster
+	denials  *denials
+	endings  endings
+	renewals renewals
+	stage    stage
+	handed   *handed // connections that sources accepted
+	places   *places
+	readers  readers
+	proxies  *proxies
 	// policyReviewed is the moment that the CA's last state told; apply alone uses it.
 	policyReviewed time.Time
 	// distributed is the bundle sequence that every socket serves and that is on disk.
@@ -210,8 +211,12 @@ func (a *Agent) keepWorkload(ctx context.Context, w *workload) {
 	_ = rotation.Keep(ctx, w, options) // it ends with ctx
 }
 
-// attempted is told how a renewal went. Nobody comes back to a workload that has ended.
+// attempted is told how a renewal went. What came is held to the orders that came before it, and nobody comes back to a
+// workload that has ended.
 func (a *Agent) attempted(w *workload, err error) {
+	if err == nil {
+		a.renewals.hold(&w.orders, w.holds, w.phase)
+	}
 	if isVerdict(err) && refusal.Of(err).EndsLife() {
 		a.proxies.forget(w.Socket)
 	}
@@ -276,10 +281,11 @@ func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 	}
 	a.applyEndings(state.GetEnded())
 	a.applyDenials(state.GetDeniedIds())
+	a.renewals.set(state.GetRenew())
 	for _, w := range a.roster.list() {
-		w.orders.apply(state.GetRenew(), w.holds(), w.phase())
+		a.renewals.hold(&w.orders, w.holds, w.phase)
 	}
-	a.self.orders.apply(state.GetRenew(), a.self.identity.Value(), a.self.id())
+	a.renewals.hold(&a.self.orders, a.self.identity.Value, a.self.id)
 	reviewed := state.GetPolicyReviewedAt().AsTime()
 	if first || !reviewed.Equal(a.policyReviewed) { // the CA is there again, or what it refused it may grant now
 		for _, w := range a.roster.list() {

@@ -282,12 +282,14 @@ func (w *workload) check(f *findings) {
 		subject = "pod " + w.Pod.String()
 	}
 	w.mu.Lock()
-	c, h, why, listening := w.standing(), w.state.held, w.state.refused, w.state.listening
+	c, h, why, listening, doubt := w.standing(), w.state.held, w.state.refused, w.state.listening, w.state.doubt()
 	w.mu.Unlock()
 	switch c {
 	case conditionFresh:
 	case conditionStale:
 		f.warn(subject, refusal.Of(why).Do(), "%s ends in %v and its renewal fails: %v", h.svid.ID, left(h, w.now()), why)
+	case conditionUntrusted:
+		f.refused(subject, doubt)
 	case conditionPending:
 		f.warn(subject, refusal.SVIDPending.Do(), "its first SVID has not come: %v", orNothing(why))
 	case conditionBroken:

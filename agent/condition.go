@@ -1,22 +1,27 @@
 package agent
 
-import "github.com/meshca/meshca/api/refusal"
+import (
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+
+	"github.com/meshca/meshca/api/refusal"
+)
 
 // condition is the state of a workload as status and metrics name it.
 type condition string
 
 const (
-	conditionPending condition = "pending" // the first SVID is on its way
-	conditionFresh   condition = "fresh"   // an SVID is held, and nothing is wrong
-	conditionStale   condition = "stale"   // an SVID is held, and its renewal fails
-	conditionExpired condition = "expired" // the SVID ended before there was a new one
-	conditionDenied  condition = "denied"  // an operator denied the identity
-	conditionRefused condition = "refused" // nothing is held, and time alone will not change that
-	conditionBroken  condition = "broken"  // the socket, or with nothing held the token file, cannot be used
+	conditionPending   condition = "pending"   // the first SVID is on its way
+	conditionFresh     condition = "fresh"     // an SVID is held, and nothing is wrong
+	conditionStale     condition = "stale"     // an SVID is held, and its renewal fails
+	conditionUntrusted condition = "untrusted" // an SVID is held that the trust bundle refuses
+	conditionExpired   condition = "expired"   // the SVID ended before there was a new one
+	conditionDenied    condition = "denied"    // an operator denied the identity
+	conditionRefused   condition = "refused"   // nothing is held, and time alone will not change that
+	conditionBroken    condition = "broken"    // the socket, or with nothing held the token file, cannot be used
 )
 
 var conditions = [...]condition{
-	conditionPending, conditionFresh, conditionStale, conditionExpired, conditionDenied, conditionRefused, conditionBroken,
+	conditionPending, conditionFresh, conditionStale, conditionUntrusted, conditionExpired, conditionDenied, conditionRefused, conditionBroken,
 }
 
 func (w *workload) condition() condition {
@@ -34,6 +39,8 @@ func (w *workload) standing() condition {
 		return conditionBroken
 	case s.held != nil && s.withheld:
 		return conditionPending
+	case s.held != nil && s.untrusted != nil:
+		return conditionUntrusted
 	case s.held != nil && s.failing:
 		return conditionStale
 	case s.held != nil:
@@ -53,6 +60,38 @@ func (w *workload) standing() condition {
 	default:
 		return conditionPending
 	}
+}
+
+// verify holds what is held against the bundle that is served with it; w.mu is held. What that refuses peers refuse as
+// well, so it is renewed whatever its schedule says. That it has ended is another matter, and that there is no bundle, too.
+func (w *workload) verify(b *spiffebundle.Bundle) {
+	var err error
+	h, before := w.state.held, w.state.untrusted
+	if h != nil && !h.ended(w.now()) && len(b.X509Authorities()) > 0 {
+		err = h.verify(b, w.now())
+	}
+	if err == nil {
+		w.state.untrusted = nil
+		w.mend.cancel()
+		return
+	}
+	sequence, _ := b.SequenceNumber()
+	w.state.untrusted = refusal.New(refusal.SVIDUntrusted, "the trust bundle (sequence %d) that is served with %s refuses it: %w", sequence, h.svid.ID, err)
+	if before == nil {
+		w.log.Warn("an SVID does not verify against the trust bundle that is served with it; it is renewed now", "spiffe_id", h.svid.ID.String(), "error", err)
+	}
+	w.mend.after(placeIn(h.soon(), w.place()), w.renewNow)
+}
+
+// doubt is why the bundle refuses what is held, and why that is not renewed; nil: it does not.
+func (s *state) doubt() error {
+	switch {
+	case s.held == nil || s.untrusted == nil:
+		return nil
+	case s.failing && s.refused != nil:
+		return refusal.New(refusal.SVIDUntrusted, "%s; its renewal fails: %v", s.untrusted.Detail, s.refused)
+	}
+	return s.untrusted
 }
 
 // neverOpened reports whether the socket has not been tried yet.

@@ -67,12 +67,12 @@ func receive(answer *meshcav1.X509SVID, key crypto.Signer, roots x509bundle.Sour
 	if err := matches(svid); err != nil {
 		return nil, fmt.Errorf("the CA answered with a certificate that %w", err)
 	}
-	theirNow := chain[0].NotAfter.Add(-min(remaining, life))
-	if _, _, err := x509svid.Verify(chain, roots, x509svid.WithTime(theirNow)); err != nil {
+	term := rotation.Term{Life: life, Left: min(remaining, life), Received: now.wall}
+	h := &held{svid: svid, term: term, received: now}
+	if err := h.verify(roots, now); err != nil {
 		return nil, fmt.Errorf("the CA answered with a chain that does not verify: %w", err)
 	}
-	term := rotation.Term{Life: life, Left: min(remaining, life), Received: now.wall}
-	return &held{svid: svid, term: term, received: now}, nil
+	return h, nil
 }
 
 func parseChain(der [][]byte) ([]*x509.Certificate, error) {
@@ -123,6 +123,19 @@ func (h *held) left(now instant) time.Duration {
 	}
 	return left
 }
+
+// verify checks that the chain leads to a root, by the CA's clock of now, as the term tells it.
+func (h *held) verify(roots x509bundle.Source, now instant) error {
+	_, _, err := x509svid.Verify(h.svid.Certificates, roots, x509svid.WithTime(h.leaf().NotAfter.Add(-h.left(now))))
+	return err
+}
+
+// soonWithin is within what time that is renewed which has to be at once, each at a place of its own: after an outage in an
+// emergency it is all that a fleet holds. Who finds the CA too busy comes again when it says so.
+const soonWithin = 5 * time.Second
+
+// soon is soonWithin, or less for what does not live long.
+func (h *held) soon() time.Duration { return min(soonWithin, h.term.Life/100) }
 
 // ended reports whether the term has run out.
 func (h *held) ended(now instant) bool { return h.left(now) <= 0 }

@@ -15,34 +15,71 @@ import (
 // maxSpread bounds what an order may put off.
 const maxSpread = 24 * time.Hour
 
-// orders are the renewal orders that one SVID has to follow. The CA sends all orders at each change: each is timed once, and
+// renewals are the renewal orders that the CA's last state had. The zero value is ready.
+type renewals struct {
+	mu       sync.Mutex
+	list     []*meshcav1.RenewOrder
+	received time.Time
+}
+
+// set takes the whole list. What is held is then to be held to it.
+func (r *renewals) set(list []*meshcav1.RenewOrder) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.list, r.received = list, time.Now()
+}
+
+// hold holds what someone has to the orders that stand: when they come, and whenever he has another SVID, for one that was
+// on its way when an order came is named by it, too. Both are asked for here, so that nothing that came since is undone.
+func (r *renewals) hold(o *orders, held func() *held, key func() string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o.apply(r.list, r.received, held(), key())
+}
+
+// orders are the renewal orders that one SVID has to follow. The CA sends all orders at each change: each calls once, and
 // what is due by one of them no other one puts off.
 type orders struct {
 	wake func()
 
 	mu    sync.Mutex
-	known map[string]bool // those that are timed
+	known map[string]time.Time // when those that are timed are due
 	due   spread
 }
 
-// apply times what the list orders for h, at the key's place within each order's spread, and forgets what is no longer
-// in it.
-func (o *orders) apply(list []*meshcav1.RenewOrder, h *held, key string) {
+// apply times what the list that was received then orders for h, at the key's place within each order's spread, and forgets
+// what is no longer in it.
+func (o *orders) apply(list []*meshcav1.RenewOrder, received time.Time, h *held, key string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	known := make(map[string]bool)
+	known, now := make(map[string]time.Time), time.Now()
 	for _, order := range list {
 		name, concerned := concerns(order, h)
 		if !concerned {
 			continue
 		}
-		if known[name] = true; !o.known[name] {
-			o.due.after(placeIn(order.GetSpread().AsDuration(), key), o.wake)
+		// Told again, it may be due sooner than it was timed, for timers stand still while the machine is suspended. What has
+		// been called for is not called for again: a renewal that fails is tried again by itself.
+		at, timed := o.known[name]
+		if again := moment(order, received, h, key, now); !timed || again.Before(at) {
+			at = again
+			o.due.after(at.Sub(now), o.wake)
 		}
+		known[name] = at
 	}
 	if o.known = known; len(known) == 0 {
 		o.due.cancel()
 	}
+}
+
+// moment is when h is due by an order: the same for whoever hears of it, however late. What is overdue is due soon.
+func moment(order *meshcav1.RenewOrder, received time.Time, h *held, key string, now time.Time) time.Time {
+	spread := order.GetSpread().AsDuration()
+	at := received.Add(placeIn(spread, key) - max(0, order.GetElapsed().AsDuration()))
+	if at.Before(now) {
+		return now.Add(placeIn(min(spread, h.soon()), key))
+	}
+	return at
 }
 
 // stop ends all timers, for good.

@@ -58,6 +58,7 @@ func (a *Agent) restoreWorkload(w *workload) {
 		return
 	}
 	w.restore(h)
+	a.renewals.hold(&w.orders, w.holds, w.phase)
 	if a.denials.fault() == nil {
 		w.denials()
 	} else {

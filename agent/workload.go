@@ -32,6 +32,7 @@ type workload struct {
 	wake    chan struct{}
 	orders  orders
 	retries spread
+	mend    spread // renews what the bundle refuses
 	secrets rotation.Current[*sds.Secrets]
 	changed rotation.Current[struct{}] // stale when Materials may be; set under mu
 
@@ -64,12 +65,14 @@ type home interface {
 type state struct {
 	held *held // nil: nothing is served but bundles
 	// withheld: held comes from an earlier run, and is not served before it is known what is denied.
-	withheld  bool
-	lastID    spiffeid.ID // of what is or was held, or was denied
-	had       bool        // something was served once
-	denied    bool        // what was held, or would be, is denied: by an operator, or by policy
-	gone      error       // why there is nobody any more to serve: the end of the streams
-	expired   bool
+	withheld bool
+	lastID   spiffeid.ID // of what is or was held, or was denied
+	had      bool        // something was served once
+	denied   bool        // what was held, or would be, is denied: by an operator, or by policy
+	gone     error       // why there is nobody any more to serve: the end of the streams
+	expired  bool
+	// untrusted is why the bundle that is served with held refuses it; nil: it does not.
+	untrusted *refusal.Error
 	stopped   bool
 	rotations uint64
 
@@ -192,6 +195,11 @@ func (w *workload) Due(t rotation.Term) time.Time { return rotation.Phased(w.pha
 func (w *workload) phase() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.place()
+}
+
+// place is the phase; w.mu is held.
+func (w *workload) place() string {
 	id := ""
 	if w.state.held != nil {
 		id = w.state.held.svid.ID.String()
@@ -230,11 +238,13 @@ func (w *workload) publish() {
 	case (w.state.held == nil || w.state.withheld) && !w.state.had && !w.state.denied:
 		return
 	}
+	b := w.roots.current.Value()
+	w.verify(b)
 	var c sds.SecretsConfig
 	if w.state.held != nil {
 		c.SVIDs = []*x509svid.SVID{w.state.held.svid}
 	}
-	if b := w.roots.current.Value(); len(b.X509Authorities()) > 0 {
+	if len(b.X509Authorities()) > 0 {
 		c.Bundles = []*spiffebundle.Bundle{b}
 	}
 	secrets, err := sds.NewSecrets(c)
@@ -249,6 +259,7 @@ func (w *workload) publish() {
 func (w *workload) stop() {
 	w.orders.stop()
 	w.retries.stop()
+	w.mend.stop()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.state.stopped {
@@ -262,6 +273,7 @@ func (w *workload) stop() {
 func (w *workload) finish(why error) {
 	w.orders.stop()
 	w.retries.stop()
+	w.mend.stop()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.gone, w.state.stopped = why, true

@@ -23,8 +23,19 @@ type RenewOrder struct {
 	IssuedBefore time.Time     `json:"issuedBefore"`
 	Spread       time.Duration `json:"spread"`
 	Until        time.Time     `json:"until"`
+	// Given is when the spread began, where IssuedBefore is another moment; zero: then.
+	Given time.Time `json:"given,omitzero"`
 	// For is the mark of what ordered it, where that may do so again after a crash, and has to know its own; else empty.
 	For string `json:"for,omitempty"`
+}
+
+// Elapsed is how much time has passed at now since the spread began.
+func (r RenewOrder) Elapsed(now time.Time) time.Duration {
+	given := r.Given
+	if given.IsZero() {
+		given = r.IssuedBefore
+	}
+	return max(0, now.Sub(given))
 }
 
 // AgentRecord is what the CA knows of one agent SVID's holder. There may be several instances of an agent ID for a

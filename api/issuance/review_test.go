@@ -11,6 +11,7 @@ import (
 	"github.com/meshca/meshca/api/issuance"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
 	"github.com/meshca/meshca/test/world"
 )
@@ -56,6 +57,36 @@ func TestSyncTellsWhatPolicyGrantsNoLonger(t *testing.T) {
 	r, err := d.issue(d.dial(mine), d.item())
 	if err != nil || r.GetResults()[0].GetRefusal().GetReason() != string(refusal.PolicyDenied) {
 		t.Errorf("asked again: %v, %v", r, err)
+	}
+}
+
+// How much of an order's spread has passed is told as it is when the state is sent, to whoever comes and whenever.
+func TestSyncTellsWhatHasPassedOfASpread(t *testing.T) {
+	d := newDoor(t, issuance.Limits{})
+	hello := &meshcav1.SyncRequest{Message: &meshcav1.SyncRequest_Hello{Hello: &meshcav1.SyncHello{Cluster: world.Cluster}}}
+	mine := d.attest()
+	const ago = 30 * time.Minute
+	given := time.Now().Add(-ago)
+	for _, r := range []ca.RenewOrder{
+		{IssuedBefore: given, Spread: 45 * time.Minute, Until: given.Add(time.Hour)},
+		{IssuedBefore: given.Add(time.Hour), Given: given, Spread: time.Hour, Until: given.Add(2 * time.Hour)},
+	} {
+		if err := d.RA.Orders.Renew(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := ago
+	for range 2 {
+		state, err := d.sync(mine, hello).Recv()
+		if err != nil || len(state.GetRenew()) != 2 {
+			t.Fatalf("%v, %v", state, err)
+		}
+		for _, r := range state.GetRenew() {
+			if passed := r.GetElapsed().AsDuration(); passed < last || passed > ago+10*time.Minute {
+				t.Errorf("told %v", r)
+			}
+		}
+		last = time.Since(given)
 	}
 }
 

@@ -194,7 +194,7 @@ func (s *Server) state(caller *party) (*meshcav1.SyncResponse, stales, error) {
 	}
 	for _, r := range standing.RenewBy(caller.ID) {
 		state.Renew = append(state.Renew, &meshcav1.RenewOrder{
-			SpiffeId: r.ID, IssuedBefore: timestamppb.New(r.IssuedBefore), Spread: durationpb.New(r.Spread),
+			SpiffeId: r.ID, IssuedBefore: timestamppb.New(r.IssuedBefore), Spread: durationpb.New(r.Spread), Elapsed: durationpb.New(r.Elapsed(time.Now())),
 		})
 	}
 	var endings []registration.Ending

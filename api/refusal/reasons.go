@@ -116,6 +116,7 @@ const (
 	CAUntrusted     Reason = "CA_UNTRUSTED"
 	SVIDExpired     Reason = "SVID_EXPIRED"
 	SVIDPending     Reason = "SVID_PENDING"
+	SVIDUntrusted   Reason = "SVID_UNTRUSTED"
 	SecretUnknown   Reason = "SECRET_UNKNOWN"
 	TypeURLUnknown  Reason = "TYPE_URL_UNKNOWN"
 	SocketPath      Reason = "SOCKET_PATH"
@@ -377,6 +378,9 @@ var table = map[Reason]entry{
 	SVIDPending: {codes.Unavailable,
 		"The workload's first SVID has not come yet.",
 		"`certctl explain` at the agent shows what every try was answered."},
+	SVIDUntrusted: {codes.Unavailable,
+		"The workload's SVID does not lead to a root of the trust bundle that its agent serves with it, so peers refuse it.",
+		"The agent renews it within seconds. If that fails, the detail says why: let the agent reach the CA; and if the CA itself signs under another root, compare `certctl bundle show` at the agent (--agent) and at the CA."},
 	SecretUnknown: {codes.NotFound,
 		"No secret of that name is served to this peer.",
 		"Ask for `default`, the workload's SPIFFE ID, `ROOTCA`, the trust domain's ID, or `ALL`."},

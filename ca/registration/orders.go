@@ -169,7 +169,7 @@ func (o *Orders) Allow(ctx context.Context, id string) (bool, error) {
 
 // Renew orders the renewal of what was issued before r.IssuedBefore, and of whatever the ledger knows that was issued later
 // than now: by a clock that was set back since. It takes the place of earlier orders whose SVIDs it covers, but of one that
-// has them renewed sooner: that goes on beside it, and agents keep to the earlier moment.
+// has them renewed sooner: that goes on beside it, and agents keep to the earlier moment, also those that hear of it late.
 func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
 	last, err := o.lastIssue(ctx)
 	if err != nil {
@@ -181,26 +181,19 @@ func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
 	if last.After(now) {
 		r = covering(r, last.Add(time.Second)) // the ledger counts in seconds
 	}
-	var kept []ca.RenewOrder
-	for _, x := range stillMatter(standing.Renew, now) {
-		covered := x.ID == r.ID || r.ID == ""
-		if covered && !x.IssuedBefore.Before(r.IssuedBefore) { // agents know an order by its moment, and follow each once
+	all := stillMatter(standing.Renew, now)
+	for _, x := range all {
+		if covers(r, x) && !x.IssuedBefore.Before(r.IssuedBefore) { // agents know an order by its moment, and follow each once
 			r = covering(r, x.IssuedBefore.Add(time.Nanosecond))
 		}
-		if !covered || sooner(x, r, now) {
-			kept = append(kept, x)
-		}
 	}
-	if len(kept) >= maxRenewOrders {
+	kept := needed(append(all, r), now)
+	if len(kept) > maxRenewOrders {
 		if r.ID != "" {
 			return fmt.Errorf("there are %d renewal orders already; order the renewal of all instead", maxRenewOrders)
 		}
-		for _, x := range kept { // one for all of them: an order for all is never refused
-			r.Spread = min(r.Spread, rest(x, now))
-		}
-		kept = nil
+		kept = joined(kept, now)
 	}
-	kept = append(kept, r)
 	// gofail: var renewalOrdered struct{}
 	if err := o.store.SetRenewOrders(ctx, kept); err != nil {
 		return refusal.New(refusal.StoreUnavailable, "the order could not be stored: %w", err)
@@ -225,19 +218,44 @@ func (o *Orders) lastIssue(ctx context.Context) (last time.Time, err error) {
 
 // covering is the order for what was issued before a later moment, and is remembered for as much longer.
 func covering(r ca.RenewOrder, before time.Time) ca.RenewOrder {
+	if r.Given.IsZero() {
+		r.Given = r.IssuedBefore
+	}
 	r.IssuedBefore, r.Until = before, r.Until.Add(before.Sub(r.IssuedBefore))
 	return r
 }
 
 // rest is what is left of the time over which an order is spread.
-func rest(x ca.RenewOrder, now time.Time) time.Duration {
-	return max(0, min(x.Spread, x.IssuedBefore.Add(x.Spread).Sub(now)))
+func rest(x ca.RenewOrder, now time.Time) time.Duration { return max(0, x.Spread-x.Elapsed(now)) }
+
+// covers reports whether a later order names all that x names.
+func covers(later, x ca.RenewOrder) bool { return later.ID == x.ID || later.ID == "" }
+
+// needed are those of the orders, in the order in which they were given, that have something renewed sooner than each later
+// one that covers them. One whose spread is over stays for who was away: it has that renewed at once.
+func needed(orders []ca.RenewOrder, now time.Time) (kept []ca.RenewOrder) {
+	for i, x := range orders {
+		left := rest(x, now)
+		if !slices.ContainsFunc(orders[i+1:], func(later ca.RenewOrder) bool { return covers(later, x) && rest(later, now) <= left }) {
+			kept = append(kept, x)
+		}
+	}
+	return kept
 }
 
-// sooner reports whether an earlier order is under way, and has what it names renewed before a later one would.
-func sooner(x, later ca.RenewOrder, now time.Time) bool {
-	left := rest(x, now)
-	return left > 0 && left < later.Spread
+// joined puts one order for all, the last one, in the place of the others, as soon as the soonest of those that are under
+// way. What is over stays where it was for all.
+func joined(orders []ca.RenewOrder, now time.Time) (kept []ca.RenewOrder) {
+	n := len(orders) - 1
+	last := orders[n]
+	for _, x := range orders[:n] {
+		if left := rest(x, now); left > 0 {
+			last.Spread = min(last.Spread, left)
+		} else if x.ID == "" {
+			kept = append(kept, x)
+		}
+	}
+	return append(kept, last)
 }
 
 // review replaces what the review before ordered: it looked at the same, and more.

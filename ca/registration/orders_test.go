@@ -2,6 +2,7 @@ package registration_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -33,19 +34,20 @@ func TestAnOrderWithAMarkIsGivenOnce(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			orders := w.RA.Orders
+			orders, stood := w.RA.Orders, 1
 			for range 2 { // the second time by a process of its own
 				if err := orders.RenewAll(t.Context(), mark, time.Minute); err != nil {
 					t.Fatal(err)
 				}
 				standing, _ := orders.Get()
-				if len(standing.Renew) != 1 || standing.Renew[0].For != mark {
+				got := standing.Renew[len(standing.Renew)-1]
+				if got.For != mark || !c.given && len(standing.Renew) != stood {
 					t.Fatalf("what stands is %+v", standing.Renew)
 				}
-				if got := standing.Renew[0]; got.IssuedBefore.After(c.stands.IssuedBefore) != c.given || got.Until.Before(c.stands.Until) {
+				if got.IssuedBefore.After(c.stands.IssuedBefore) != c.given || got.Until.Before(c.stands.Until) {
 					t.Errorf("before was %+v, and now %+v", c.stands, got)
 				}
-				c.stands, c.given = standing.Renew[0], false
+				c.stands, c.given, stood = got, false, len(standing.Renew)
 				var err error
 				if orders, err = registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger); err != nil {
 					t.Fatal(err)
@@ -63,7 +65,7 @@ func TestAnOrderWithAMarkIsGivenOnce(t *testing.T) {
 }
 
 // Who was told to renew within minutes is not put off by an order that came later and is spread over more: also where he was
-// away meanwhile, for both orders stand. One that is due sooner, or whose predecessor is over, takes its place.
+// away meanwhile, for both orders stand, and longer than the first one's spread. One that is due sooner takes its place.
 func TestALaterOrderPutsOffNothing(t *testing.T) {
 	const web, db = "spiffe://mesh.test/web", "spiffe://mesh.test/db"
 	for name, c := range map[string]struct {
@@ -73,7 +75,7 @@ func TestALaterOrderPutsOffNothing(t *testing.T) {
 	}{
 		"all, and then all over longer":       {spread: time.Hour, both: true},
 		"all, and then all as soon":           {spread: time.Second},
-		"all, and then all when that is over": {ago: 2 * time.Minute, spread: time.Hour},
+		"all, and then all when that is over": {ago: 2 * time.Minute, spread: time.Hour, both: true},
 		"one, and then all over longer":       {first: web, spread: time.Hour, both: true},
 		"one, and then all as soon":           {first: web, spread: time.Second},
 		"one, and then the same over longer":  {first: web, second: web, spread: time.Hour, both: true},
@@ -100,6 +102,66 @@ func TestALaterOrderPutsOffNothing(t *testing.T) {
 				n := len(standing.Renew)
 				if last := standing.Renew[n-1]; n == 2 != c.both || last.ID != c.second || last.Spread != c.spread || standing.Renew[0].Spread != time.Minute == c.both {
 					t.Errorf("what %s is %+v", what, standing.Renew)
+				}
+			}
+		})
+	}
+}
+
+// Of the orders that are over one stands for each identity, and one for all, however many follow on another.
+func TestOrdersThatAreOverAreFew(t *testing.T) {
+	const web, db = "spiffe://mesh.test/web", "spiffe://mesh.test/db"
+	w := world.New(t, "")
+	orders, now := w.RA.Orders, time.Now()
+	const minutes = 100
+	for i := range minutes {
+		for _, id := range []string{"", web, db, web} {
+			at := now.Add(time.Duration(i-minutes) * time.Minute)
+			r := ca.RenewOrder{ID: id, IssuedBefore: at, Spread: 30 * time.Second, Until: now.Add(time.Hour)}
+			if err := orders.Renew(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var stand []string
+	standing, _ := orders.Get()
+	for _, r := range standing.Renew {
+		stand = append(stand, r.ID)
+	}
+	if !slices.Equal(stand, []string{"", db, web}) {
+		t.Errorf("what stands is %+v", standing.Renew)
+	}
+}
+
+// What has passed of an order's spread counts from when it was given, whatever it has to cover, and over a restart.
+func TestAnOrdersSpreadBeginsWhenItIsGiven(t *testing.T) {
+	for name, fast := range map[string]time.Duration{"clocks that are right": 0, "one that was fast": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			w := world.New(t, "")
+			now := time.Now()
+			issued := now.Add(fast)
+			entry := ca.LedgerEntry{
+				Serial: []byte{1}, ID: "spiffe://mesh.test/web", Profile: "workload", IssuedAt: issued, NotAfter: issued.Add(ca.MaxTTL), Evidence: []byte("{}"),
+			}
+			if err := w.Store.AppendLedger(t.Context(), []ca.LedgerEntry{entry}); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.RA.Orders.RenewAll(t.Context(), "a step", 45*time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for what, o := range map[string]*registration.Orders{"stands": w.RA.Orders, "is stored": again} {
+				standing, _ := o.Get()
+				r := standing.Renew[0]
+				late := 30 * time.Minute
+				if passed := r.Elapsed(time.Now().Add(late)); passed < late || passed > late+time.Minute {
+					t.Errorf("of what %s %v have passed: %+v", what, passed, r)
+				}
+				if passed := r.Elapsed(now.Add(-time.Hour)); passed != 0 {
+					t.Errorf("of what %s %v have passed by a clock that was set back", what, passed)
 				}
 			}
 		})

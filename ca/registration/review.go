@@ -129,7 +129,7 @@ func (r *review) sum() (s Reviewed) {
 func (r *review) orders(s Reviewed) map[string][]ca.RenewOrder {
 	byAgent := map[string]map[string]ca.RenewOrder{}
 	for h, f := range r.found {
-		o := ca.RenewOrder{ID: h.id, IssuedBefore: r.now, Spread: max(alteredWithin, s.Within), Until: f.notAfter}
+		o := ca.RenewOrder{ID: h.id, IssuedBefore: r.now, Given: r.now, Spread: max(alteredWithin, s.Within), Until: f.notAfter}
 		if f.doubted {
 			o.Spread = max(s.Within, reviewWithin)
 		}
@@ -150,7 +150,7 @@ func (r *review) orders(s Reviewed) map[string][]ca.RenewOrder {
 	for agent, of := range byAgent {
 		orders := slices.SortedFunc(maps.Values(of), func(x, y ca.RenewOrder) int { return cmp.Compare(x.ID, y.ID) })
 		if len(orders) > maxReviews {
-			whole := ca.RenewOrder{Spread: orders[0].Spread}
+			whole := ca.RenewOrder{Spread: orders[0].Spread, Given: r.now}
 			for _, o := range orders {
 				whole.Spread, whole.Until, whole.IssuedBefore = min(whole.Spread, o.Spread), later(whole.Until, o.Until), later(whole.IssuedBefore, o.IssuedBefore)
 			}

@@ -3788,7 +3788,8 @@ type WorkloadStatus struct {
 	Socket    string                 `protobuf:"bytes,1,opt,name=socket,proto3" json:"socket,omitempty"`
 	TokenFile string                 `protobuf:"bytes,2,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
 	Svid      *HeldSVID              `protobuf:"bytes,3,opt,name=svid,proto3" json:"svid,omitempty"`
-	// "pending", "fresh", "stale" (its renewal fails), "expired", "denied", "refused", "broken" (its socket or token).
+	// "pending", "fresh", "stale" (its renewal fails), "untrusted" (the trust bundle that is served with it refuses it),
+	// "expired", "denied", "refused", "broken" (its socket or token).
 	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
 	// The last refusal, kept until the next success.
 	LastRefusal   *Refusal               `protobuf:"bytes,5,opt,name=last_refusal,json=lastRefusal,proto3" json:"last_refusal,omitempty"`

@@ -1031,8 +1031,12 @@ type RenewOrder struct {
 	// Empty: all.
 	SpiffeId     string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	IssuedBefore *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
-	// Renewals are spread evenly over this much time from the order's receipt; unset: at once.
-	Spread        *durationpb.Duration `protobuf:"bytes,3,opt,name=spread,proto3" json:"spread,omitempty"`
+	// Renewals are spread evenly over this much time from when the order was given; unset: at once.
+	Spread *durationpb.Duration `protobuf:"bytes,3,opt,name=spread,proto3" json:"spread,omitempty"`
+	// How much time has passed since the order was given, by the CA's clock, as this was sent. So an SVID's place in the spread
+	// is the same moment also for an agent that was away, or was restarted; what is overdue is renewed at once. Unset: the CA
+	// does not tell (an earlier version), and the spread begins at the receipt.
+	Elapsed       *durationpb.Duration `protobuf:"bytes,4,opt,name=elapsed,proto3" json:"elapsed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1084,6 +1088,13 @@ func (x *RenewOrder) GetIssuedBefore() *timestamppb.Timestamp {
 func (x *RenewOrder) GetSpread() *durationpb.Duration {
 	if x != nil {
 		return x.Spread
+	}
+	return nil
+}
+
+func (x *RenewOrder) GetElapsed() *durationpb.Duration {
+	if x != nil {
+		return x.Elapsed
 	}
 	return nil
 }
@@ -1162,12 +1173,13 @@ const file_meshca_v1_issuance_proto_rawDesc = "" +
 	"\x06Ending\x12\x18\n" +
 	"\aserials\x18\x01 \x03(\fR\aserials\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x9d\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xd2\x01\n" +
 	"\n" +
 	"RenewOrder\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12?\n" +
 	"\rissued_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\fissuedBefore\x121\n" +
-	"\x06spread\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06spread2\xf3\x01\n" +
+	"\x06spread\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06spread\x123\n" +
+	"\aelapsed\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\aelapsed2\xf3\x01\n" +
 	"\x0fIssuanceService\x12L\n" +
 	"\vAttestAgent\x12\x1d.meshca.v1.AttestAgentRequest\x1a\x1e.meshca.v1.AttestAgentResponse\x12U\n" +
 	"\x0eIssueX509SVIDs\x12 .meshca.v1.IssueX509SVIDsRequest\x1a!.meshca.v1.IssueX509SVIDsResponse\x12;\n" +
@@ -1226,17 +1238,18 @@ var file_meshca_v1_issuance_proto_depIdxs = []int32{
 	13, // 17: meshca.v1.SyncResponse.ended:type_name -> meshca.v1.Ending
 	15, // 18: meshca.v1.RenewOrder.issued_before:type_name -> google.protobuf.Timestamp
 	16, // 19: meshca.v1.RenewOrder.spread:type_name -> google.protobuf.Duration
-	0,  // 20: meshca.v1.IssuanceService.AttestAgent:input_type -> meshca.v1.AttestAgentRequest
-	2,  // 21: meshca.v1.IssuanceService.IssueX509SVIDs:input_type -> meshca.v1.IssueX509SVIDsRequest
-	9,  // 22: meshca.v1.IssuanceService.Sync:input_type -> meshca.v1.SyncRequest
-	1,  // 23: meshca.v1.IssuanceService.AttestAgent:output_type -> meshca.v1.AttestAgentResponse
-	5,  // 24: meshca.v1.IssuanceService.IssueX509SVIDs:output_type -> meshca.v1.IssueX509SVIDsResponse
-	12, // 25: meshca.v1.IssuanceService.Sync:output_type -> meshca.v1.SyncResponse
-	23, // [23:26] is the sub-list for method output_type
-	20, // [20:23] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	16, // 20: meshca.v1.RenewOrder.elapsed:type_name -> google.protobuf.Duration
+	0,  // 21: meshca.v1.IssuanceService.AttestAgent:input_type -> meshca.v1.AttestAgentRequest
+	2,  // 22: meshca.v1.IssuanceService.IssueX509SVIDs:input_type -> meshca.v1.IssueX509SVIDsRequest
+	9,  // 23: meshca.v1.IssuanceService.Sync:input_type -> meshca.v1.SyncRequest
+	1,  // 24: meshca.v1.IssuanceService.AttestAgent:output_type -> meshca.v1.AttestAgentResponse
+	5,  // 25: meshca.v1.IssuanceService.IssueX509SVIDs:output_type -> meshca.v1.IssueX509SVIDsResponse
+	12, // 26: meshca.v1.IssuanceService.Sync:output_type -> meshca.v1.SyncResponse
+	24, // [24:27] is the sub-list for method output_type
+	21, // [21:24] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_issuance_proto_init() }
