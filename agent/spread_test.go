@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -114,4 +115,52 @@ func TestRetriesThatAreNotSpread(t *testing.T) {
 			t.Error("woken after the stop")
 		}
 	})
+}
+
+// midway is a workload whose second attempt waits to be told how it ends; further ones succeed.
+type midway struct {
+	*workload
+	attempts int
+	second   chan error
+}
+
+func (m *midway) Renew(ctx context.Context) (rotation.Term, error) {
+	m.attempts++
+	_, err := m.workload.Renew(ctx) // which fails: CA_UNREACHABLE
+	if m.attempts == 2 {
+		err = <-m.second
+	} else if m.attempts > 2 {
+		err = nil
+	}
+	return rotation.Term{Life: 6 * time.Hour, Left: 6 * time.Hour, Received: time.Now()}, err
+}
+
+// What would begin another attempt comes amid one: it is not to be followed by a second that has nothing left to do. After
+// an outage that was one for each workload of the fleet.
+func TestARetryAmidAnAttempt(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want int
+	}{"that succeeds": {nil, 2}, "that fails": {errors.New("lost"), 3}} {
+		synctest.Test(t, func(t *testing.T) {
+			m := &midway{workload: failing(1, 6*time.Hour, 0), second: make(chan error)}
+			m.PodUID = "uid"
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- rotation.Keep(ctx, m, rotation.KeepOptions{Wake: m.wake, Observe: m.observed}) }()
+			time.Sleep(time.Minute)
+			if m.attempts != 2 {
+				t.Fatalf("%d attempts were made", m.attempts)
+			}
+			m.retrySoon()
+			m.retryNow()
+			m.second <- c.err
+			time.Sleep(time.Second)
+			if m.attempts != c.want {
+				t.Errorf("an attempt %s: %d were made a second later, want %d", name, m.attempts, c.want)
+			}
+			cancel()
+			<-ended
+		})
+	}
 }

@@ -80,6 +80,8 @@ type state struct {
 	refusedAt time.Time
 	next      time.Time
 	failing   bool
+	// trying: an attempt is under way. again: it was to begin when it did already, so another one follows if it fails.
+	trying, again bool
 	// listening is why the socket is not open; nil when it is. tried: it is known by now.
 	listening error
 	tried     bool
@@ -110,6 +112,9 @@ func newWorkload(c Workload, h home, roots *trust, now func() instant, log *slog
 
 // Renew asks for a new SVID: a new key, the token as it is now.
 func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
+	w.mu.Lock()
+	w.state.trying, w.state.again = true, false
+	w.mu.Unlock()
 	request, whose, err := w.proof()
 	if err != nil {
 		return rotation.Term{}, err
@@ -306,19 +311,20 @@ func (w *workload) retrySoon() {
 		return
 	}
 	if h == nil || h.bearer.other(now) {
-		w.renewNow()
+		w.retryNow()
 		return
 	}
 	within := min(h.term.Life/100, h.left(w.now())/4)
 	w.retries.after(placeIn(within, phase), w.retryNow)
 }
 
-// retryNow ends the backoff of a workload whose renewals fail.
+// retryNow ends the backoff of a workload whose renewals fail. An attempt that is under way may yet succeed.
 func (w *workload) retryNow() {
 	w.mu.Lock()
-	failing := w.state.failing
+	failing, trying := w.state.failing, w.state.trying
+	w.state.again = w.state.again || trying
 	w.mu.Unlock()
-	if failing {
+	if failing && !trying {
 		w.renewNow()
 	}
 }
@@ -334,13 +340,18 @@ func (w *workload) holds() *held {
 func (w *workload) observed(a rotation.Attempt) {
 	w.mu.Lock()
 	before := w.state.refused
+	again := w.state.again && a.Err != nil
 	w.state.failing, w.state.next = a.Err != nil, a.Next
+	w.state.trying, w.state.again = false, false
 	if a.Err == nil || !w.state.condemned() || isVerdict(a.Err) && !refusal.Of(a.Err).Passing() {
 		w.state.refused, w.state.refusedAt = a.Err, time.Now()
 	}
 	h := w.state.held
 	w.mu.Unlock()
 	w.news.Set(struct{}{})
+	if again {
+		w.renewNow()
+	}
 	switch {
 	case a.Err != nil && refusal.Of(before) != refusal.Of(a.Err):
 		w.log.Warn("no new SVID", "error", a.Err, "next", a.Next)
