@@ -166,7 +166,7 @@ func usable(i ca.UpstreamIssuer, life time.Duration) (rotation.Party, error) {
 }
 
 func party(i ca.UpstreamIssuer) rotation.Party {
-	return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref, Key: KeyOf(i.Root)}
+	return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref, Key: ca.KeyOf(i.Root)}
 }
 
 func listed(issuers []ca.UpstreamIssuer) string {
