@@ -24,6 +24,9 @@ func (r Rollout) Inherit(later Rollout, now time.Time) Rollout {
 			r = r.Expel(p, later.due(p.ID, now))
 		}
 	}
+	for _, o := range later.Owed {
+		r = r.Owe(o)
+	}
 	for _, id := range later.left(now) {
 		if !slices.Contains(r.Gone, id) {
 			r = r.Forget(id)

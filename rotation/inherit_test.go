@@ -297,6 +297,20 @@ func TestWhatIsKept(t *testing.T) {
 	}
 }
 
+// A renewal that is owed outlives rollouts and restores, and is one for each authority.
+func TestWhatIsOwed(t *testing.T) {
+	at := time.Unix(1000, 0)
+	first, second := Owed{ID: "old", Signer: "1", At: at, Within: time.Minute}, Owed{ID: "old", Signer: "2", At: at, Within: time.Minute}
+	r := Rollout{}.Owe(first).Owe(second).Owe(Owed{ID: "new"})
+	next, err := Begin(r, oldRoot, newRoot, BeginOptions{}, at)
+	if err != nil || !slices.Equal(next.Owed, []Owed{second, {ID: "new"}}) || !slices.Equal(Rollout{}.Inherit(next, at).Owed, next.Owed) {
+		t.Errorf("%+v, %v", next.Owed, err)
+	}
+	if r = next.Settled([]Owed{first, second}); !slices.Equal(r.Owed, []Owed{{ID: "new"}}) {
+		t.Errorf("%+v", r.Owed)
+	}
+}
+
 // What stood knows a tainted key by another authority than the backup: neither signs, is gone to, or gone back to.
 func TestInheritedKeys(t *testing.T) {
 	now := time.Unix(1000, 0)

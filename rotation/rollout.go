@@ -91,6 +91,8 @@ type Rollout struct {
 	// Lives says by ID until when certificates may live that authorities have signed by a journal that a backup took the place
 	// of. It is made once, and not changed.
 	Lives map[string]time.Time `json:"lives,omitempty"`
+	// Owed are renewals that nobody could order yet.
+	Owed []Owed `json:"owed,omitempty"`
 }
 
 // Passage is a step that is over.
@@ -174,7 +176,7 @@ func (r Rollout) takes(old, next Party) error {
 func (r Rollout) successor(old, next Party, by string, now time.Time) Rollout {
 	return Rollout{
 		Old: old, New: next, Step: StepChosen, Entered: now, Begun: now, By: by,
-		Taints: r.taints(), Lives: r.Lives, Behind: slices.Clone(r.Stay(next.ID).Behind), Gone: slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool { return id == next.ID }),
+		Taints: r.taints(), Lives: r.Lives, Owed: r.Owed, Behind: slices.Clone(r.Stay(next.ID).Behind), Gone: slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool { return id == next.ID }),
 	}
 }
 

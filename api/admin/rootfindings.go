@@ -59,6 +59,12 @@ func rootFindings(v rollout.View) []*meshcav1.Finding {
 			Hint: "The CA signs for as long as its intermediate lives: `certctl ca status` says until when. Mend the upstream before.",
 		})
 	}
+	for _, o := range v.Standing.Rollout.Owed {
+		found = append(found, &meshcav1.Finding{
+			Subject: "intermediate", Level: levelError, Detail: fmt.Sprintf("the one below the root %.12s, whose key was said to be stolen at %s, is not replaced yet", o.ID, stampText(o.At)),
+			Hint: "That is tried again by itself, and all that was issued is ordered to be renewed then. `certctl ca status` says why the upstream does not sign.",
+		})
+	}
 	for _, r := range v.Roots {
 		found = append(found, keptFindings(v.Standing.Rollout, r)...)
 		if bounded(v.Standing.Rollout, r.ID) {

@@ -24,6 +24,7 @@ func testRollout(t *testing.T, open Opener) {
 		Canary: 5, NewShare: 5, Set: 7, Despite: []string{"x"}, Within: time.Minute, Aborted: true, AbortedBy: "uid 1", AbortedAt: at, LastEnd: at,
 		Since: at, Taints: []rotation.Taint{{ID: "c", Key: "k", At: at, By: "uid 2"}}, Gone: []string{"d"},
 		Behind: []rotation.Behind{{Party: rotation.Party{ID: "e", Ref: "3"}, By: at, Kept: true}}, Lives: map[string]time.Time{"f": at},
+		Owed: []rotation.Owed{{ID: "g", Signer: "4", At: at, Within: time.Minute}},
 	}
 	must(t, s.SwapRollout(t.Context(), 0, want))
 	for _, version := range []uint64{0, 2} {
