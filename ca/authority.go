@@ -72,6 +72,12 @@ type Root struct {
 // RootID names a root: the SHA-256 of its certificate, in lower-case hex.
 func RootID(root *x509.Certificate) string { return fmt.Sprintf("%x", fingerprint(root)) }
 
+// KeyOf names a root's key: the SHA-256 of its SubjectPublicKeyInfo, in lower-case hex. Whoever has stolen a key can make
+// another certificate for it.
+func KeyOf(root *x509.Certificate) string {
+	return fmt.Sprintf("%x", sha256.Sum256(root.RawSubjectPublicKeyInfo))
+}
+
 // Assignment says under which root an SVID is signed.
 type Assignment struct {
 	Root Root

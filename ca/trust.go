@@ -180,7 +180,7 @@ func (t *Trust) change(ctx context.Context, beyond uint64, edit func(*spiffebund
 			return nil
 		}
 		next.SetSequenceNumber(max(sequence(next), beyond) + 1)
-		data, err := t.encode(next)
+		data, err := encodeBundle(next)
 		if err != nil {
 			return err
 		}
@@ -222,7 +222,7 @@ func (t *Trust) reload(ctx context.Context) (*spiffebundle.Bundle, error) {
 // its ledger and its root serve one for ever.
 const memberTrustDomain = "trust_domain"
 
-func (t *Trust) encode(b *spiffebundle.Bundle) ([]byte, error) {
+func encodeBundle(b *spiffebundle.Bundle) ([]byte, error) {
 	data, err := b.Marshal()
 	if err != nil {
 		return nil, fmt.Errorf("ca: encoding the trust bundle: %w", err)
@@ -231,7 +231,7 @@ func (t *Trust) encode(b *spiffebundle.Bundle) ([]byte, error) {
 	if err := json.Unmarshal(data, &members); err != nil {
 		return nil, fmt.Errorf("ca: encoding the trust bundle: %w", err)
 	}
-	if members[memberTrustDomain], err = json.Marshal(t.td.Name()); err != nil {
+	if members[memberTrustDomain], err = json.Marshal(b.TrustDomain().Name()); err != nil {
 		return nil, fmt.Errorf("ca: encoding the trust bundle: %w", err)
 	}
 	return json.Marshal(members)
@@ -265,6 +265,49 @@ func (b StoredBundle) TrustDomain() (string, error) {
 		return "", fmt.Errorf("ca: the stored trust bundle: %w", err)
 	}
 	return of.TrustDomain, nil
+}
+
+// Roots are those of the bundle; none where nothing is stored.
+func (b StoredBundle) Roots() ([]*x509.Certificate, error) {
+	bundle, err := b.parse()
+	if bundle == nil || err != nil {
+		return nil, err
+	}
+	return bundle.X509Authorities(), nil
+}
+
+// With is the bundle with further roots, under the sequence that it has.
+func (b StoredBundle) With(roots ...*x509.Certificate) (StoredBundle, error) {
+	bundle, err := b.parse()
+	if err != nil {
+		return b, err
+	}
+	if bundle == nil {
+		return b, errors.New("ca: nothing is stored that roots could be added to")
+	}
+	for _, r := range roots {
+		bundle.AddX509Authority(r)
+	}
+	b.JSON, err = encodeBundle(bundle)
+	return b, err
+}
+
+// parse is the bundle itself; nil where nothing is stored.
+func (b StoredBundle) parse() (*spiffebundle.Bundle, error) {
+	name, err := b.TrustDomain()
+	if name == "" || err != nil {
+		return nil, err
+	}
+	td, err := spiffeid.TrustDomainFromString(name)
+	if err != nil {
+		return nil, fmt.Errorf("ca: the stored trust bundle: %w", err)
+	}
+	bundle, err := spiffebundle.Parse(td, b.JSON)
+	if err != nil {
+		return nil, fmt.Errorf("ca: the stored trust bundle: %w", err)
+	}
+	bundle.SetSequenceNumber(b.Sequence)
+	return bundle, nil
 }
 
 // publish shows b if nothing newer is shown.

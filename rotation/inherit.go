@@ -17,7 +17,15 @@ func (r Rollout) Inherit(later Rollout, now time.Time) Rollout {
 		}
 		r.Taints = append(r.Taints, t)
 		what := Party{ID: t.ID, Key: t.Key}
-		r = r.there(what, r.Signer()).Expel(what, now) // whether it has left since is the later one's to say
+		r = r.there(what, r.Signer()).Expel(what, later.due(t.ID, now)) // whether it has left since is the later one's to say
+	}
+	for _, p := range []Party{later.Old, later.New} { // which may be tainted by their keys alone
+		if _, tainted := r.tainted(p); p.ID != "" && tainted && later.due(p.ID, now).After(now) {
+			r = r.Expel(p, later.due(p.ID, now))
+		}
+	}
+	for _, o := range later.Owed {
+		r = r.Owe(o)
 	}
 	for _, id := range later.left(now) {
 		if !slices.Contains(r.Gone, id) {
@@ -41,21 +49,91 @@ func (r Rollout) left(now time.Time) []string {
 	return all
 }
 
-// PutBack is the Rollout of a journal that was put back from a backup: until this moment certificates may live that it knows
-// nothing of, under any authority. One that has retired by it may have signed again, by an abort or by another Rollout.
-func (r Rollout) PutBack(unrecorded time.Time) Rollout {
-	if r.Step == StepRetired && unrecorded.After(r.LastEnd) {
-		r.LastEnd = unrecorded
+// due is when an authority that is tainted is out of the set: what it signed is renewed before.
+func (r Rollout) due(id string, now time.Time) time.Time {
+	for _, b := range r.Behind {
+		if b.ID == id {
+			return b.By
+		}
+	}
+	if r.Active() && r.Within > 0 && id == r.Goes().ID {
+		return r.deadline()
+	}
+	return now
+}
+
+// Keep is the Rollout of a journal that was put back, whose set is ours, and the set that stood in its place is theirs.
+// What those have signed lives until that moment, and nobody shall refuse it meanwhile: those that ours lacks come into it,
+// which Keep returns, sign for nobody, and leave then, unless they have a part in the Rollout. What is tainted and in ours
+// alone has left.
+func (r Rollout) Keep(ours, theirs []Party, until time.Time) (next Rollout, come []Party) {
+	in := func(set []Party, p Party) bool {
+		return slices.ContainsFunc(set, func(x Party) bool { return x.ID == p.ID })
+	}
+	for _, p := range ours {
+		if _, tainted := r.tainted(p); tainted && !in(theirs, p) && !slices.Contains(r.Gone, p.ID) {
+			r = r.Forget(p.ID)
+		}
+	}
+	r.Lives, r.Behind = map[string]time.Time{}, slices.Clone(r.Behind)
+	for _, p := range theirs {
+		r.Lives[p.ID] = until
+		if _, tainted := r.tainted(p); tainted || in(ours, p) {
+			continue
+		}
+		come = append(come, p)
+		r.Gone = slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool { return id == p.ID })
+		part := p.ID == r.Stays().ID || r.Active() && p.ID == r.Goes().ID
+		if !part && !r.behind(p.ID) {
+			r.Behind = append(r.Behind, Behind{Party: p, By: until, Kept: true})
+		}
+	}
+	return r, come
+}
+
+// Stay is the Rollout when somebody wants an authority in the set for its own sake: where it was only kept, it stays.
+func (r Rollout) Stay(id string) Rollout {
+	if r.kept(id) {
+		r.Behind = slices.DeleteFunc(slices.Clone(r.Behind), func(b Behind) bool { return b.ID == id })
 	}
 	return r
 }
 
-// Expel has an authority leave the set at once, unless it is a party that somebody has to follow, or leaves already.
-func (r Rollout) Expel(p Party, now time.Time) Rollout {
+// kept reports whether an authority is in the set by Keep alone.
+func (r Rollout) kept(id string) bool {
+	return slices.ContainsFunc(r.Behind, func(b Behind) bool {
+		_, tainted := r.tainted(b.Party)
+		return b.ID == id && b.Kept && !tainted
+	})
+}
+
+// PutBack is the Rollout of a journal that was put back from a backup: until unrecorded certificates may live that it knows
+// nothing of, under any authority. One that has retired by it, is leaving, or was kept may have signed again, by an abort
+// or by another Rollout.
+func (r Rollout) PutBack(unrecorded, now time.Time) Rollout {
+	if r.Step == StepRetired && unrecorded.After(r.LastEnd) {
+		r.LastEnd = unrecorded
+	}
+	r.Behind = slices.Clone(r.Behind)
+	if _, tainted := r.tainted(r.Goes()); r.Step == StepLeaving && !tainted {
+		goes := r.Goes()
+		r = r.enter(StepOut, r.NewShare, now)
+		r.Behind = append(r.Behind, Behind{Party: goes, By: unrecorded})
+	}
+	for i, b := range r.Behind {
+		if _, tainted := r.tainted(b.Party); (b.Kept || !tainted) && unrecorded.After(b.By) {
+			r.Behind[i].By = unrecorded
+		}
+	}
+	return r
+}
+
+// Expel has an authority leave the set at that moment, unless it is a party that somebody has to follow, or leaves already.
+func (r Rollout) Expel(p Party, by time.Time) Rollout {
 	if p.ID == r.Stays().ID || r.Active() && p.ID == r.Goes().ID || r.behind(p.ID) {
 		return r
 	}
-	r.Behind = append(slices.Clone(r.Behind), Behind{p, now})
+	r.Behind = append(slices.Clone(r.Behind), Behind{Party: p, By: by})
 	return r
 }
 

@@ -228,14 +228,14 @@ func TestWhatMayHaveLeftHasLeft(t *testing.T) {
 	}{
 		{Rollout{Old: oldRoot, New: newRoot, Step: StepRetired, NewShare: 100, Taints: tainted}, false},
 		{Rollout{Old: oldRoot, New: newRoot, Step: StepLeaving, NewShare: 100, Taints: tainted}, true},
-		{Rollout{Taints: tainted, Behind: []Behind{{oldRoot, now.Add(time.Second)}}}, false},
-		{Rollout{Taints: tainted, Behind: []Behind{{oldRoot, now}}}, true},
+		{Rollout{Taints: tainted, Behind: []Behind{{Party: oldRoot, By: now.Add(time.Second)}}}, false},
+		{Rollout{Taints: tainted, Behind: []Behind{{Party: oldRoot, By: now}}}, true},
 	} {
 		if r := backup.Inherit(c.stood, now); (r.Returned(oldRoot) != nil) != c.left {
 			t.Errorf("%s: %v", says(c.stood), r.Returned(oldRoot))
 		}
 	}
-	p := &plain{record: Rollout{New: newRoot, Step: StepOut, NewShare: 100, Taints: tainted, Gone: []string{"old"}, Behind: []Behind{{oldRoot, now.Add(time.Hour)}}}}
+	p := &plain{record: Rollout{New: newRoot, Step: StepOut, NewShare: 100, Taints: tainted, Gone: []string{"old"}, Behind: []Behind{{Party: oldRoot, By: now.Add(time.Hour)}}}}
 	if x := NewRoller(RollerOptions{Journal: p, Authorities: p}); !x.Move(t.Context()) || len(p.record.Behind) > 0 || !slices.Contains(p.did, "withdraw old") {
 		t.Errorf("it did %q, and is %s", p.did, says(p.record))
 	}
@@ -251,9 +251,63 @@ func TestARetiredOneThatWasPutBack(t *testing.T) {
 		{StepRetired, 6 * time.Hour, 6 * time.Hour}, {StepRetired, time.Minute, time.Hour}, {StepSigning, 6 * time.Hour, time.Hour}, {StepOut, 6 * time.Hour, time.Hour},
 	} {
 		r := Rollout{Old: oldRoot, New: newRoot, Step: c.step, NewShare: 100, LastEnd: now.Add(time.Hour)}
-		if end := r.PutBack(now.Add(c.until)).LastEnd.Sub(now); end != c.end {
+		if end := r.PutBack(now.Add(c.until), now).LastEnd.Sub(now); end != c.end {
 			t.Errorf("%s, until %s: %s", c.step, c.until, end)
 		}
+	}
+}
+
+// What the set that stood has, and the backup's has not, is kept for as long as what it signed can live; nothing is decided
+// by that.
+func TestWhatIsKept(t *testing.T) {
+	now := time.Unix(1000, 0)
+	until, tainted := now.Add(6*time.Hour), Party{ID: "tainted"}
+	over := Rollout{New: oldRoot, Step: StepOut, NewShare: 100, Gone: []string{"new"}, Taints: []Taint{{ID: "tainted"}, {ID: "third"}}}
+	r, come := over.Keep([]Party{oldRoot, thirdRoot}, []Party{oldRoot, newRoot, tainted}, until)
+	if !slices.Equal(come, []Party{newRoot}) || len(r.Behind) != 1 || r.Behind[0] != (Behind{Party: newRoot, By: until, Kept: true}) || r.Leaves("new") {
+		t.Fatalf("%v come, and it is %+v", come, r)
+	}
+	if r.Returned(thirdRoot) == nil {
+		t.Error("what is tainted, and is not in the set that stood, had left it")
+	}
+	if r = r.PutBack(until.Add(time.Minute), now); !r.Behind[0].By.Equal(until.Add(time.Minute)) {
+		t.Errorf("put back again, it leaves at %s", r.Behind[0].By)
+	}
+	if stays := r.Stay("new"); len(stays.Behind) != 0 || len(r.Stay("another").Behind) != 1 {
+		t.Errorf("somebody wants it, and it is %+v", stays)
+	}
+	// Somebody goes to it: it is a party from then on. What it signed before is renewed where it is tainted then.
+	to, err := Begin(r, oldRoot, newRoot, BeginOptions{}, now)
+	if err != nil || len(to.Behind) != 0 {
+		t.Fatalf("%+v, %v", to, err)
+	}
+	e := Emergency{By: "op", Within: time.Hour, Signs: oldRoot, Successor: Party{ID: "fourth"}}
+	if to, err = to.Taint(newRoot, e, now); err != nil || to.Step != StepSigning || to.Stays() != oldRoot {
+		t.Errorf("%s, %v", says(to), err)
+	}
+	// Tainted where it is, it leaves within the bound.
+	if r, err = r.Taint(newRoot, e, now); err != nil || r.Behind[0].Kept || !r.Behind[0].By.Equal(now.Add(time.Hour)) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	// One that was leaving by the backup, and is trusted, leaves later.
+	leaving := Rollout{Old: oldRoot, New: newRoot, Step: StepLeaving, NewShare: 100}
+	leaving, _ = leaving.Keep([]Party{newRoot}, []Party{oldRoot, newRoot}, until)
+	if leaving = leaving.PutBack(until, now); leaving.Step != StepOut || len(leaving.Behind) != 1 || leaving.Behind[0].ID != "old" || !leaving.Behind[0].By.Equal(until) {
+		t.Errorf("%+v", leaving)
+	}
+}
+
+// A renewal that is owed outlives rollouts and restores, and is one for each authority.
+func TestWhatIsOwed(t *testing.T) {
+	at := time.Unix(1000, 0)
+	first, second := Owed{ID: "old", Signer: "1", At: at, Within: time.Minute}, Owed{ID: "old", Signer: "2", At: at, Within: time.Minute}
+	r := Rollout{}.Owe(first).Owe(second).Owe(Owed{ID: "new"})
+	next, err := Begin(r, oldRoot, newRoot, BeginOptions{}, at)
+	if err != nil || !slices.Equal(next.Owed, []Owed{second, {ID: "new"}}) || !slices.Equal(Rollout{}.Inherit(next, at).Owed, next.Owed) {
+		t.Errorf("%+v, %v", next.Owed, err)
+	}
+	if r = next.Settled([]Owed{first, second}); !slices.Equal(r.Owed, []Owed{{ID: "new"}}) {
+		t.Errorf("%+v", r.Owed)
 	}
 }
 

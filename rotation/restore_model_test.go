@@ -44,22 +44,32 @@ func (m *mesh) putBack(party func(id string) Party) {
 		}
 	}
 	b := *m.backup
-	r := b.record.Inherit(m.record, m.now).PutBack(m.now.Add(unrecorded))
-	for _, id := range b.set { // as at a start
+	parties := func(ids []string) (all []Party) {
+		for _, id := range ids {
+			all = append(all, party(id))
+		}
+		return all
+	}
+	set, until := slices.Clone(b.set), m.now.Add(unrecorded)
+	r, come := b.record.Inherit(m.record, m.now).Keep(parties(b.set), parties(m.trusted()), until)
+	for _, p := range come {
+		set = append(set, p.ID)
+	}
+	r = r.PutBack(until, m.now)
+	for _, id := range set { // as at a start
 		if _, tainted := r.tainted(party(id)); tainted {
 			r = r.Expel(party(id), m.now)
 		}
 	}
 	m.record, m.version = r, m.version+1
-	m.sets = append(m.sets, slices.Clone(b.set))
+	m.sets = append(m.sets, set)
 	m.floor = uint64(len(m.sets)) // what agents have seen of sets that are lost confirms nothing
 	for _, a := range m.agents {
-		if until := m.now.Add(unrecorded); until.After(a.holds) {
+		if until.After(a.holds) {
 			a.holds = until
 		}
 	}
-	// What lives under roots that the backup does not know is lost, and which agents trust those that it does know is too.
-	m.certs = slices.DeleteFunc(m.certs, func(c modelCert) bool { return !slices.Contains(b.set, c.by) })
+	// Which agents trust the roots that the backup knows is lost.
 	for _, id := range b.set {
 		if waits := r.Step == StepChosen || r.Step == StepPublished; !waits || id != r.Stays().ID {
 			m.may[id] = m.now

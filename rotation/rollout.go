@@ -88,6 +88,11 @@ type Rollout struct {
 	// Gone names those that a Rollout or a command took out of the set, the newest last: nobody takes them in again
 	// unasked.
 	Gone []string `json:"gone,omitempty"`
+	// Lives says by ID until when certificates may live that authorities have signed by a journal that a backup took the place
+	// of. It is made once, and not changed.
+	Lives map[string]time.Time `json:"lives,omitempty"`
+	// Owed are renewals that nobody could order yet.
+	Owed []Owed `json:"owed,omitempty"`
 }
 
 // Passage is a step that is over.
@@ -161,7 +166,7 @@ func (r Rollout) takes(old, next Party) error {
 	if t, tainted := r.tainted(next); tainted {
 		return t.refused(next.ID, "it cannot follow %s", old.ID)
 	}
-	if r.behind(next.ID) {
+	if r.behind(next.ID) && !r.kept(next.ID) {
 		return fmt.Errorf("%s is being taken out of the trusted set: try again when it is out", next.ID)
 	}
 	return nil
@@ -171,7 +176,7 @@ func (r Rollout) takes(old, next Party) error {
 func (r Rollout) successor(old, next Party, by string, now time.Time) Rollout {
 	return Rollout{
 		Old: old, New: next, Step: StepChosen, Entered: now, Begun: now, By: by,
-		Taints: r.taints(), Behind: slices.Clone(r.Behind), Gone: slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool { return id == next.ID }),
+		Taints: r.taints(), Lives: r.Lives, Owed: r.Owed, Behind: slices.Clone(r.Stay(next.ID).Behind), Gone: slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool { return id == next.ID }),
 	}
 }
 

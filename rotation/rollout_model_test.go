@@ -266,6 +266,11 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 			if !command(func(r Rollout) (Rollout, error) { return r.Taint(what, e, m.now) }) {
 				t.Fatalf("no order leads out of %+v", m.record)
 			}
+			for _, b := range m.record.Behind { // which have the new bound, as in an order amid all else
+				if len(m.taints[b.ID]) > 0 && !b.By.After(m.now.Add(time.Hour)) {
+					told(b.Party, taintSeen{m.now, time.Hour})
+				}
+			}
 		}
 		for _, a := range m.agents {
 			if m.told(party) {

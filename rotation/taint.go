@@ -33,6 +33,9 @@ type Behind struct {
 	Party
 	// By is when it leaves: what it signed is to be renewed before.
 	By time.Time `json:"by"`
+	// Kept says that it is there for what it signed by a journal that a backup took the place of, and by nobody's decision:
+	// see Keep.
+	Kept bool `json:"kept,omitempty"`
 }
 
 const (
@@ -168,7 +171,7 @@ func (r Rollout) hasten(e Emergency, now time.Time) (Rollout, error) {
 func (r Rollout) turn(e Emergency, now time.Time) Rollout {
 	r.Within, r.Since, r.Canary = e.Within, now, 0
 	switch {
-	case !r.Aborted && r.NewShare == 0: // it has signed for nobody: there is nothing to renew
+	case !r.Aborted && r.NewShare == 0 && !now.Before(r.Lives[r.New.ID]): // it has signed for nobody: there is nothing to renew
 		r.Aborted, r.AbortedBy, r.AbortedAt = true, e.By, now
 		return r.enter(StepLeaving, 0, now)
 	case !r.Aborted:
@@ -200,12 +203,12 @@ func (r Rollout) supersede(signs Party, e Emergency, now time.Time) (Rollout, er
 		}
 		by := now.Add(e.Within)
 		switch {
-		case r.Step == StepLeaving, r.Step == StepChosen && len(r.Passed) == 0: // which has signed for nobody, and is in the set for moments at most
+		case r.Step == StepLeaving, r.Step == StepChosen && len(r.Passed) == 0 && !now.Before(r.Lives[r.New.ID]): // which has signed for nobody, and is in the set for moments at most
 			by = now
 		case other.ID == r.Goes().ID && r.Within > 0: // which has a bound of its own
 			by = r.deadline()
 		}
-		next = next.later(Behind{other, by})
+		next = next.later(Behind{Party: other, By: by})
 	}
 	if err := next.takes(signs, e.Successor); err != nil {
 		return Rollout{}, err
@@ -216,10 +219,10 @@ func (r Rollout) supersede(signs Party, e Emergency, now time.Time) (Rollout, er
 // leave takes out an authority that is no party: at once, or within the bound where others still need it.
 func (r Rollout) leave(what Party, within time.Duration, now time.Time) Rollout {
 	by := now
-	if r.behind(what.ID) {
+	if r.behind(what.ID) || now.Before(r.Lives[what.ID]) {
 		by = now.Add(within)
 	}
-	return r.later(Behind{what, by})
+	return r.later(Behind{Party: what, By: by})
 }
 
 // later adds one that leaves, or has it leave sooner.
@@ -227,6 +230,7 @@ func (r Rollout) later(b Behind) Rollout {
 	r.Behind = slices.Clone(r.Behind)
 	for i, have := range r.Behind {
 		if have.ID == b.ID {
+			r.Behind[i].Kept = have.Kept && b.Kept
 			if b.By.Before(have.By) {
 				r.Behind[i].By = b.By
 			}
@@ -237,9 +241,9 @@ func (r Rollout) later(b Behind) Rollout {
 	return r
 }
 
-// Leaves reports whether an authority is on its way out of the set, or has left it.
+// Leaves reports whether an authority is on its way out of the set, or has left it, by somebody's decision.
 func (r Rollout) Leaves(id string) bool {
-	return r.behind(id) || slices.Contains(r.Gone, id) || r.Active() && id == r.Goes().ID
+	return r.behind(id) && !r.kept(id) || slices.Contains(r.Gone, id) || r.Active() && id == r.Goes().ID
 }
 
 func (r Rollout) behind(id string) bool {

@@ -110,12 +110,12 @@ func TestATaintOfOneThatSignsForNobody(t *testing.T) {
 	e := Emergency{Within: time.Minute, Signs: oldRoot}
 	for _, r := range []Rollout{{}, {Old: newRoot, New: oldRoot, Step: StepOut, NewShare: 100}, {Old: oldRoot, New: newRoot, Step: StepCanary, NewShare: 5}} {
 		next, err := r.Taint(thirdRoot, e, now)
-		if err != nil || next.Step != r.Step || next.NewShare != r.NewShare || len(next.Behind) != 1 || next.Behind[0] != (Behind{thirdRoot, now}) {
+		if err != nil || next.Step != r.Step || next.NewShare != r.NewShare || len(next.Behind) != 1 || next.Behind[0] != (Behind{Party: thirdRoot, By: now}) {
 			t.Errorf("%+v, %v", next, err)
 		}
 	}
 	for by, want := range map[time.Duration]time.Duration{time.Second: time.Second, time.Hour: time.Minute} {
-		next, err := Rollout{Behind: []Behind{{thirdRoot, now.Add(by)}}}.Taint(thirdRoot, e, now)
+		next, err := Rollout{Behind: []Behind{{Party: thirdRoot, By: now.Add(by)}}}.Taint(thirdRoot, e, now)
 		if err != nil || len(next.Behind) != 1 || !next.Behind[0].By.Equal(now.Add(want)) {
 			t.Errorf("%+v, %v", next, err)
 		}

@@ -9,6 +9,8 @@ import (
 	"math"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -254,10 +256,12 @@ func (s *Server) RotateIntermediate(ctx context.Context, r *meshcav1.RotateInter
 	if err != nil {
 		return nil, err
 	}
-	until, err := s.c.Authorities.RotateIntermediate(ctx, within)
+	trying, cancel := tellingTime(ctx)
+	defer cancel()
+	until, err := s.c.Authorities.RotateIntermediate(trying, within)
 	s.audit(ctx, "ca rotate intermediate", peerName(ctx), err, slog.String("taintedWithin", within.String()))
 	if err != nil {
-		return nil, err
+		return nil, notReplaced(err, within > 0, until)
 	}
 	answer := &meshcav1.RotateIntermediateResponse{TrustedUntil: stamp(until)}
 	v, err := s.c.Authorities.View(ctx)
@@ -270,6 +274,28 @@ func (s *Server) RotateIntermediate(ctx context.Context, r *meshcav1.RotateInter
 		}
 	}
 	return answer, nil
+}
+
+// tellingTime ends somewhat before the call does: what fails because an upstream does not answer is to be told, too.
+func tellingTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	end, bounded := ctx.Deadline()
+	if !bounded {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, end.Add(-min(2*time.Second, time.Until(end)/4)))
+}
+
+// notReplaced tells the whole of why intermediates were not replaced, and what follows: of a refusal its own detail alone
+// would travel. Of stolen ones it says first until when they are trusted.
+func notReplaced(err error, stolen bool, until time.Time) error {
+	text := err.Error()
+	if stolen && !until.IsZero() {
+		text = fmt.Sprintf("whoever has a stolen key can make certificates that are accepted until %s, only `certctl ca taint root` cuts that off; %s", stampText(until), text)
+	}
+	if e, is := refusal.From(err); is {
+		return refusal.New(e.Reason, "%s", text)
+	}
+	return status.Error(codes.FailedPrecondition, text)
 }
 
 // positive reads a bound that may be unset: 0.

@@ -180,6 +180,20 @@ func TestARootIsRepointed(t *testing.T) {
 	}
 }
 
+// Where a stolen intermediate is not replaced, the answer says what follows, and until when the thief is believed all the
+// same.
+func TestAStolenIntermediateThatIsNotReplaced(t *testing.T) {
+	f := start(t, "rules: []")
+	f.operator.broken = fmt.Errorf("it is tried again by itself: %w", refusal.New(refusal.UpstreamUnavailable, "the upstream did not sign"))
+	_, err := f.Authorities.RotateIntermediate(t.Context(), &meshcav1.RotateIntermediateRequest{TaintedWithin: durationpb.New(time.Minute)})
+	if refusal.Of(err) != refusal.UpstreamUnavailable || !strings.Contains(err.Error(), "it is tried again by itself") || !strings.Contains(err.Error(), "accepted until 1970-01-01T00:16:40Z") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := f.Authorities.RotateIntermediate(t.Context(), &meshcav1.RotateIntermediateRequest{}); err == nil || strings.Contains(err.Error(), "stolen") {
+		t.Errorf("nothing is stolen: %v", err)
+	}
+}
+
 func TestAuthorityVerbsRefuse(t *testing.T) {
 	f := start(t, "rules: []")
 	a, ctx := f.Authorities, t.Context()

@@ -20,6 +20,9 @@ func plan(r rotation.Rollout, tainted string, now time.Time) []string {
 			also = append(also, fmt.Sprintf("out: root %.12s leaves the trust bundle by %s, whatever still lives under it", b.ID, b.By.UTC().Format(time.RFC3339)))
 		}
 	}
+	if !r.Active() {
+		return append(also, "all SVIDs are renewed before, spread over a part of that", "it is never trusted again")
+	}
 	return append(append(begins(r), ends(r)...), also...)
 }
 
@@ -30,7 +33,7 @@ func atOnce(r rotation.Rollout, tainted string, now time.Time) bool {
 		return false
 	}
 	by, behind := leavesBy(r, tainted)
-	return !r.Active() || !behind || !by.After(now)
+	return !behind || !by.After(now)
 }
 
 func leavesBy(r rotation.Rollout, id string) (by time.Time, behind bool) {

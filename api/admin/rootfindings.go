@@ -59,7 +59,14 @@ func rootFindings(v rollout.View) []*meshcav1.Finding {
 			Hint: "The CA signs for as long as its intermediate lives: `certctl ca status` says until when. Mend the upstream before.",
 		})
 	}
+	for _, o := range v.Standing.Rollout.Owed {
+		found = append(found, &meshcav1.Finding{
+			Subject: "intermediate", Level: levelError, Detail: fmt.Sprintf("the one below the root %.12s, whose key was said to be stolen at %s, is not replaced yet", o.ID, stampText(o.At)),
+			Hint: "That is tried again by itself, and all that was issued is ordered to be renewed then. `certctl ca status` says why the upstream does not sign.",
+		})
+	}
 	for _, r := range v.Roots {
+		found = append(found, keptFindings(v.Standing.Rollout, r)...)
 		if bounded(v.Standing.Rollout, r.ID) {
 			continue
 		}
@@ -90,6 +97,19 @@ func rootFindings(v rollout.View) []*meshcav1.Finding {
 			Subject: "candidates", Level: levelOK,
 			Detail: "the upstream has issuers below roots that are not trusted, `certctl ca rotate root --issuer` goes to one: " + some(usable),
 		})
+	}
+	return found
+}
+
+// keptFindings tell of a root that is trusted for what it had signed before a backup was restored.
+func keptFindings(rolled rotation.Rollout, r rollout.RootView) (found []*meshcav1.Finding) {
+	for _, b := range rolled.Behind {
+		if b.ID == r.ID && b.Kept && r.Tainted.IsZero() {
+			found = append(found, &meshcav1.Finding{
+				Subject: "root", Level: levelOK, Detail: fmt.Sprintf("%s (%.12s) is unknown to the backup that was restored: it is trusted until %s, "+
+					"when the last SVID under it has ended, and leaves by itself", r.Certificate.Subject, r.ID, stampText(b.By)),
+			})
+		}
 	}
 	return found
 }

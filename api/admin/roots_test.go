@@ -167,3 +167,22 @@ func TestCheckAsksTheUpstream(t *testing.T) {
 		t.Errorf("findings\n%s", all)
 	}
 }
+
+// A check tells of roots that a restored backup does not know, and of stolen intermediates that sign still.
+func TestCheckTellsWhatIsPending(t *testing.T) {
+	at := time.Unix(1000, 0)
+	root := rollout.RootView{ID: "0123456789abcdef", Certificate: &x509.Certificate{}}
+	v := rollout.View{Roots: []rollout.RootView{root}, Standing: rotation.Standing{Rollout: rotation.Rollout{
+		Behind: []rotation.Behind{{Party: rotation.Party{ID: root.ID}, By: at, Kept: true}, {Party: rotation.Party{ID: "another"}, By: at}},
+		Owed:   []rotation.Owed{{ID: root.ID, At: at}},
+	}}}
+	var says []string
+	for _, f := range rootFindings(v) {
+		says = append(says, f.GetLevel().String()+" "+f.GetSubject()+" "+f.GetDetail())
+	}
+	got := strings.Join(says, "\n")
+	if len(says) != 2 || !strings.Contains(got, levelOK.String()+" root ") || !strings.Contains(got, "it is trusted until 1970-01-01T00:16:40Z") ||
+		!strings.Contains(got, levelError.String()+" intermediate the one below the root 0123456789ab, whose key was said to be stolen at 1970-01-01T00:16:40Z") {
+		t.Errorf("it says\n%s", got)
+	}
+}

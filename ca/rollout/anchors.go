@@ -52,7 +52,22 @@ func (o *Operator) TrustRoots(ctx context.Context, roots []*x509.Certificate) (a
 	if count+len(added) > maxRoots {
 		return nil, fmt.Errorf("the trust bundle would have %d roots, at most %d are kept: `certctl ca root remove` takes out those that nobody needs", count+len(added), maxRoots)
 	}
+	for _, r := range roots {
+		if err := o.stay(ctx, record, r); err != nil {
+			return nil, err
+		}
+	}
 	return added, o.roots.c.Trust.AddRoots(ctx, roots...)
+}
+
+// stay has a root stay in the trust bundle that a backup did not know, and that is there for what it had signed.
+func (o *Operator) stay(ctx context.Context, record rotation.Rollout, root *x509.Certificate) error {
+	id := ca.RootID(root)
+	if len(record.Stay(id).Behind) == len(record.Behind) {
+		return nil
+	}
+	_, err := o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) { return r.Stay(id), nil })
+	return err
 }
 
 // RemoveRoot takes a root out of the trust bundle that signs for nobody, that no rollout needs, and under which no SVID
@@ -105,7 +120,11 @@ func (o *Operator) TrustFound(ctx context.Context, issuers []ca.UpstreamIssuer) 
 	var failed []error
 	for _, i := range issuers {
 		bundle, _ := o.roots.c.Trust.Bundle()
-		if i.Root == nil || i.Fault != nil || bundle.HasX509Authority(i.Root) || record.Leaves(ca.RootID(i.Root)) || barred(record, i) != nil {
+		if i.Root == nil || i.Fault != nil || record.Leaves(ca.RootID(i.Root)) || barred(record, i) != nil {
+			continue
+		}
+		if bundle.HasX509Authority(i.Root) {
+			failed = append(failed, o.stay(ctx, record, i.Root))
 			continue
 		}
 		err := i.Root.CheckSignatureFrom(i.Root)

@@ -195,3 +195,53 @@ func TestARootIsNotRemovedUnderARollout(t *testing.T) {
 		}
 	}
 }
+
+// kept has the bundle trust a root for what it signed by a journal that a backup took the place of.
+func (h *house) kept(root *x509.Certificate, until time.Time) {
+	h.t.Helper()
+	h.must(h.trust.AddRoots(h.t.Context(), root))
+	r, version, err := h.store.Rollout(h.t.Context())
+	h.must(err)
+	party := rotation.Party{ID: ca.RootID(root), Key: ca.KeyOf(root)}
+	r, _ = r.Keep(nil, []rotation.Party{party}, until)
+	h.must(h.store.SwapRollout(h.t.Context(), version, r))
+	_, err = h.roller.Resume(h.t.Context())
+	h.must(err)
+}
+
+// A root that is kept leaves by itself, unless somebody wants it: by an import, or in the configuration. Tainted, it has a
+// bound, and what it signed is renewed before.
+func TestARootThatIsKept(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		left time.Duration
+		then func(*house, *x509.Certificate)
+		in   bool
+	}{
+		"its time is over": {-time.Second, func(*house, *x509.Certificate) {}, false},
+		"imported": {-time.Second, func(h *house, root *x509.Certificate) {
+			_, err := h.operator.TrustRoots(h.t.Context(), []*x509.Certificate{root})
+			h.must(err)
+		}, true},
+		"configured": {-time.Second, func(h *house, root *x509.Certificate) { h.must(h.operator.Settle(h.t.Context(), root)) }, true},
+		"tainted": {time.Hour, func(h *house, root *x509.Certificate) {
+			r := h.taint(ca.RootID(root))
+			if by := time.Until(r.Behind[0].By); h.agents.orders() != 1 || by <= 0 || by > bound {
+				h.t.Errorf("%d orders; it leaves in %s", h.agents.orders(), by)
+			}
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHouse(t)
+			root := anchor(t, nil, nil)
+			h.kept(root, time.Now().Add(c.left))
+			c.then(h, root)
+			for h.roller.Move(t.Context()) {
+			}
+			if in := slices.Contains(h.trusted(), ca.RootID(root)); in != c.in {
+				t.Errorf("it is trusted: %v", in)
+			}
+		})
+	}
+}

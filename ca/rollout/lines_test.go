@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/rotation"
@@ -76,8 +77,8 @@ func TestAStolenIntermediateBesideALineThatFails(t *testing.T) {
 		says   string
 	}{
 		"a root that comes waits for its first one": {0, &thatComing, 1, ""},
-		"the canary's is not replaced":              {50, &thatComing, 1, "wants the command again"},
-		"the canary's alone is replaced":            {50, &theFirst, 1, "wants the command again"},
+		"the canary's is not replaced":              {50, &thatComing, 1, "what is replaced signs already, and all that was issued is ordered"},
+		"the canary's alone is replaced":            {50, &theFirst, 1, "what is replaced signs already, and all that was issued is ordered"},
 		"the one that signs is not replaced":        {0, &theFirst, 0, "is not replaced"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -109,7 +110,7 @@ func TestAStolenIntermediateBesideALineThatFails(t *testing.T) {
 			if c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
 				t.Errorf("it says %v, want %q", err, c.says)
 			}
-			if n := len(h.agents.renewed); n != c.orders || until.IsZero() {
+			if n := h.agents.orders(); n != c.orders || until.IsZero() {
 				t.Errorf("%d orders to renew were given, want %d; trusted until %s", n, c.orders, until)
 			}
 			for root, serial := range h.serials() {
@@ -121,8 +122,49 @@ func TestAStolenIntermediateBesideALineThatFails(t *testing.T) {
 			if mood(&nobody); c.says == "" {
 				return // the rollout goes on
 			}
-			if _, err := h.operator.RotateIntermediate(ctx, time.Minute); err != nil || len(h.agents.renewed) != c.orders+1 {
-				t.Errorf("the command again: %v; %d orders", err, len(h.agents.renewed))
+			if _, err := h.operator.RotateIntermediate(ctx, time.Minute); err != nil || h.agents.orders() <= c.orders {
+				t.Errorf("the command again: %v; %d orders", err, h.agents.orders())
+			}
+		})
+	}
+}
+
+// The upstream does not sign when the intermediate's theft is told. What the stolen key signed is renewed when it does, by
+// itself, once, and by another process too.
+func TestAStolenIntermediateWhileTheUpstreamIsAway(t *testing.T) {
+	t.Parallel()
+	for name, restart := range map[string]bool{"the process goes on": false, "another process goes on": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, mood := onMoody(t)
+			stop := h.run()
+			defer func() { stop() }()
+			before := h.serials()
+			lines, _ := h.auth.Lines()
+			end := lines[0].Status().NotAfter
+			mood(&theFirst)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			until, err := h.operator.RotateIntermediate(ctx, time.Minute)
+			if err == nil || !strings.Contains(err.Error(), "all that was issued is ordered to be renewed then, also if the CA starts again before") || !until.Equal(end) {
+				t.Errorf("trusted until %s, want %s; it says %v", until, end, err)
+			}
+			if h.agents.orders() != 0 {
+				t.Errorf("%d orders before it is replaced", h.agents.orders())
+			}
+			mood(&nobody)
+			if restart {
+				stop()
+				h.stop()
+				h.open()
+				stop = h.run()
+			}
+			root := h.auth.Assignment().Root.ID
+			h.eventually("it is replaced by itself", func() bool { return h.serials()[root] != "" && h.serials()[root] != before[root] })
+			h.eventually("what it signed is renewed", func() bool { return h.agents.orders() == 1 })
+			h.eventually("nothing is owed", func() bool { r, err := h.roller.Record(t.Context()); return err == nil && len(r.Owed) == 0 })
+			if h.agents.renewed[0] != time.Minute {
+				t.Errorf("spread over %s", h.agents.renewed[0])
 			}
 		})
 	}
@@ -133,11 +175,11 @@ func TestALineThatIsBarred(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
 	lines, _ := h.auth.Lines()
-	why := errors.New("nothing is signed under it")
+	why := refusal.New(refusal.RootTainted, "nothing is signed under it")
 	lines[0].Bar(why)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if _, err := h.operator.RotateIntermediate(ctx, time.Minute); !errors.Is(err, why) || ctx.Err() != nil || len(h.agents.renewed) != 0 {
+	if _, err := h.operator.RotateIntermediate(ctx, time.Minute); !errors.Is(err, why) || ctx.Err() != nil || h.agents.orders() != 0 || !strings.Contains(err.Error(), "is not while this stands") {
 		t.Errorf("it says %v, want %v at once; orders: %v", err, why, h.agents.renewed)
 	}
 }

@@ -35,6 +35,8 @@ type Operator struct {
 	// the one could begin with what the other takes away. Nobody who holds it asks the upstream: an emergency waits for it.
 	changing sync.Mutex
 	seen     atomic.Pointer[sighting] // by the last view
+	// ordering is held while renewals that are owed are ordered.
+	ordering sync.Mutex
 }
 
 // NewOperator returns an Operator of these roots, which this roller moves.
@@ -166,7 +168,7 @@ func usable(i ca.UpstreamIssuer, life time.Duration) (rotation.Party, error) {
 }
 
 func party(i ca.UpstreamIssuer) rotation.Party {
-	return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref, Key: KeyOf(i.Root)}
+	return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref, Key: ca.KeyOf(i.Root)}
 }
 
 func listed(issuers []ca.UpstreamIssuer) string {
@@ -214,60 +216,4 @@ func notAwaited(name string, waits []string) error {
 // Abort goes back to the root that signed before.
 func (o *Operator) Abort(ctx context.Context, by string) (rotation.Rollout, error) {
 	return o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) { return r.Abort(by, o.roots.c.Now()) })
-}
-
-// RotateIntermediate replaces the intermediates at once. With tainted, all that was issued is renewed, spread over it, as
-// soon as one that signs is replaced, whatever becomes of others. It returns until when certificates of the old ones would
-// still be trusted, had their keys been stolen.
-func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration) (until time.Time, err error) {
-	lines, _ := o.roots.c.Authority.Lines()
-	signs := o.roots.c.Authority.Assignment().Signs
-	var failed []error
-	for _, l := range lines {
-		if tainted == 0 {
-			break
-		}
-		if err := l.Forget(); err != nil { // also if nothing replaces it now, a restart must not bring it back
-			failed = append(failed, fmt.Errorf("the intermediate below the root %s stays on record: %w", l.Root().ID, err))
-		}
-	}
-	// gofail: var intermediatesForgotten struct{}
-
-	// A root that is to sign and waits for its first intermediate has none that could be replaced.
-	lines = slices.DeleteFunc(slices.Clone(lines), func(l *ca.Line) bool { return !signs(l.Root().ID) && len(l.Status().Chain) == 0 })
-	for _, l := range lines {
-		if end := l.Status().NotAfter; end.After(until) {
-			until = end
-		}
-	}
-	replaced := false
-	for i, err := range replace(ctx, lines) {
-		root := lines[i].Root().ID
-		if err != nil {
-			failed = append(failed, fmt.Errorf("the intermediate below the root %s is not replaced, which is tried again by itself: %w", root, err))
-		}
-		replaced = replaced || err == nil && signs(root)
-	}
-	// gofail: var intermediatesReplaced struct{}
-	if tainted > 0 && replaced {
-		o.roots.c.Serving()
-		// Also where the caller's time went by for a line that does not answer.
-		if err := o.roots.c.Renewals.RenewAll(context.WithoutCancel(ctx), "", tainted); err != nil {
-			failed = append(failed, err)
-		} else if len(failed) > 0 {
-			failed = append(failed, errors.New("all that was issued is ordered to be renewed all the same; what is still signed by a stolen key wants the command again"))
-		}
-	}
-	return until, errors.Join(failed...)
-}
-
-// replace renews lines, each for itself: one that does not answer keeps no other one waiting.
-func replace(ctx context.Context, lines []*ca.Line) []error {
-	errs := make([]error, len(lines))
-	var renewing sync.WaitGroup
-	for i, l := range lines {
-		renewing.Go(func() { errs[i] = l.RenewNow(ctx) })
-	}
-	renewing.Wait()
-	return errs
 }

@@ -2,9 +2,7 @@ package rollout
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"reflect"
@@ -48,7 +46,19 @@ func (o *Operator) taint(ctx context.Context, x RotateOptions) (rotation.Rollout
 	}
 	o.changing.Lock()
 	defer o.changing.Unlock()
-	return o.roller.Change(ctx, command)
+	r, err := o.roller.Change(ctx, command)
+	if err == nil && o.leavesAlone(r, what) {
+		err = o.roots.c.Renewals.RenewAll(ctx, "", renewalShare(x.Within))
+	}
+	return r, err
+}
+
+// leavesAlone reports whether a root leaves later that has no part in an emergency's rollout: what it has signed is renewed
+// before, and no step orders that.
+func (o *Operator) leavesAlone(r rotation.Rollout, what rotation.Party) bool {
+	return slices.ContainsFunc(r.Behind, func(b rotation.Behind) bool {
+		return (!r.Active() || r.Within == 0) && (b.ID == what.ID || what.Key != "" && b.Key == what.Key) && b.By.After(o.roots.c.Now())
+	})
 }
 
 // names reports whether a reference or a name means the issuer of this root.
@@ -75,7 +85,7 @@ func marked(r rotation.Rollout, what rotation.Party) rotation.Rollout {
 func (o *Operator) twins(what rotation.Party) (twins []rotation.Party) {
 	bundle, _ := o.roots.c.Trust.Bundle()
 	for _, c := range bundle.X509Authorities() {
-		if id := ca.RootID(c); id != what.ID && KeyOf(c) == what.Key {
+		if id := ca.RootID(c); id != what.ID && ca.KeyOf(c) == what.Key {
 			twins = append(twins, rotation.Party{ID: id, Key: what.Key})
 		}
 	}
@@ -93,7 +103,7 @@ func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string
 	bundle, _ := o.roots.c.Trust.Bundle()
 	for _, c := range bundle.X509Authorities() {
 		if ca.RootID(c) == id {
-			what.Key = KeyOf(c)
+			what.Key = ca.KeyOf(c)
 			return what, nil
 		}
 	}
@@ -112,8 +122,9 @@ func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string
 }
 
 // Settle brings a journal up to what is known of keys: it names those that a journal of before does not name, and has the roots
-// of the trust bundle leave whose key is tainted, as they may be after a backup of before the taint was put back.
-func (o *Operator) Settle(ctx context.Context) error {
+// of the trust bundle leave whose key is tainted, as they may be after a backup of before the taint was put back. Roots
+// that the configuration names stay, where the bundle has them only for what they had signed before that.
+func (o *Operator) Settle(ctx context.Context, named ...*x509.Certificate) error {
 	record, err := o.roller.Record(ctx)
 	if err != nil {
 		return err
@@ -125,9 +136,12 @@ func (o *Operator) Settle(ctx context.Context) error {
 	bundle, _ := o.roots.c.Trust.Bundle()
 	settled := func(r rotation.Rollout) (rotation.Rollout, error) {
 		r = r.Keyed(keys)
+		for _, c := range named {
+			r = r.Stay(ca.RootID(c))
+		}
 		for _, c := range bundle.X509Authorities() {
 			if taintOf(r, c) != nil {
-				r = r.Expel(rotation.Party{ID: ca.RootID(c), Key: KeyOf(c)}, o.roots.c.Now())
+				r = r.Expel(rotation.Party{ID: ca.RootID(c), Key: ca.KeyOf(c)}, o.roots.c.Now())
 			}
 		}
 		return r, nil
@@ -144,21 +158,14 @@ func (o *Operator) keys(issuers []ca.UpstreamIssuer) func(id string) string {
 	known := map[string]string{}
 	bundle, _ := o.roots.c.Trust.Bundle()
 	for _, c := range bundle.X509Authorities() {
-		known[ca.RootID(c)] = KeyOf(c)
+		known[ca.RootID(c)] = ca.KeyOf(c)
 	}
 	for _, i := range issuers {
 		if i.Root != nil {
-			known[ca.RootID(i.Root)] = KeyOf(i.Root)
+			known[ca.RootID(i.Root)] = ca.KeyOf(i.Root)
 		}
 	}
 	return func(id string) string { return known[id] }
-}
-
-// KeyOf names a root's key: the SHA-256 of its SubjectPublicKeyInfo, in hex. Whoever has stolen a key can make another
-// certificate for it.
-func KeyOf(root *x509.Certificate) string {
-	sum := sha256.Sum256(root.RawSubjectPublicKeyInfo)
-	return hex.EncodeToString(sum[:])
 }
 
 // taintOf is the taint of a root or of its key; nil when there is none, and for no root.
@@ -168,7 +175,7 @@ func taintOf(r rotation.Rollout, root *x509.Certificate) *rotation.Taint {
 	}
 	t, found := r.Tainted(ca.RootID(root))
 	if !found {
-		t, found = r.TaintedKey(KeyOf(root))
+		t, found = r.TaintedKey(ca.KeyOf(root))
 	}
 	if !found {
 		return nil

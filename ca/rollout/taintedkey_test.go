@@ -95,7 +95,7 @@ func TestATaintedKeyThatAnotherRootHasCertified(t *testing.T) {
 	root := h.crossed()
 	id := ca.RootID(root)
 	defer h.run()()
-	at := rotation.Party{ID: id, Ref: id, Key: rollout.KeyOf(root)}
+	at := rotation.Party{ID: id, Ref: id, Key: ca.KeyOf(root)}
 	publish := func() error {
 		_, err := h.roots.Publish(t.Context(), at)
 		return err

@@ -211,7 +211,7 @@ func (x *roots) Abort(ctx context.Context, by string) (rotation.Rollout, error) 
 
 func (x *roots) RotateIntermediate(context.Context, time.Duration) (time.Time, error) {
 	if x.upstreamErr != nil {
-		return time.Time{}, x.upstreamErr
+		return x.f.at(71 * time.Hour), x.upstreamErr
 	}
 	return x.f.at(71 * time.Hour), nil
 }

@@ -224,8 +224,8 @@ func TestARestoredStoreKnowsATaintedKeyByOtherRoots(t *testing.T) {
 	}
 	journal.New.Key = ""
 	later := rotation.Rollout{Taints: []rotation.Taint{
-		{ID: "of the root that signs", Key: rollout.KeyOf(signing), At: time.Now(), By: "op"},
-		{ID: "of the anchor", Key: rollout.KeyOf(anchor), At: time.Now(), By: "op"},
+		{ID: "of the root that signs", Key: ca.KeyOf(signing), At: time.Now(), By: "op"},
+		{ID: "of the anchor", Key: ca.KeyOf(anchor), At: time.Now(), By: "op"},
 	}}
 	if err := errors.Join(d.store.SwapRollout(t.Context(), version, journal.Inherit(later, time.Now())), d.close()); err != nil {
 		t.Fatal(err)

@@ -167,7 +167,7 @@ func (d *daemon) returned() (*x509.Certificate, error) {
 	s, _ := d.roller.Standing()
 	bundle, _ := d.trust.Bundle()
 	for _, c := range bundle.X509Authorities() {
-		if err := s.Rollout.Returned(rotation.Party{ID: ca.RootID(c), Key: rollout.KeyOf(c)}); err != nil {
+		if err := s.Rollout.Returned(rotation.Party{ID: ca.RootID(c), Key: ca.KeyOf(c)}); err != nil {
 			return c, err
 		}
 	}

@@ -64,7 +64,7 @@ func comesBack(t *testing.T, backup rotation.Rollout, tainted func(c *comeback) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		*p = rotation.Party{ID: ca.RootID(made.Root), Ref: made.Ref, Key: rollout.KeyOf(made.Root)}
+		*p = rotation.Party{ID: ca.RootID(made.Root), Ref: made.Ref, Key: ca.KeyOf(made.Root)}
 		if p == &c.next && backup.Step == rotation.StepChosen {
 			continue // nobody knows it yet
 		}

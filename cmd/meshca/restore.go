@@ -7,15 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/ca"
-	"github.com/meshca/meshca/ca/rollout"
 	"github.com/meshca/meshca/ca/store/bolt"
 	"github.com/meshca/meshca/rotation"
 )
@@ -49,7 +47,7 @@ func restoreCommand() *cobra.Command {
 	configFlag(c, &f.config)
 	c.Flags().BoolVar(&f.replace, "replace", false, "a store stands: keep it aside, and put the backup in its place")
 	c.Flags().BoolVar(&f.acceptRollback, "accept-rollback", false,
-		"the store that stands has decided more than the backup knows: lose that, but deny what it denies, taint what it has tainted, and go on beyond its sequences")
+		"the store that stands has decided more than the backup knows: lose that, but deny what it denies, taint what it has tainted, trust for some hours what it trusts, and go on beyond its sequences")
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "check everything, change nothing")
 	return c
 }
@@ -85,7 +83,7 @@ func restoreRefused(file string, f restoreFlags, err error) error {
 		return fmt.Errorf("%w. Nothing was changed. If the backup is to take its place: `%s %s`, which keeps it beside it, under another name", err, again, file)
 	case errors.As(err, &behind):
 		return fmt.Errorf("%s, made at %s, knows less than the store that stands: %w. Nothing was changed. Start the CA on what stands, or restore a newer "+
-			"backup. If it must be this one: `%s --accept-rollback %s` denies what is denied now, keeps what is tainted from signing, has the bundle's sequence go on beyond the one that agents hold, "+
+			"backup. If it must be this one: `%s --accept-rollback %s` denies what is denied now, keeps what is tainted from signing, trusts for some hours what is trusted now, has the bundle's sequence go on beyond the one that agents hold, "+
 			"and loses the rest: write down `certctl ca status` and `certctl bundle export` before, if the CA still starts",
 			file, behind.Made.Format(time.RFC3339), err, again, file)
 	case errors.Is(err, bolt.ErrUnreadable):
@@ -95,26 +93,28 @@ func restoreRefused(file string, f restoreFlags, err error) error {
 	return fmt.Errorf("%s: %w. Nothing was changed", file, err)
 }
 
-// returned are the roots of a restored bundle that nobody is to be told of.
-func returned(s bolt.State) (all []*x509.Certificate) {
-	name, err := s.Bundle.TrustDomain()
+// rootsOf are the roots of a restored bundle of which this is true.
+func rootsOf(s bolt.State, is func(rotation.Party) bool) []*x509.Certificate {
+	roots, err := s.Bundle.Roots()
 	if err != nil {
 		return nil
 	}
-	td, err := spiffeid.TrustDomainFromString(name)
-	if err != nil {
-		return nil
+	return slices.DeleteFunc(roots, func(c *x509.Certificate) bool { return !is(rotation.Party{ID: ca.RootID(c), Key: ca.KeyOf(c)}) })
+}
+
+// tellTrusted says what becomes of roots of which the backup and the store that stood say different things.
+func tellTrusted(line func(string, ...any), s bolt.State) {
+	for _, c := range rootsOf(s, func(p rotation.Party) bool { return s.Rollout.Returned(p) != nil }) {
+		line("The trust bundle of this backup has the root %q (SHA-256 %s), which was tainted since and had left it:", c.Subject, ca.RootID(c))
+		line("the CA tells nobody of the bundle before that root is out again.")
 	}
-	bundle, err := spiffebundle.Parse(td, s.Bundle.JSON)
-	if err != nil {
-		return nil
-	}
-	for _, c := range bundle.X509Authorities() {
-		if s.Rollout.Returned(rotation.Party{ID: ca.RootID(c), Key: rollout.KeyOf(c)}) != nil {
-			all = append(all, c)
+	for _, b := range s.Rollout.Behind {
+		for _, c := range rootsOf(s, func(p rotation.Party) bool { return b.Kept && p.ID == b.ID }) {
+			line("The root %q (SHA-256 %s) came after this backup. It signs for nobody any more, and stays trusted", c.Subject, b.ID)
+			line("until %s, when the last SVID under it has ended, so that nobody is cut off; then it leaves the trust", b.By.UTC().Format(time.RFC3339))
+			line("bundle by itself. To keep it: `certctl ca root import`; to have it sign again: `certctl ca rotate root --issuer`.")
 		}
 	}
-	return all
 }
 
 func tellRestored(out io.Writer, c *Config, f restoreFlags, file string, r bolt.Restored) {
@@ -145,10 +145,7 @@ func tellRestored(out io.Writer, c *Config, f restoreFlags, file string, r bolt.
 	if r.Aside != "" {
 		line("  kept aside   %s, with the ledger of the time since", r.Aside)
 	}
-	for _, c := range returned(r.State) {
-		line("The trust bundle of this backup has the root %q (SHA-256 %s), which was tainted since and had left it:", c.Subject, ca.RootID(c))
-		line("the CA tells nobody of the bundle before that root is out again.")
-	}
+	tellTrusted(line, r.State)
 	if err := r.State.Rollout.Barred(r.State.Rollout.Signer().ID); err != nil {
 		line("The root that signs by this backup was tainted since: %v. The CA issues nothing before another one signs.", err)
 		line("When it runs: %s; `certctl ca status` lists issuers.", leadsOut(r.State.Rollout))

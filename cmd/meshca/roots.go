@@ -108,6 +108,7 @@ func (d *daemon) openTrust(ctx context.Context, issuers []ca.UpstreamIssuer, jou
 			trust.Others = append(trust.Others, i.Root)
 		}
 	}
+	d.named = trust.Anchors
 	var err error
 	d.trust, err = ca.NewTrust(ctx, trust)
 	return err
@@ -178,7 +179,7 @@ func (d *daemon) startingRoot(issuers []ca.UpstreamIssuer) (rotation.Party, erro
 		case i.Fault != nil:
 			faults = append(faults, fmt.Errorf("issuer %s: %w", i.Name, i.Fault))
 		case bundle.HasX509Authority(i.Root):
-			return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref, Key: rollout.KeyOf(i.Root)}, nil
+			return rotation.Party{ID: ca.RootID(i.Root), Ref: i.Ref, Key: ca.KeyOf(i.Root)}, nil
 		}
 	}
 	return rotation.Party{}, fmt.Errorf("the upstream has no issuer that can be used below a root of the trust bundle: %w", errors.Join(faults...))
@@ -205,7 +206,7 @@ func (d *daemon) openRoller(ctx context.Context) error {
 	}}
 	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled, Now: d.clock.Now, Running: d.clock.Running})
 	d.operator = rollout.NewOperator(roots, d.roller)
-	if err := d.operator.Settle(ctx); err != nil {
+	if err := d.operator.Settle(ctx, d.named...); err != nil {
 		return err
 	}
 	if _, err := d.roller.Resume(ctx); err != nil { // so that orders find the rollout that is under way, from the first one on

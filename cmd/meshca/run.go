@@ -91,6 +91,7 @@ func (d *daemon) keepCredentials(ctx context.Context, g *errgroup.Group) {
 func (d *daemon) keepParts(ctx context.Context, g *errgroup.Group) {
 	keep := func(run func(context.Context)) { g.Go(func() error { run(ctx); return nil }) }
 	keep(d.roller.Run)
+	keep(d.operator.Run)
 	if u, ok := d.upstream.(interface{ Run(context.Context) error }); ok {
 		g.Go(func() error { return ignoreEnd(ctx, u.Run(ctx), "upstream") })
 	}

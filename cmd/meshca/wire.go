@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -40,6 +41,7 @@ type daemon struct {
 	metrics      *metrics
 	store        *bolt.Store
 	trust        *ca.Trust
+	named        []*x509.Certificate // the roots that the configuration wants trusted, whoever signs
 	tokens       *pkcs11.Modules
 	keys         *keyring.Ring // nil: the intermediates' keys stay in memory
 	upstream     ca.Upstream

@@ -2,8 +2,6 @@ package bolt
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -38,8 +36,8 @@ type RestoreOptions struct {
 	// Replace allows that a store stands at Path. It is kept beside it, under another name.
 	Replace bool
 	// AcceptRollback allows that the store which stands has decided more than the backup knows. Then what it denies is
-	// denied in the restored one too, and what it has tainted is tainted; that one's bundle sequence and generation lie
-	// beyond.
+	// denied in the restored one too, what it has tainted is tainted, and what it trusts is trusted for as long as an SVID can
+	// live; that one's bundle sequence and generation lie beyond.
 	AcceptRollback bool
 	// DryRun checks everything and changes nothing.
 	DryRun bool
@@ -302,79 +300,4 @@ func compareStates(next *bbolt.DB, backup, standing State) (*Behind, error) {
 		return nil, nil
 	}
 	return b, nil
-}
-
-// carryOver makes next go on behind what the standing store has decided: denied stays denied, tainted stays tainted, and
-// sequence and generation lie beyond all that agents can have seen of it.
-func carryOver(next *bbolt.DB, standing State) (st State, err error) {
-	err = next.Update(func(tx *bbolt.Tx) error {
-		denials, err := tx.CreateBucketIfNotExists(bucketDenials)
-		if err != nil {
-			return err
-		}
-		for _, d := range standing.Denials {
-			if err := putJSON(denials, []byte(d.ID), d); err != nil {
-				return err
-			}
-		}
-		if err := inherit(tx, standing); err != nil {
-			return err
-		}
-		if _, err := tx.CreateBucketIfNotExists(bucketMarks); err != nil {
-			return err
-		}
-		bundle, err := readBundle(tx)
-		if err != nil {
-			return err
-		}
-		sequence := max(bundle.Sequence, standing.Bundle.Sequence) + ca.AcceptedJump
-		if err := tx.Bucket(bucketMeta).Put(keyBundle, append(binary.BigEndian.AppendUint64(nil, sequence), bundle.JSON...)); err != nil {
-			return err
-		}
-		if err := acceptLoss(tx, standing.Mark.Generation+ca.AcceptedJump); err != nil {
-			return err
-		}
-		if _, err := advance(tx); err != nil {
-			return err
-		}
-		st, err = readState(tx, "the restored store")
-		return err
-	})
-	return st, err
-}
-
-// putBack notes that the store was, and has its rollout reckon with what lives that the store does not know. Nothing that was
-// decided changes, so neither do marks and versions.
-func putBack(next *bbolt.DB, now time.Time) (r rotation.Rollout, err error) {
-	err = next.Update(func(tx *bbolt.Tx) error {
-		journal, version, err := readRollout(tx)
-		if err != nil {
-			return err
-		}
-		r = journal.PutBack(now.Add(ca.MaxTTL))
-		if !r.LastEnd.Equal(journal.LastEnd) {
-			data, err := json.Marshal(r)
-			if err != nil {
-				return fmt.Errorf("encoding the rollout: %w", err)
-			}
-			if err := putRollout(tx, version, data); err != nil {
-				return err
-			}
-		}
-		return tx.Bucket(bucketMeta).Put(keyRestored, binary.BigEndian.AppendUint64(nil, uint64(now.Unix())))
-	})
-	return r, err
-}
-
-// inherit has the journal of roots know what the standing one does of those that must not come back.
-func inherit(tx *bbolt.Tx, standing State) error {
-	journal, version, err := readRollout(tx)
-	if err != nil {
-		return err
-	}
-	data, err := json.Marshal(journal.Inherit(standing.Rollout, time.Now()))
-	if err != nil {
-		return fmt.Errorf("encoding the rollout: %w", err)
-	}
-	return putRollout(tx, max(version, standing.RolloutVersion)+1, data)
 }

@@ -23,7 +23,8 @@ func testRollout(t *testing.T, open Opener) {
 		Old: rotation.Party{ID: "a", Ref: "1"}, New: rotation.Party{ID: "b", Ref: "2"}, Step: rotation.StepCanary, Entered: at, Begun: at, By: "uid 0",
 		Canary: 5, NewShare: 5, Set: 7, Despite: []string{"x"}, Within: time.Minute, Aborted: true, AbortedBy: "uid 1", AbortedAt: at, LastEnd: at,
 		Since: at, Taints: []rotation.Taint{{ID: "c", Key: "k", At: at, By: "uid 2"}}, Gone: []string{"d"},
-		Behind: []rotation.Behind{{Party: rotation.Party{ID: "e", Ref: "3"}, By: at}},
+		Behind: []rotation.Behind{{Party: rotation.Party{ID: "e", Ref: "3"}, By: at, Kept: true}}, Lives: map[string]time.Time{"f": at},
+		Owed: []rotation.Owed{{ID: "g", Signer: "4", At: at, Within: time.Minute}},
 	}
 	must(t, s.SwapRollout(t.Context(), 0, want))
 	for _, version := range []uint64{0, 2} {
