@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/serial"
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/rotation"
 )
@@ -86,7 +87,7 @@ func replace(ctx context.Context, lines []*ca.Line) []error {
 // intermediate names the one of a line; empty when there is none.
 func intermediate(l *ca.Line) string {
 	if chain := l.Status().Chain; len(chain) > 0 {
-		return ca.SerialString(chain[0].SerialNumber)
+		return serial.String(chain[0].SerialNumber)
 	}
 	return ""
 }
