@@ -14,9 +14,8 @@ import (
 // SequencerConfig tells how a Sequencer groups. Only Store is needed.
 type SequencerConfig struct {
 	Store LedgerStore
-	// Gather is how long a group waits for more entries under load at most; 4 ms by default. It waits for ten times as
-	// long as the last commit took, at least 2 ms, so that few commits share what a core can do with many issuances. An
-	// entry that comes alone does not wait.
+	// Gather is how long a group waits for more entries under load, 1 ms by default, so that few commits share what a core can
+	// do with many issuances. An entry that comes alone does not wait.
 	Gather time.Duration
 	// MaxGroup bounds a group, 512 entries by default.
 	MaxGroup int
@@ -56,7 +55,7 @@ func NewSequencer(c SequencerConfig) (*Sequencer, error) {
 		return nil, errors.New("ca: a sequencer needs a store")
 	}
 	if c.Gather == 0 {
-		c.Gather = 4 * time.Millisecond
+		c.Gather = time.Millisecond
 	}
 	if c.MaxGroup <= 0 {
 		c.MaxGroup = 512
@@ -143,19 +142,16 @@ func (s *Sequencer) write() {
 		waiters []*pending
 		group   []LedgerEntry
 		loaded  bool // the last group had company: more is coming
-		took    time.Duration
 	)
 	for first := range s.queue {
 		waiters = append(waiters[:0], first)
-		waiters = s.gather(waiters, loaded, took)
+		waiters = s.gather(waiters, loaded)
 		loaded = len(waiters) > 1
 		group = group[:0]
 		for _, p := range waiters {
 			group = append(group, p.entry)
 		}
-		begun := time.Now()
 		err := s.commit(group)
-		took = time.Since(begun)
 		for _, p := range waiters {
 			p.done <- err
 		}
@@ -165,12 +161,12 @@ func (s *Sequencer) write() {
 }
 
 // gather takes what waits already, and under load what comes within the gathering time.
-func (s *Sequencer) gather(waiters []*pending, loaded bool, took time.Duration) []*pending {
+func (s *Sequencer) gather(waiters []*pending, loaded bool) []*pending {
 	waiters = s.take(waiters)
 	if !loaded && len(waiters) == 1 || len(waiters) == s.c.MaxGroup {
 		return waiters
 	}
-	time.Sleep(min(max(10*took, 2*time.Millisecond), s.c.Gather)) // one wake-up for the group, not one for each entry
+	time.Sleep(s.c.Gather) // one wake-up for the group, not one for each entry
 	return s.take(waiters)
 }
 
