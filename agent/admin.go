@@ -180,6 +180,12 @@ func (t *traffic) show(v *meshcav1.WorkloadStatus) {
 	}
 }
 
+// limitShown is how long a proxy that met a limit is in trouble for: it comes back within minutes, and meets it again or not.
+const (
+	limitShown = 10 * time.Minute
+	maxLimit   = 512
+)
+
 func (w *workload) shown() *meshcav1.WorkloadStatus {
 	phase := rotation.Phased(w.phase())
 	w.mu.Lock()
@@ -189,6 +195,9 @@ func (w *workload) shown() *meshcav1.WorkloadStatus {
 		Namespace: w.Pod.Namespace, Pod: w.Pod.Name}
 	if !st.lastID.IsZero() {
 		v.LastSpiffeId = st.lastID.String()
+	}
+	if v.Limited = st.limits; st.limit != nil && time.Since(st.limitAt) < limitShown {
+		v.LastLimit, v.LastLimitAt = refusal.Clip(st.limit.Error(), maxLimit), timestamppb.New(st.limitAt)
 	}
 	if st.held != nil && !st.withheld {
 		v.Svid = st.held.shown(planned(st.next, phase(st.held.term)), st.rotations, w.now())

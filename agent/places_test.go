@@ -65,6 +65,13 @@ func TestSocketsOfAPodShareItsBounds(t *testing.T) {
 		t.Errorf("one stream too many: %v", err)
 	}
 	p.in(func(a *Agent) {
+		limited := map[string]string{}
+		for _, w := range a.roster.list() {
+			limited[w.Socket] = w.shown().GetLastLimit()
+		}
+		if !strings.Contains(limited[two.Socket], "sds.streamsPerPod") || limited[other.Socket] != "" {
+			t.Errorf("the limits that were met are shown as %q", limited)
+		}
 		text := &bytes.Buffer{}
 		families, err := a.metrics.registry.Gather()
 		must(t, err)

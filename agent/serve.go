@@ -110,6 +110,10 @@ func (a *Agent) streamRefused(socket string, err error) {
 	if omitted, ok := w.note.allow(); ok {
 		w.log.Warn("an SDS stream or fetch was refused", "error", err, "omitted", omitted)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state.limits++
+	w.state.limit, w.state.limitAt = err, time.Now()
 }
 
 func (a *Agent) streamClosed(s sds.Stream, err error) {

@@ -88,6 +88,10 @@ type state struct {
 	// bearer is whose the token was when it was read last.
 	bearer bearer
 	nacks  uint64
+	// limits counts the calls and connections of proxies that were refused or ended for a limit, and limit is why the last one was.
+	limits  uint64
+	limit   error
+	limitAt time.Time
 }
 
 var _ rotation.Subject = (*workload)(nil)

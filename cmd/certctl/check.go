@@ -125,7 +125,7 @@ func proxyFindings(workloads []*meshcav1.WorkloadStatus) []finding {
 	var list []finding
 	named := 0
 	for _, w := range workloads {
-		if w.GetLastNack() == "" && w.GetUnknownCount() == 0 {
+		if w.GetLastNack() == "" && w.GetUnknownCount() == 0 && w.GetLastLimit() == "" {
 			continue
 		}
 		if named++; named > proxiesNamed {
@@ -135,6 +135,9 @@ func proxyFindings(workloads []*meshcav1.WorkloadStatus) []finding {
 		if w.GetLastNack() != "" {
 			list = append(list, finding{"agent", subject, levelWarning, "one refuses what it was served last: " + w.GetLastNack(),
 				"It goes on with what it took before, as long as that lasts: look at its log and its configuration."})
+		}
+		if w.GetLastLimit() != "" {
+			list = append(list, finding{"agent", subject, levelWarning, "one was refused for a limit in the last minutes: " + w.GetLastLimit(), refusal.PeerLimit.Do()})
 		}
 		if w.GetUnknownCount() > 0 {
 			list = append(list, finding{"agent", subject, levelWarning, "they wait for secrets that are not served to them: " + unknownNames(w), refusal.SecretUnknown.Do()})

@@ -354,6 +354,8 @@ func (f *facts) troubled(denied string) []*meshcav1.WorkloadStatus {
 		{Socket: "/run/w/past.sock", TokenFile: "/var/t/past", State: "fresh", Svid: fresh("spiffe://mesh.example/ns/shop/sa/past"), Nacks: 2, OpenStreams: 1},
 		{Socket: "/run/w/vain.sock", TokenFile: "/var/t/vain", State: "fresh", Svid: fresh("spiffe://mesh.example/ns/shop/sa/vain"), OpenStreams: 1, AwaitedStreams: 2,
 			UnknownNames: []string{"edge-cert", "x"}, UnknownCount: 3},
+		{Socket: "/run/w/many.sock", TokenFile: "/var/t/many", State: "fresh", Svid: fresh("spiffe://mesh.example/ns/shop/sa/many"), OpenStreams: 32, Limited: 5,
+			LastLimit: "PEER_LIMIT: the peer has 32 SDS streams open (limit: StreamsPerPeer)", LastLimitAt: f.stamp(-time.Hour)},
 	}
 }
 

@@ -34,7 +34,7 @@ func (c *cli) explainAgent(ctx context.Context, cmd *cobra.Command, args []strin
 	}{LastError: s.GetLastError(), Workloads: []message{}}
 	var troubled []*meshcav1.WorkloadStatus
 	for _, w := range workloads {
-		if len(args) == 1 || w.GetState() != "fresh" || w.GetLastNack() != "" || w.GetUnknownCount() > 0 {
+		if len(args) == 1 || w.GetState() != "fresh" || w.GetLastNack() != "" || w.GetUnknownCount() > 0 || w.GetLastLimit() != "" {
 			troubled = append(troubled, w)
 			out.Workloads = append(out.Workloads, message{w})
 		}
@@ -78,6 +78,10 @@ func drawTrouble(p *page, w *meshcav1.WorkloadStatus) {
 			nacks = textf("%d, the last: %s", w.GetNacks(), w.GetLastNack()).as(bad)
 		}
 		list = append(list, pair{"NACKs", nacks})
+	}
+	if w.GetLastLimit() != "" {
+		list = append(list, pair{"limited", textf("%d since the agent's start, the last %s: %s", w.GetLimited(), p.when(w.GetLastLimitAt()).text, w.GetLastLimit()).as(bad)},
+			pair{"what to do", text(refusal.PeerLimit.Do())})
 	}
 	if w.GetUnknownCount() > 0 {
 		list = append(list, pair{"not served", text(unknownNames(w)).as(doubtful)}, pair{"what to do", text(refusal.SecretUnknown.Do())})

@@ -3812,8 +3812,13 @@ type WorkloadStatus struct {
 	// Streams that held a trust bundle before the agent's restart and have not come back. Until they do, for 35 seconds at
 	// most, no newer bundle is acknowledged to the CA.
 	AwaitedStreams uint32 `protobuf:"varint,16,opt,name=awaited_streams,json=awaitedStreams,proto3" json:"awaited_streams,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The limit for which a stream, a fetch or a connection of a proxy was refused or ended last, if that was within ten minutes;
+	// and how many were, since the agent's start.
+	LastLimit     string                 `protobuf:"bytes,17,opt,name=last_limit,json=lastLimit,proto3" json:"last_limit,omitempty"`
+	LastLimitAt   *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=last_limit_at,json=lastLimitAt,proto3" json:"last_limit_at,omitempty"`
+	Limited       uint64                 `protobuf:"varint,19,opt,name=limited,proto3" json:"limited,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadStatus) Reset() {
@@ -3954,6 +3959,27 @@ func (x *WorkloadStatus) GetPod() string {
 func (x *WorkloadStatus) GetAwaitedStreams() uint32 {
 	if x != nil {
 		return x.AwaitedStreams
+	}
+	return 0
+}
+
+func (x *WorkloadStatus) GetLastLimit() string {
+	if x != nil {
+		return x.LastLimit
+	}
+	return ""
+}
+
+func (x *WorkloadStatus) GetLastLimitAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastLimitAt
+	}
+	return nil
+}
+
+func (x *WorkloadStatus) GetLimited() uint64 {
+	if x != nil {
+		return x.Limited
 	}
 	return 0
 }
@@ -4442,7 +4468,7 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\brenew_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12\x1c\n" +
 	"\trotations\x18\a \x01(\x04R\trotations\x12\x1b\n" +
 	"\tdns_names\x18\b \x03(\tR\bdnsNames\x12\x14\n" +
-	"\x05chain\x18\t \x03(\fR\x05chain\"\xd7\x04\n" +
+	"\x05chain\x18\t \x03(\fR\x05chain\"\xd0\x05\n" +
 	"\x0eWorkloadStatus\x12\x16\n" +
 	"\x06socket\x18\x01 \x01(\tR\x06socket\x12\x1d\n" +
 	"\n" +
@@ -4461,7 +4487,11 @@ const file_meshca_v1_admin_proto_rawDesc = "" +
 	"\x0elast_spiffe_id\x18\r \x01(\tR\flastSpiffeId\x12\x1c\n" +
 	"\tnamespace\x18\x0e \x01(\tR\tnamespace\x12\x10\n" +
 	"\x03pod\x18\x0f \x01(\tR\x03pod\x12'\n" +
-	"\x0fawaited_streams\x18\x10 \x01(\rR\x0eawaitedStreams\"\x13\n" +
+	"\x0fawaited_streams\x18\x10 \x01(\rR\x0eawaitedStreams\x12\x1d\n" +
+	"\n" +
+	"last_limit\x18\x11 \x01(\tR\tlastLimit\x12>\n" +
+	"\rlast_limit_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\vlastLimitAt\x12\x18\n" +
+	"\alimited\x18\x13 \x01(\x04R\alimited\"\x13\n" +
 	"\x11CheckAgentRequest\"D\n" +
 	"\x12CheckAgentResponse\x12.\n" +
 	"\bfindings\x18\x01 \x03(\v2\x12.meshca.v1.FindingR\bfindings\"\x17\n" +
@@ -4636,42 +4666,43 @@ var file_meshca_v1_admin_proto_depIdxs = []int32{
 	57, // 68: meshca.v1.WorkloadStatus.last_refusal:type_name -> meshca.v1.Refusal
 	54, // 69: meshca.v1.WorkloadStatus.last_refusal_at:type_name -> google.protobuf.Timestamp
 	54, // 70: meshca.v1.WorkloadStatus.next_try:type_name -> google.protobuf.Timestamp
-	12, // 71: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
-	1,  // 72: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
-	10, // 73: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
-	13, // 74: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
-	17, // 75: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
-	19, // 76: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
-	26, // 77: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
-	30, // 78: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
-	33, // 79: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
-	35, // 80: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
-	37, // 81: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
-	39, // 82: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
-	42, // 83: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
-	44, // 84: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
-	49, // 85: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
-	51, // 86: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
-	2,  // 87: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
-	11, // 88: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
-	14, // 89: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
-	18, // 90: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
-	22, // 91: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
-	28, // 92: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
-	31, // 93: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
-	34, // 94: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
-	36, // 95: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
-	38, // 96: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
-	40, // 97: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
-	43, // 98: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
-	45, // 99: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
-	50, // 100: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
-	52, // 101: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
-	87, // [87:102] is the sub-list for method output_type
-	72, // [72:87] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	54, // 71: meshca.v1.WorkloadStatus.last_limit_at:type_name -> google.protobuf.Timestamp
+	12, // 72: meshca.v1.CheckAgentResponse.findings:type_name -> meshca.v1.Finding
+	1,  // 73: meshca.v1.AdminService.GetStatus:input_type -> meshca.v1.GetStatusRequest
+	10, // 74: meshca.v1.AdminService.Check:input_type -> meshca.v1.CheckRequest
+	13, // 75: meshca.v1.AdminService.ListSVIDs:input_type -> meshca.v1.ListSVIDsRequest
+	17, // 76: meshca.v1.AdminService.GetBundle:input_type -> meshca.v1.GetBundleRequest
+	19, // 77: meshca.v1.AdminService.TestPolicy:input_type -> meshca.v1.TestPolicyRequest
+	26, // 78: meshca.v1.AdminService.Explain:input_type -> meshca.v1.ExplainRequest
+	30, // 79: meshca.v1.AdminService.DenySVID:input_type -> meshca.v1.DenySVIDRequest
+	33, // 80: meshca.v1.AdminService.AllowSVID:input_type -> meshca.v1.AllowSVIDRequest
+	35, // 81: meshca.v1.AdminService.ListDenials:input_type -> meshca.v1.ListDenialsRequest
+	37, // 82: meshca.v1.AdminService.RenewSVIDs:input_type -> meshca.v1.RenewSVIDsRequest
+	39, // 83: meshca.v1.AdminService.Backup:input_type -> meshca.v1.BackupRequest
+	42, // 84: meshca.v1.AdminService.AcceptRollback:input_type -> meshca.v1.AcceptRollbackRequest
+	44, // 85: meshca.v1.AgentAdminService.GetAgentStatus:input_type -> meshca.v1.GetAgentStatusRequest
+	49, // 86: meshca.v1.AgentAdminService.CheckAgent:input_type -> meshca.v1.CheckAgentRequest
+	51, // 87: meshca.v1.AgentAdminService.GetAgentBundle:input_type -> meshca.v1.GetAgentBundleRequest
+	2,  // 88: meshca.v1.AdminService.GetStatus:output_type -> meshca.v1.GetStatusResponse
+	11, // 89: meshca.v1.AdminService.Check:output_type -> meshca.v1.CheckResponse
+	14, // 90: meshca.v1.AdminService.ListSVIDs:output_type -> meshca.v1.ListSVIDsResponse
+	18, // 91: meshca.v1.AdminService.GetBundle:output_type -> meshca.v1.GetBundleResponse
+	22, // 92: meshca.v1.AdminService.TestPolicy:output_type -> meshca.v1.TestPolicyResponse
+	28, // 93: meshca.v1.AdminService.Explain:output_type -> meshca.v1.ExplainResponse
+	31, // 94: meshca.v1.AdminService.DenySVID:output_type -> meshca.v1.DenySVIDResponse
+	34, // 95: meshca.v1.AdminService.AllowSVID:output_type -> meshca.v1.AllowSVIDResponse
+	36, // 96: meshca.v1.AdminService.ListDenials:output_type -> meshca.v1.ListDenialsResponse
+	38, // 97: meshca.v1.AdminService.RenewSVIDs:output_type -> meshca.v1.RenewSVIDsResponse
+	40, // 98: meshca.v1.AdminService.Backup:output_type -> meshca.v1.BackupResponse
+	43, // 99: meshca.v1.AdminService.AcceptRollback:output_type -> meshca.v1.AcceptRollbackResponse
+	45, // 100: meshca.v1.AgentAdminService.GetAgentStatus:output_type -> meshca.v1.GetAgentStatusResponse
+	50, // 101: meshca.v1.AgentAdminService.CheckAgent:output_type -> meshca.v1.CheckAgentResponse
+	52, // 102: meshca.v1.AgentAdminService.GetAgentBundle:output_type -> meshca.v1.GetAgentBundleResponse
+	88, // [88:103] is the sub-list for method output_type
+	73, // [73:88] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_admin_proto_init() }
