@@ -3,6 +3,7 @@ package issuance
 import (
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -55,8 +56,17 @@ func (c admitting) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 		sips.trusted = true
 		return conn, info, nil
 	}
-	return inbound.Watch(&strangersConn{conn, sips, leave}, inbound.Rules{Patience: c.accounts.patience}), info, nil
+	var open atomic.Int64
+	return inbound.Watch(&strangersConn{conn, sips, leave}, inbound.Rules{
+		Patience: c.accounts.patience,
+		Opened:   func() bool { return open.Add(1) <= unendedCalls },
+		Ended:    func(calls int) { open.Add(int64(-calls)) },
+	}), info, nil
 }
+
+// unendedCalls is how many calls of a stranger's connection there may be whose end is not written yet. grpc forgets a call that it
+// has answered, and keeps the answer for as long as the client does not read it.
+const unendedCalls = 16
 
 // Clone keeps the bounds, which the embedded Clone would lose.
 func (c admitting) Clone() credentials.TransportCredentials { return c }

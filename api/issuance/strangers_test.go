@@ -20,6 +20,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/meshca/meshca/api/issuance"
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -352,21 +353,51 @@ func TestCallsOfANetwork(t *testing.T) {
 	}
 }
 
-// beginCall opens AttestAgent, and says that its message has 4 MiB.
-func beginCall(t *testing.T, conn io.Writer, fr *http2.Framer) (stream uint32) {
+// Answers that nobody reads are kept after their calls have ended.
+func TestStrangersReadTheirAnswers(t *testing.T) {
+	d := newDoor(t, issuance.Limits{CallsPerSecondWithoutSVID: 1000})
+	conn := d.handshake(nil, "127.0.0.1")
+	fr := http2.NewFramer(conn, nil)
+	_, err := io.WriteString(conn, http2.ClientPreface)
+	if err = errors.Join(err, fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})); err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan struct{})
+	go func() { _, _ = io.Copy(io.Discard, conn); close(closed) }()
+	for i := range uint32(40) {
+		err := fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: headersOf(t, healthv1.Health_Check_FullMethodName), EndHeaders: true})
+		if err = errors.Join(err, fr.WriteData(2*i+1, true, make([]byte, 5))); err != nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond) // it is answered
+	}
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("40 answers wait to be read")
+	}
+}
+
+func headersOf(t *testing.T, method string) []byte {
 	t.Helper()
 	var block bytes.Buffer
 	e := hpack.NewEncoder(&block)
 	for _, f := range [][2]string{
-		{":method", "POST"}, {":scheme", "https"}, {":authority", "ca"}, {":path", meshcav1.IssuanceService_AttestAgent_FullMethodName},
-		{"te", "trailers"}, {"content-type", "application/grpc"},
+		{":method", "POST"}, {":scheme", "https"}, {":authority", "ca"}, {":path", method}, {"te", "trailers"}, {"content-type", "application/grpc"},
 	} {
-		if err := e.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
+		if err := e.WriteField(hpack.HeaderField{Name: f[0], Value: f[1], Sensitive: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return block.Bytes()
+}
+
+// beginCall opens AttestAgent, and says that its message has 4 MiB.
+func beginCall(t *testing.T, conn io.Writer, fr *http2.Framer) (stream uint32) {
+	t.Helper()
+	headers := headersOf(t, meshcav1.IssuanceService_AttestAgent_FullMethodName)
 	_, err := io.WriteString(conn, http2.ClientPreface)
-	err = errors.Join(err, fr.WriteSettings(), fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true}),
+	err = errors.Join(err, fr.WriteSettings(), fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: headers, EndHeaders: true}),
 		fr.WriteData(1, false, binary.BigEndian.AppendUint32([]byte{0}, 4<<20-64)))
 	if err != nil {
 		t.Fatal(err)
