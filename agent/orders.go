@@ -102,8 +102,8 @@ func (s *spread) after(d time.Duration, f func()) {
 	if s.ended || s.timer != nil && s.due.After(now) && !s.due.After(at) {
 		return
 	}
-	if s.timer != nil {
-		s.timer.Stop()
+	if s.timer != nil && s.timer.Stop() && s.due.Before(at) { // it is due, and has not been called yet
+		at, d = s.due, 0
 	}
 	s.timer, s.due = time.AfterFunc(d, f), at
 }

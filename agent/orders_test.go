@@ -204,3 +204,20 @@ func TestAnOrderNamesWhatIsOnItsWay(t *testing.T) {
 		t.Errorf("it was issued %d times", got)
 	}
 }
+
+// What is due at once is called, whatever is put off in the same moment. By the machine's clock: a bubble's calls at once.
+func TestWhatIsDueAtOnceIsCalled(t *testing.T) {
+	for range 200 {
+		var s spread
+		calls := make(chan struct{}, 1)
+		call := func() { calls <- struct{}{} }
+		s.after(0, call)
+		s.after(10*time.Minute, call)
+		select {
+		case <-calls:
+		case <-time.After(10 * time.Second):
+			t.Fatal("it was put off")
+		}
+		s.stop()
+	}
+}

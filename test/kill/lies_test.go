@@ -42,7 +42,7 @@ var lies = []insert{
 		"\t// gofail: var signsForAll struct{}\n\t// if p.successor != nil { return p.successor.signer(life) }\n"},
 	{"recordsAnotherRoot", "ca/issuer.go", "\treturn LedgerEntry{\n",
 		"\t// gofail: var recordsAnotherRoot struct{}\n\t// { another := *s; another.rootSum[0]++; s = &another }\n"},
-	{"keepsTheIntermediate", "ca/rollout/operator.go", "\tfor _, l := range lines {\n\t\tif end := l.Status().NotAfter",
+	{"keepsTheIntermediate", "ca/rollout/intermediate.go", "\tfor _, l := range lines {\n\t\tif end := l.Status().NotAfter",
 		"\t// gofail: var keepsTheIntermediate struct{}\n\t// lines = nil\n"},
 }
 
