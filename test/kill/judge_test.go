@@ -88,7 +88,8 @@ func (w *witness) strand(now time.Time) {
 }
 
 const (
-	// tardy is how late a renewal may come on a machine that is slow.
+	// tardy is how late a renewal may come where the CA was killed. Where it was not, it comes before the root leaves: an agent that
+	// mends for itself what its bundle refuses would hide a renewal that was never ordered.
 	tardy = within / 2
 	// resumes is how long an agent may take to be back when the CA is.
 	resumes = 10 * time.Second
@@ -97,7 +98,10 @@ const (
 // late says whether a peer's certificate was refused for too long: a CA that was killed has what that cost, and no more.
 func (w *witness) late(server string, x stranding, now time.Time) error {
 	o := w.outages
-	allowed := tardy + o.total + time.Duration(o.count)*resumes
+	allowed := o.total + time.Duration(o.count)*resumes
+	if o.count > 0 {
+		allowed += tardy
+	}
 	if !o.since.IsZero() {
 		allowed += now.Sub(o.since)
 	}

@@ -87,7 +87,7 @@ func TestTheWitnessFindsOut(t *testing.T) {
 		{lie: "signsOnceItIsPublished", variant: variant{short, []order{rotate(0)}, second}, dies: fault{"rolloutStepEntered", 1}, want: errEarly},
 		{lie: "waitsForNothing", variant: variant{settings{ttl: 20 * time.Second}, []order{rotate(0)}, second}, want: errRemoved},
 		{lie: "withdrawsAtOnce", variant: variant{settings{ttl: time.Minute}, []order{taint("", theFirst)}, second}, want: errRemoved},
-		{lie: "renewsNothing", variant: variant{settings{ttl: 20 * time.Minute}, []order{taint("", theFirst)}, second}, want: errUnrenewed},
+		{lie: "renewsNothing", variant: variant{settings{ttl: 20 * time.Minute}, []order{taint("", theFirst)}, second}, want: errHandshake},
 		{lie: "renewsLate", variant: variant{settings{ttl: 20 * time.Minute}, []order{taint("", theFirst)}, second}, want: errHandshake},
 		{lie: "signsForAll", variant: variant{short, []order{rotate(share), goOn()}, second}, want: errShare},
 		{lie: "recordsAnotherRoot", variant: variant{short, []order{rotate(0)}, second}, want: errLedger},
