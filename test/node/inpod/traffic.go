@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -95,6 +96,9 @@ func (c *tally) count(answer string, err error) {
 		c.seen[answer] = true
 		c.Answers, c.Answer = len(c.seen), answer
 		return
+	}
+	if c.OK == 0 && errors.Is(err, syscall.ECONNREFUSED) {
+		return // kube-proxy knows a Service's pods a moment after they are Ready: until then nobody is there to answer
 	}
 	c.Failed++
 	c.Last = time.Now().UTC().Format(time.RFC3339Nano) + " " + err.Error()
