@@ -20,9 +20,26 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 	if !ok {
 		return nil, fmt.Errorf("%T is no protocol buffer", v)
 	}
-	data, err := proto.Marshal(m)
-	return mem.BufferSlice{mem.SliceBuffer(data)}, err
+	size := proto.Size(m)
+	if mem.IsBelowBufferPoolingThreshold(size) || size > maxPooled {
+		data, err := proto.Marshal(m)
+		return mem.BufferSlice{mem.SliceBuffer(data)}, err
+	}
+	buffer := buffers.Get(size)
+	data, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend((*buffer)[:0], m)
+	if err != nil {
+		buffers.Put(buffer)
+		return nil, err
+	}
+	*buffer = data
+	return mem.BufferSlice{mem.NewBuffer(buffer, buffers)}, nil
 }
+
+// buffers are used again, or a push to a thousand proxies would leave as many to be collected. None is twice as large as what is
+// in it.
+var buffers = mem.NewTieredBufferPool(2<<10, 3<<10, 4<<10, 6<<10, 8<<10, 12<<10, 16<<10, 24<<10, maxPooled)
+
+const maxPooled = 32 << 10
 
 // Unmarshal decodes a message.
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
