@@ -113,12 +113,12 @@ func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	closed := w.hungUp
-	w.in.see(p[:n], w.opened, w.arrived, w.heard)
-	if w.hungUp {
-		if !closed {
+	if !w.hungUp { // what comes after the end would count for ever
+		if w.in.see(p[:n], w.opened, w.arrived, w.heard); w.hungUp {
 			w.broken(errHungUp)
 		}
+	}
+	if w.hungUp {
 		_ = w.Conn.Close()
 		return 0, errHungUp
 	}

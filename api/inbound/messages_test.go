@@ -121,6 +121,37 @@ func TestCallsAreCounted(t *testing.T) {
 	}
 }
 
+// late has its bytes only when the connection has been closed.
+type late struct {
+	net.Conn
+	bytes  []byte
+	closed func()
+}
+
+func (c *late) Read(p []byte) (int, error) { c.closed(); return copy(p, c.bytes), nil }
+func (c *late) Close() error               { return nil }
+
+// What was on its way when the connection was closed counts for nobody: nobody would take it off.
+func TestWhatComesAfterTheEnd(t *testing.T) {
+	var said bytes.Buffer
+	said.WriteString(http2.ClientPreface)
+	fr := http2.NewFramer(&said, nil)
+	if err := fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x80}, EndHeaders: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := fr.WriteData(1, false, message(101)[:50]); err != nil {
+		t.Fatal(err)
+	}
+	room, open := NewRoom(1, time.Minute), 0
+	c := &late{bytes: said.Bytes()}
+	w := Watch(c, Rules{Patience: patience, Large: room, Above: 100, Whose: "pod",
+		Opened: func() bool { open++; return true }, Ended: func(n int) { open -= n }})
+	c.closed = func() { _ = w.Close() }
+	if _, err := w.Read(make([]byte, 1<<10)); err == nil || open != 0 || len(room.guests) != 0 {
+		t.Errorf("%v; %d calls are open, %d large messages have a place", err, open, len(room.guests))
+	}
+}
+
 // Large messages need a place until they are whole, or given up.
 func TestLargeMessagesNeedRoom(t *testing.T) {
 	var room *Room

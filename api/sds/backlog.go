@@ -172,7 +172,16 @@ func (l *line) watch() {
 	l.stalled.Reset(d)
 }
 
+// stall closes the connection, unless it has no calls any more: then what is counted was taken by grpc when it ended, and is gone.
 func (l *line) stall() {
+	var calls int
+	if l.change(func(o *owing) {
+		if calls = l.calls; calls == 0 {
+			l.less(o, l.bytes)
+		}
+	}); calls == 0 {
+		return
+	}
 	l.server.config.Observe.refused(l.who, refusal.New(refusal.PeerLimit,
 		"the peer reads none of its answers, twice %s long (limit: Send); its connection is closed", l.server.config.Limits.Send))
 	_ = l.conn.Close()

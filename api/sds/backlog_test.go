@@ -218,3 +218,20 @@ func TestWhatUnreadAnswersTake(t *testing.T) {
 		t.Logf("640 streams whose answers are not read take %d KiB", held>>10)
 	}
 }
+
+// What grpc took from a stream as its connection ended is not owed for ever, and no trouble of the peer's.
+func TestAnAnswerAtTheEndIsForgotten(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		l := &line{server: d.server, account: Account{Name: "pod", Streams: 1}}
+		l.opened()
+		l.ended(1)
+		if !l.owe(1000) {
+			t.Fatal("there is no room")
+		}
+		time.Sleep(3 * d.server.config.Limits.Send)
+		synctest.Wait()
+		if n := len(d.server.backlog.by); n != 0 || d.refused != 0 {
+			t.Errorf("%d accounts owe something, %d refusals were told", n, d.refused)
+		}
+	})
+}
