@@ -20,6 +20,7 @@ type namedFile struct {
 func (c *Config) files() []namedFile {
 	all := []namedFile{
 		{"stateDir (meshca.db)", filepath.Join(c.StateDir, "meshca.db"), true},
+		{"stateDir (meshca.db.wal)", filepath.Join(c.StateDir, "meshca.db.wal"), true},
 		{"adminSocket", c.AdminSocket, true},
 		{"bundleFile", c.BundleFile, true},
 		{"audit.file", c.Audit.File, true},

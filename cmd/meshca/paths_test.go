@@ -38,7 +38,7 @@ func TestNoOutputIsAnotherFile(t *testing.T) {
 	}
 	whole.Clusters[0].Keys.File = dir + "/keys.json"
 	files := whole.files()
-	if len(files) != 14 {
+	if len(files) != 15 {
 		t.Fatalf("%d files: say in pathsConfig what the new one is", len(files))
 	}
 	for output, set := range outputs {

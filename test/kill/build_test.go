@@ -20,7 +20,7 @@ import (
 )
 
 // instrumented are our packages whose failpoints are built in: comments that gofail turns into code, in a copy.
-var instrumented = []string{"rotation", "ca", "ca/keyring", "ca/registration", "ca/rollout", "ca/upstream/disk", "api/issuance", "cmd/meshca"}
+var instrumented = []string{"rotation", "ca", "ca/keyring", "ca/registration", "ca/rollout", "ca/store/bolt", "ca/upstream/disk", "api/issuance", "cmd/meshca"}
 
 // built is a meshca with failpoints, and an issuer of tokens for all of them: its key takes longer to make than a CA to start.
 type built struct {
@@ -240,13 +240,15 @@ func run(dir, name string, args ...string) (string, error) {
 
 // steps are the failpoints at which processes are killed: before and behind each order and step of a Rollout, each change of
 // the bundle and each place that it goes to, each signature, each intermediate that comes and goes, each renewal that is
-// ordered, each agent that is admitted or acknowledges, and inside bbolt's commit. (bbolt has others, for its own faults.)
+// ordered, each agent that is admitted or acknowledges, on the ledger's way through its log into the store, and inside bbolt's
+// commit. (bbolt has others, for its own faults.)
 var steps = []string{
 	"rolloutOrdered", "rolloutOrderEntered", "rolloutStepDone", "rolloutStepEntered", "rolloutPublished", "rolloutBeforeAssign",
 	"rolloutAssigned", "rolloutRenewing", "rolloutBeforeWithdraw", "bundleMade", "bundleStored", "bundlePublished", "bundleFileMade",
 	"bundleFileWritten", "stateMade", "stateSent", "bundleAcknowledged", "agentAdmitting", "agentAdmitted", "renewalOrdered",
 	"renewalStored", "renewalPublished", "intermediateAsked", "intermediateSigned", "intermediateInUse", "intermediatesForgotten",
-	"intermediatesReplaced", "keyRecordMade", "keyRecordWritten", "leafPrepared", "leafRecorded", "leafSigned", "rootKeyWritten",
+	"intermediatesReplaced", "keyRecordMade", "keyRecordWritten", "leafPrepared", "ledgerWritten",
+	"ledgerDurable", "ledgerFolded", "leafRecorded", "leafSigned", "rootKeyWritten",
 	"rootMade", "beforeSyncDataPages", "beforeWriteMetaError", "beforeSyncMetaPage",
 }
 

@@ -93,7 +93,13 @@ func (s *Store) Backup(ctx context.Context) (*Snapshot, error) {
 
 func (s *Store) copyTo(ctx context.Context, to *Snapshot) error {
 	out := &digestWriter{ctx: ctx, w: bufio.NewWriterSize(to.file, 1<<20), inner: sha256.New(), whole: sha256.New()}
-	err := s.view(ctx, func(tx *bbolt.Tx) error {
+	resume, err := s.young.settle()
+	defer resume()
+	if err != nil {
+		return err
+	}
+	err = s.view(ctx, func(tx *bbolt.Tx) error {
+		resume() // what comes now is not of this moment
 		st, err := readState(tx, s.db.Path())
 		if err != nil {
 			return err

@@ -138,7 +138,7 @@ func TestASlowReaderCostsTheStoreNothing(t *testing.T) {
 	if n := s.db.Stats().OpenTxN; n != 0 {
 		t.Errorf("%d transactions are open", n)
 	}
-	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
+	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 2 { // it, and its log
 		t.Errorf("beside the store there is %v, %v", entries, err)
 	}
 	ended, cancel := context.WithCancel(t.Context())
@@ -223,7 +223,7 @@ func TestWhatIsNoBackup(t *testing.T) {
 		"more than it":          {data: append(bytes.Clone(data), 0), want: ErrBackup, says: "something follows"},
 		"a bit that changed":    {data: flipped, want: ErrBackup, says: "SHA-256"},
 		"a damaged store":       {data: damaged, want: ErrBackup},
-		"a newer schema": {data: resealed(data, func(b []byte) []byte { return bytes.Replace(b, []byte(`"schema":1`), []byte(`"schema":2`), 1) }),
+		"a newer schema": {data: resealed(data, func(b []byte) []byte { return bytes.Replace(b, []byte(`"schema":2`), []byte(`"schema":3`), 1) }),
 			want: ErrSchema, says: "Restore it with the meshca that made it"},
 		"a header of another": {data: resealed(data, func(b []byte) []byte { return bytes.Replace(b, []byte(`"generation":3`), []byte(`"generation":4`), 1) }),
 			want: ErrBackup, says: "do not belong together"},
@@ -294,14 +294,14 @@ func TestRestoreOverAStore(t *testing.T) {
 	must(t, err)
 	newer := backup(t, s)
 	closed(t, s)
-	must(t, os.Remove(r.Aside))
+	must(t, errors.Join(os.Remove(r.Aside), os.Remove(r.Aside+walSuffix)))
 	if r, err = restore(t, old, path, accepting); err != nil || r.Behind == nil {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	must(t, os.Remove(path))
 	_, err = restore(t, old, path)
 	must(t, err)
-	must(t, os.Remove(r.Aside))
+	must(t, errors.Join(os.Remove(r.Aside), os.Remove(r.Aside+walSuffix)))
 	if _, err := restore(t, newer, path, replacing); err != nil {
 		t.Errorf("a newer backup over an older store: %v", err)
 	}

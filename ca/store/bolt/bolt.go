@@ -1,8 +1,9 @@
-// Package bolt is the store of a CA with one replica: one bbolt file, owned by one process.
+// Package bolt is the store of a CA with one replica: one bbolt file, owned by one process, and beside it the log of the
+// ledger's young end (see wal.go).
 //
 // Buckets: meta (schema version, bundle, rollout, history), ledger (one value a group, see group.go), denials, renewals,
 // agents (JSON), marks (see history.go).
-// Each call is one transaction: what returned nil is on the disk.
+// Each call is one transaction, or one record of the log: what returned nil is on the disk.
 package bolt
 
 import (
@@ -24,8 +25,15 @@ import (
 	"github.com/meshca/meshca/rotation"
 )
 
-// SchemaVersion is the layout that this build writes. An older build refuses a newer one.
-const SchemaVersion = 1
+// SchemaVersion is the newest layout that this build reads and writes. An older build refuses a newer one.
+const SchemaVersion = schemaLogged
+
+// A store that is in use, or was when its process was killed, may have a part of its ledger in the log alone: a build that
+// knows no log must not go on with it. Closed, a store is whole in its one file, as such builds left it.
+const (
+	schemaWhole  = 1
+	schemaLogged = 2
+)
 
 // lockWait is how long Open waits for another process to let go of the file: a predecessor that is stopping.
 const lockWait = 3 * time.Second
@@ -50,7 +58,8 @@ var ErrSchema = errors.New("the store was written by a newer meshca")
 
 // Store is one open file. It is safe for concurrent use.
 type Store struct {
-	db *bbolt.DB
+	db    *bbolt.DB
+	young appender
 	// mark is the newest; see history.go.
 	mark *rotation.Current[ca.Mark]
 	// publishing keeps mark in the order of the commits.
@@ -90,11 +99,24 @@ func Open(path string) (*Store, error) {
 	if err := s.openHistory(); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), db.Close())
 	}
+	if err := s.openLedger(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), db.Close())
+	}
 	return s, nil
 }
 
-// Close lets go of the file. Calls that come later fail.
-func (s *Store) Close() error { return s.db.Close() }
+// Close lets go of the file. Calls that come later fail. After an error nothing is lost that was durable: the next Open
+// finds it in the log.
+func (s *Store) Close() error {
+	err := s.young.close()
+	switch {
+	case errors.Is(err, bolterrors.ErrDatabaseNotOpen): // closed already
+		err = nil
+	case err == nil:
+		err = s.db.Update(func(tx *bbolt.Tx) error { return putSchema(tx, schemaWhole) })
+	}
+	return errors.Join(err, s.db.Close())
+}
 
 // checkMode refuses a file that others than its owner can use; a file that is not there yet is fine.
 func checkMode(path string) error {
@@ -127,7 +149,7 @@ func (s *Store) prepare(path string) error {
 			if _, err := readSchema(v, path); err != nil {
 				return err
 			}
-		} else if err := meta.Put(keySchema, binary.BigEndian.AppendUint32(nil, SchemaVersion)); err != nil {
+		} else if err := putSchema(tx, schemaWhole); err != nil {
 			return err
 		}
 		for _, name := range [][]byte{bucketLedger, bucketDenials, bucketRenewals, bucketAgents, bucketMarks} {
@@ -137,6 +159,10 @@ func (s *Store) prepare(path string) error {
 		}
 		return nil
 	})
+}
+
+func putSchema(tx *bbolt.Tx, version uint32) error {
+	return tx.Bucket(bucketMeta).Put(keySchema, binary.BigEndian.AppendUint32(nil, version))
 }
 
 // readSchema decodes the schema version of a file, and refuses a newer one.

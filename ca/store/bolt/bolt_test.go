@@ -77,12 +77,16 @@ func TestWrongPlaces(t *testing.T) {
 func TestNewerSchemaIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "meshca.db")
 	s := opened(t, path)
+	closed(t, s)
 	put := func(v []byte) {
 		t.Helper()
-		if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keySchema, v) }); err != nil {
+		db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second}) // which shows that it was let go of, too
+		if err == nil {
+			err = errors.Join(db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(keySchema, v) }), db.Close())
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		closed(t, s)
 	}
 	put(binary.BigEndian.AppendUint32(nil, SchemaVersion+1))
 	before, err := os.ReadFile(path)
@@ -96,12 +100,6 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	if err != nil || string(before) != string(after) {
 		t.Error("a store that was refused has changed")
 	}
-	// It was let go of, too: whoever knows the schema can open it.
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s = &Store{db: db}
 	put([]byte("x"))
 	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "schema version") {
 		t.Errorf("a schema version of one byte: %v", err)
@@ -153,11 +151,14 @@ func TestClosedStoreIsUnavailable(t *testing.T) {
 }
 
 func TestUnreadableGroupIsAnError(t *testing.T) {
-	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
-	defer closed(t, s)
-	if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketLedger).Put(indexKey(1), []byte{9, 9}) }); err != nil {
+	path := filepath.Join(t.TempDir(), "meshca.db")
+	s := opened(t, path)
+	if err := s.db.Update(func(tx *bbolt.Tx) error { return putGroups(tx, []group{{1, 1, []byte{9, 9}}}) }); err != nil {
 		t.Fatal(err)
 	}
+	closed(t, s)
+	s = opened(t, path)
+	defer closed(t, s)
 	if err := s.ScanLedger(t.Context(), func(ca.LedgerEntry) (bool, error) { return true, nil }); !errors.Is(err, errGroup) {
 		t.Errorf("scan: %v", err)
 	}

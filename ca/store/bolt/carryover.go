@@ -67,7 +67,14 @@ func putBack(next *bbolt.DB, now time.Time) (r rotation.Rollout, err error) {
 		if err := putRollout(tx, version, data); err != nil {
 			return err
 		}
-		return tx.Bucket(bucketMeta).Put(keyRestored, binary.BigEndian.AppendUint64(nil, uint64(now.Unix())))
+		meta := tx.Bucket(bucketMeta)
+		if err := meta.Delete(keyLog); err != nil { // what has that ID is the log of the store that stood
+			return err
+		}
+		if err := putSchema(tx, schemaWhole); err != nil {
+			return err
+		}
+		return meta.Put(keyRestored, binary.BigEndian.AppendUint64(nil, uint64(now.Unix())))
 	})
 	return r, err
 }

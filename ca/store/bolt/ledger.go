@@ -3,6 +3,7 @@ package bolt
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -17,36 +18,39 @@ const (
 	pruneGroups = 256
 )
 
-// AppendLedger stores a group as one value in one commit.
+// AppendLedger makes a group durable, all of it or nothing: in the log, from where it goes into the bucket as one value.
 func (s *Store) AppendLedger(ctx context.Context, group []ca.LedgerEntry) error {
 	if len(group) == 0 {
 		return nil
 	}
-	return s.update(ctx, func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketLedger)
-		b.FillPercent = 1 // keys only ever grow
-		last := b.Sequence()
-		if err := b.SetSequence(last + uint64(len(group))); err != nil {
-			return err
-		}
-		return b.Put(indexKey(last+1), encodeGroup(group))
-	})
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return unavailable(s.young.append(encodeGroup(group), len(group)))
 }
 
 // ScanLedger calls fn for each entry, newest first, until it returns false or an error. No transaction is open while fn
 // runs, so a slow fn holds up nothing; entries that come after the scan began are not seen.
 func (s *Store) ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error {
-	var before []byte // the key that the last page ended at
+	groups, last := s.young.young()
+	for _, g := range slices.Backward(groups) {
+		page, err := readGroup(g.first, g.value)
+		if err != nil {
+			return unavailable(err)
+		}
+		if more, err := each(page, fn); err != nil || !more {
+			return err
+		}
+		last = g.first - 1
+	}
+	before := indexKey(last + 1) // the key that the last page ended at
 	for {
 		page, next, err := s.ledgerPage(ctx, before)
 		if err != nil {
 			return err
 		}
-		for i := range page {
-			more, err := fn(page[i])
-			if err != nil || !more {
-				return err
-			}
+		if more, err := each(page, fn); err != nil || !more {
+			return err
 		}
 		if next == nil {
 			return nil
@@ -55,35 +59,41 @@ func (s *Store) ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, e
 	}
 }
 
-// ledgerPage reads up to scanGroups groups below the key before (nil: from the newest), newest entry first, and
-// returns the key to go on from.
+// each calls fn for each entry, the last one first.
+func each(page []ca.LedgerEntry, fn func(ca.LedgerEntry) (bool, error)) (more bool, err error) {
+	for _, e := range slices.Backward(page) {
+		if more, err := fn(e); err != nil || !more {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// ledgerPage reads up to scanGroups groups below the key before, and returns the key to go on from: nil where none is left.
 func (s *Store) ledgerPage(ctx context.Context, before []byte) (page []ca.LedgerEntry, next []byte, err error) {
 	err = s.view(ctx, func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketLedger).Cursor()
 		k, v := lastBelow(c, before)
-		for n := 0; k != nil; k, v = c.Prev() {
-			if n++; n > scanGroups {
-				return nil
-			}
-			group, err := readGroup(binary.BigEndian.Uint64(k), v)
+		var groups [][]ca.LedgerEntry
+		for ; k != nil && len(groups) < scanGroups; k, v = c.Prev() {
+			group, err := readGroup(indexOf(k), v)
 			if err != nil {
 				return err
 			}
-			for i := len(group) - 1; i >= 0; i-- {
-				page = append(page, group[i])
-			}
+			groups = append(groups, group)
 			next = append(next[:0], k...)
 		}
-		next = nil
+		if k == nil {
+			next = nil
+		}
+		slices.Reverse(groups)
+		page = slices.Concat(groups...)
 		return nil
 	})
 	return page, next, err
 }
 
 func lastBelow(c *bbolt.Cursor, before []byte) (k, v []byte) {
-	if before == nil {
-		return c.Last()
-	}
 	if k, _ := c.Seek(before); k == nil {
 		return c.Last()
 	}
@@ -94,6 +104,9 @@ func lastBelow(c *bbolt.Cursor, before []byte) (k, v []byte) {
 // that has not: what stays is one unbroken run of indexes. It returns how many entries went.
 func (s *Store) PruneLedger(ctx context.Context, before time.Time) (uint64, error) {
 	var total uint64
+	if err := unavailable(s.young.fold()); err != nil {
+		return 0, err
+	}
 	for {
 		n, more, err := s.pruneSome(ctx, before)
 		total += n
@@ -129,9 +142,9 @@ func (s *Store) pruneSome(ctx context.Context, before time.Time) (gone uint64, m
 		}
 		end := b.Sequence() + 1
 		if k != nil {
-			end = binary.BigEndian.Uint64(k)
+			end = indexOf(k)
 		}
-		gone = end - binary.BigEndian.Uint64(keys[0])
+		gone = end - indexOf(keys[0])
 		for _, k := range keys {
 			if err := b.Delete(k); err != nil {
 				return err
@@ -147,11 +160,13 @@ func (s *Store) pruneSome(ctx context.Context, before time.Time) (gone uint64, m
 
 // LedgerSize is how many entries the ledger holds.
 func (s *Store) LedgerSize(ctx context.Context) (uint64, error) {
+	groups, last := s.young.young()
 	var n uint64
 	err := s.view(ctx, func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketLedger)
-		if k, _ := b.Cursor().First(); k != nil {
-			n = b.Sequence() + 1 - binary.BigEndian.Uint64(k)
+		if k, _ := tx.Bucket(bucketLedger).Cursor().First(); k != nil {
+			n = last + 1 - min(last+1, indexOf(k)) // there may be more by now than at last
+		} else if len(groups) > 0 {
+			n = last + 1 - groups[0].first
 		}
 		return nil
 	})
@@ -159,3 +174,5 @@ func (s *Store) LedgerSize(ctx context.Context) (uint64, error) {
 }
 
 func indexKey(i uint64) []byte { return binary.BigEndian.AppendUint64(nil, i) }
+
+func indexOf(key []byte) uint64 { return binary.BigEndian.Uint64(key) }

@@ -14,6 +14,9 @@ var keyProbe = []byte("probe")
 
 // Probe tells whether the store can write: it makes an entry durable and takes it away again.
 func (s *Store) Probe(ctx context.Context) error {
+	if err := unavailable(s.young.probe()); err != nil {
+		return err
+	}
 	err := s.update(ctx, func(tx *bbolt.Tx) error {
 		return tx.Bucket(bucketMeta).Put(keyProbe, make([]byte, probeSize))
 	})

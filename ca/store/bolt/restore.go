@@ -192,13 +192,35 @@ func (r *Restored) place(file, path string) error {
 		}
 		return syncDir(filepath.Dir(path))
 	}
-	if err := os.Link(path, r.Aside); err != nil {
+	if err := keepAside(path, r.Aside); err != nil {
 		return fmt.Errorf("keeping the store that stood: %w", err)
 	}
 	if err := os.Rename(file, path); err != nil {
-		return errors.Join(fmt.Errorf("putting the store in place: %w", err), os.Remove(r.Aside))
+		return errors.Join(fmt.Errorf("putting the store in place: %w", err), os.Remove(r.Aside), gone(os.Remove(r.Aside+walSuffix)))
+	}
+	if err := gone(os.Remove(path + walSuffix)); err != nil {
+		return fmt.Errorf("the store is in place, but the log of the one that stood is, too: %w", err)
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// keepAside gives a store and its log a second name. Its log goes along, for a store that was not closed is whole with it alone.
+func keepAside(path, aside string) error {
+	if err := gone(os.Link(path+walSuffix, aside+walSuffix)); err != nil {
+		return err
+	}
+	if err := os.Link(path, aside); err != nil {
+		return errors.Join(err, gone(os.Remove(aside+walSuffix)))
+	}
+	return nil
+}
+
+// gone is an error but for that of a file that is not there.
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func syncDir(dir string) error {
