@@ -37,7 +37,10 @@ func schemaOf(t *testing.T, path string) uint32 {
 	must(t, err)
 	defer db.Close()
 	var v uint32
-	must(t, db.View(func(tx *bbolt.Tx) (err error) { v, err = readSchema(tx.Bucket(bucketMeta).Get(keySchema), path); return err }))
+	must(t, db.View(func(tx *bbolt.Tx) (err error) {
+		v, err = readSchema(tx.Bucket(bucketMeta).Get(keySchema), path)
+		return err
+	}))
 	return v
 }
 
