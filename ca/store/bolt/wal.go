@@ -250,7 +250,7 @@ type dataFile struct{ *os.File }
 // Sync makes what was written durable; of metadata only what is needed to read it again (fdatasync(2)).
 func (f dataFile) Sync() error {
 	for {
-		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR { //nolint:errorlint // an errno as it is
+		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
 			return err
 		}
 	}
