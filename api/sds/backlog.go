@@ -182,8 +182,9 @@ func (l *line) stall() {
 	}); calls == 0 {
 		return
 	}
+	limits := &l.server.config.Limits
 	l.server.config.Observe.refused(l.who, refusal.New(refusal.PeerLimit,
-		"the peer reads none of its answers, twice %s long (limit: Send); its connection is closed", l.server.config.Limits.Send))
+		"the peer reads none of its answers, twice %s long (limit: %s); its connection is closed", limits.Send, limits.called("Send")))
 	_ = l.conn.Close()
 }
 

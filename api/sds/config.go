@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -98,7 +99,12 @@ type Limits struct {
 	// Send is how long a peer may leave an answer unread; 30 s. Then the stream ends. Through ServerOptions a connection of which
 	// nothing is read for twice as long is closed: answers can wait in it when their streams have ended.
 	Send time.Duration
+	// Called is what people know these limits by, by the name of the field: that is what refusals say. The field's own name
+	// stands for one that is missing.
+	Called map[string]string
 }
+
+func (l *Limits) called(field string) string { return cmp.Or(l.Called[field], field) }
 
 // withDefaults is the limits with every field set.
 func (l Limits) withDefaults() Limits {

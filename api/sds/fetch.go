@@ -18,7 +18,8 @@ func (s *Server) FetchSecrets(ctx context.Context, r *discoveryv3.DiscoveryReque
 	a, err := s.fetch(ctx, requestOf(r), proto.Size(r) > s.config.Limits.RequestBytes)
 	m := responseOf(&a)
 	if l := lineOf(ctx); err == nil && l != nil && !l.owe(messageHeader+proto.Size(m)) {
-		err = refusal.New(refusal.PeerLimit, "the peer leaves answers unread (limit: AnswerBacklog and SpareAnswerBacklog)").After(time.Second)
+		err = refusal.New(refusal.PeerLimit, "the peer leaves answers unread (limits: %s and %s)",
+			s.config.Limits.called("AnswerBacklog"), s.config.Limits.called("SpareAnswerBacklog")).After(time.Second)
 	}
 	if err != nil {
 		if limited(err) {
@@ -78,8 +79,8 @@ func (s *Server) fetch(ctx context.Context, r *request, large bool) (answer, err
 	}
 	switch {
 	case more:
-		return answer{}, refusal.New(refusal.PeerLimit, "the answer is larger than %d bytes (limit: AnswerBytes); a stream gets it in parts",
-			s.config.Limits.AnswerBytes)
+		return answer{}, refusal.New(refusal.PeerLimit, "the answer is larger than %d bytes (limit: %s); a stream gets it in parts",
+			s.config.Limits.AnswerBytes, s.config.Limits.called("AnswerBytes"))
 	case a.empty() && len(unknown) > 0:
 		return answer{}, refusal.New(refusal.SecretUnknown, "none of the names is served, such as %q", clip(unknown[0], maxNode))
 	}
@@ -94,7 +95,8 @@ func (st *stream) turn(ctx context.Context, large bool) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return refusal.New(refusal.PeerLimit, "the peer asks too often for this call to have its turn in time (limit: RequestsPerSecond)").After(time.Second)
+	return refusal.New(refusal.PeerLimit, "the peer asks too often for this call to have its turn in time (limit: %s)",
+		st.server.config.Limits.called("RequestsPerSecond")).After(time.Second)
 }
 
 // await is the secrets once there are some; nil if what is asked for needs none.

@@ -39,7 +39,7 @@ func (r *registry) enter(st *stream, a Account, l Limits) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.open) >= l.Streams {
-		return refusal.New(refusal.Overloaded, "%d SDS streams are open (limit: Streams)", len(r.open))
+		return refusal.New(refusal.Overloaded, "%d SDS streams are open (limit: %s)", len(r.open), l.called("Streams"))
 	}
 	r.sweep()
 	if r.open == nil {
@@ -65,8 +65,8 @@ func (r *registry) charge(st *stream, bytes int, l *Limits) error {
 	defer r.mu.Unlock()
 	spare := r.spare - st.load.over(l) + load{bytes: st.load.bytes - st.charged + bytes}.over(l)
 	if spare > r.spare && spare > l.SpareNameBytes {
-		return refusal.New(refusal.PeerLimit, "the names that the peer asks for over its %d streams take more than %d bytes together (limit: NameBytes), "+
-			"and more than what all peers share is left of (limit: SpareNameBytes)", st.load.streams, l.NameBytes)
+		return refusal.New(refusal.PeerLimit, "the names that the peer asks for over its %d streams take more than %d bytes together (limit: %s), "+
+			"and more than what all peers share is left of (limit: %s)", st.load.streams, l.NameBytes, l.called("NameBytes"), l.called("SpareNameBytes"))
 	}
 	r.spare = spare
 	st.load.bytes += bytes - st.charged

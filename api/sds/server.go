@@ -48,7 +48,7 @@ func New(c Config) (*Server, error) {
 func (s *Server) account(ctx context.Context) Account {
 	a := s.config.Account(ctx)
 	orDefault(&a.Streams, s.config.Limits.StreamsPerPeer)
-	a.Limit = cmp.Or(a.Limit, "StreamsPerPeer")
+	a.Limit = cmp.Or(a.Limit, s.config.Limits.called("StreamsPerPeer"))
 	return a
 }
 

@@ -256,7 +256,7 @@ func (st *stream) late() <-chan time.Time {
 func (st *stream) tooLate() error {
 	limits := &st.server.config.Limits
 	if st.sent != nil {
-		return refusal.New(refusal.PeerLimit, "the peer left an answer unread for %s (limit: Send)", limits.Send)
+		return refusal.New(refusal.PeerLimit, "the peer left an answer unread for %s (limit: %s)", limits.Send, limits.called("Send"))
 	}
-	return refusal.New(refusal.PeerLimit, "the stream asked for nothing within %s (limit: FirstRequest)", limits.FirstRequest)
+	return refusal.New(refusal.PeerLimit, "the stream asked for nothing within %s (limit: %s)", limits.FirstRequest, limits.called("FirstRequest"))
 }

@@ -195,10 +195,10 @@ func (b *subscription) ask(name string) error {
 func (b *subscription) check() error {
 	switch {
 	case b.asked > b.limits.Names:
-		return refusal.New(refusal.PeerLimit, "the stream asks for more than %d names (limit: Names)", b.limits.Names)
+		return refusal.New(refusal.PeerLimit, "the stream asks for more than %d names (limit: %s)", b.limits.Names, b.limits.called("Names"))
 	case b.bytes > b.limits.NameBytes+b.limits.SpareNameBytes: // before many are kept, of which charge would hear then
-		return refusal.New(refusal.PeerLimit, "the names that the stream asks for are longer than %d bytes together (limit: NameBytes and SpareNameBytes)",
-			b.limits.NameBytes+b.limits.SpareNameBytes)
+		return refusal.New(refusal.PeerLimit, "the names that the stream asks for are longer than %d bytes together (limits: %s and %s)",
+			b.limits.NameBytes+b.limits.SpareNameBytes, b.limits.called("NameBytes"), b.limits.called("SpareNameBytes"))
 	}
 	return nil
 }

@@ -244,7 +244,17 @@ func (c *SDSConfig) limits() sds.Limits {
 		AnswerBacklog: c.AnswerBacklogPerSocket, SpareAnswerBacklog: c.SpareAnswerBacklog,
 		Streams: c.Streams, StreamsPerPeer: c.StreamsPerSocket, StreamsPerConnection: c.StreamsPerConnection,
 		RequestsPerSecond: c.RequestsPerSecond, FirstRequest: c.FirstRequest.Duration, Send: c.Send.Duration,
+		Called: limitKeys,
 	}
+}
+
+// limitKeys are the settings by the fields of sds.Limits that they go to: what a refusal names is what can be changed.
+var limitKeys = map[string]string{
+	"Names": "sds.namesPerStream", "NameBytes": "sds.nameBytesPerSocket", "SpareNameBytes": "sds.spareNameBytes", "RequestBytes": "sds.requestBytes",
+	"LargeRequestBytes": "sds.largeRequestBytes", "LargeRequests": "sds.largeRequests", "AnswerBytes": "sds.answerBytes",
+	"AnswerBacklog": "sds.answerBacklogPerSocket", "SpareAnswerBacklog": "sds.spareAnswerBacklog",
+	"Streams": "sds.streams", "StreamsPerPeer": "sds.streamsPerSocket", "StreamsPerConnection": "sds.streamsPerConnection",
+	"RequestsPerSecond": "sds.requestsPerSecond", "FirstRequest": "sds.firstRequest", "Send": "sds.send",
 }
 
 // check finds the limits that bound nothing.

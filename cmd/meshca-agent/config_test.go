@@ -107,12 +107,31 @@ func TestEveryLimitOfSDSIsASetting(t *testing.T) {
 		SpareNameBytes: 14, LargeRequestBytes: 15, LargeRequests: 16, AnswerBacklog: 17, SpareAnswerBacklog: 18,
 		RequestsPerSecond: 9, FirstRequest: 10 * time.Second, Send: 11 * time.Second,
 	}
-	if a.SDS != want || a.ConnectionsPerSocket != 1 || a.ConnectionsPerPod != 12 || a.StreamsPerPod != 13 {
+	called := a.SDS.Called
+	a.SDS.Called = nil
+	if !reflect.DeepEqual(a.SDS, want) || a.ConnectionsPerSocket != 1 || a.ConnectionsPerPod != 12 || a.StreamsPerPod != 13 {
 		t.Errorf("got %+v, %d connections, and of a pod %d with %d streams; want %+v", a.SDS, a.ConnectionsPerSocket, a.ConnectionsPerPod, a.StreamsPerPod, want)
 	}
 	for i, limits := 0, reflect.ValueOf(want); i < limits.NumField(); i++ {
+		name := limits.Type().Field(i).Name
+		if name == "Called" {
+			continue
+		}
 		if limits.Field(i).IsZero() {
-			t.Errorf("no setting is tested for %s", limits.Type().Field(i).Name)
+			t.Errorf("no setting is tested for %s", name)
+		}
+		// A refusal names the setting that this limit comes from.
+		key, ok := strings.CutPrefix(called[name], "sds.")
+		if !ok {
+			t.Errorf("%s is called %q", name, called[name])
+			continue
+		}
+		only, err := parseConfig([]byte(minimal + "sds: {" + key + ": 1}\n"))
+		if err != nil {
+			only, err = parseConfig([]byte(minimal + "sds: {" + key + ": 1s}\n"))
+		}
+		if err != nil || reflect.ValueOf(only.SDS.limits()).Field(i).IsZero() {
+			t.Errorf("%s is called %q, which does not set it: %v", name, called[name], err)
 		}
 	}
 }
