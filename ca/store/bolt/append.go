@@ -78,9 +78,16 @@ func (a *appender) mend() error {
 	if err := a.fold(); err != nil || !a.log.torn {
 		return err
 	}
+	last, err := a.stored()
+	if err != nil {
+		return err
+	}
 	if err := a.log.reset(); err != nil {
 		return fmt.Errorf("beginning the ledger's log anew: %w", err)
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = last // a group that went by the log, and was refused, may be there
 	return nil
 }
 
@@ -111,10 +118,10 @@ func (a *appender) pass(g group) error {
 	if err := a.fold(); err != nil {
 		return err
 	}
+	a.log.torn = true
 	if err := a.store([]group{g}); err != nil {
 		return err
 	}
-	a.log.torn = true
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = g.last
@@ -145,16 +152,27 @@ func (a *appender) fold() error {
 	return err
 }
 
-// store puts groups into the bucket, behind what it has.
+// store puts groups into the bucket.
 func (a *appender) store(groups []group) error {
 	return a.db.Update(func(tx *bbolt.Tx) error { return putGroups(tx, groups) })
 }
 
+// stored is the index of the last entry that the bucket has had.
+func (a *appender) stored() (last uint64, err error) {
+	err = a.db.View(func(tx *bbolt.Tx) error { last = tx.Bucket(bucketLedger).Sequence(); return nil })
+	return last, err
+}
+
+// putGroups puts groups behind what the bucket has. Some may be there: where a commit fails at its end, bbolt shows what it
+// has written all the same.
 func putGroups(tx *bbolt.Tx, groups []group) error {
 	b := tx.Bucket(bucketLedger)
 	b.FillPercent = 1 // keys only ever grow
 	last := b.Sequence()
 	for _, g := range groups {
+		if g.last <= last {
+			continue
+		}
 		if g.first != last+1 {
 			return fmt.Errorf("entry %d of the ledger would follow entry %d", g.first, last)
 		}

@@ -347,6 +347,25 @@ func TestLogFails(t *testing.T) {
 	wantIDs(t, s, "a", "b")
 }
 
+// Where a commit of bbolt's fails at its end, what it wrote is there all the same. It comes once, and nothing comes in its place.
+func TestCommitFailsAtItsEnd(t *testing.T) {
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	defer closed(t, s)
+	must(t, s.AppendLedger(t.Context(), issued("a")))
+	young, _ := s.young.young()
+	must(t, s.young.store(young)) // a fold, whose caller hears of an error
+	s.young.failed = true
+	must(t, s.AppendLedger(t.Context(), issued("b")))
+	must(t, s.young.fold())
+	wantIDs(t, s, "a", "b")
+	// A group that goes by the log.
+	s.young.log.torn = true
+	must(t, s.young.store([]group{{3, 3, encodeGroup(issued("refused"))}}))
+	must(t, s.AppendLedger(t.Context(), issued("c")))
+	must(t, s.young.fold())
+	wantIDs(t, s, "a", "b", "refused", "c")
+}
+
 // A store that was not closed is put aside with its log, and is whole there.
 func TestRestoreOverAKilledStore(t *testing.T) {
 	s, _ := decided(t)
