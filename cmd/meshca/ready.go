@@ -28,7 +28,7 @@ func (d *daemon) notReady() []string {
 	if err := d.serving.Ready(); err != nil {
 		why = append(why, err.Error())
 	}
-	for _, err := range []error{d.continuity.Ready(), d.metrics.ledger.Err(), d.ledger.Ready(), d.journal.Ready()} {
+	for _, err := range []error{d.continuity.Ready(), d.store.Ready(), d.metrics.ledger.Err(), d.ledger.Ready(), d.journal.Ready()} {
 		if err != nil {
 			why = append(why, err.Error())
 		}

@@ -147,6 +147,9 @@ func (d *daemon) openUpstream(ctx context.Context, upstream openUpstreamFunc) (e
 		return err
 	}
 	d.onClose(d.store.Close)
+	for _, notice := range d.store.Notices() {
+		d.log.Warn("opening the store", slog.String("notice", notice))
+	}
 	d.tokens = pkcs11.New()
 	d.onClose(d.tokens.Close)
 	if d.keys, err = openKeys(d.config, d.tokens, d.log); err != nil {

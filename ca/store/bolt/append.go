@@ -18,6 +18,9 @@ const foldAfter = time.Second
 // appender is the ledger's young end: groups that are durable in the log, until they are folded into the bucket.
 type appender struct {
 	db *bbolt.DB
+	// update is db.Update. renew puts an empty log in place, behind that index.
+	update func(func(*bbolt.Tx) error) error
+	renew  func(base uint64) (*wal, error)
 
 	// appending guards log. Who holds it and folds has all in the bucket, and nothing comes meanwhile.
 	appending sync.Mutex
@@ -31,8 +34,9 @@ type appender struct {
 	// pending is what the bucket lacks, last the index of the last entry.
 	pending []group
 	last    uint64
-	// failed says that the last fold has.
-	failed, closed bool
+	// failed says why the last write or fold has.
+	failed error
+	closed bool
 }
 
 // append makes n entries durable, as a group of this value.
@@ -55,7 +59,7 @@ func (a *appender) append(value []byte, n int) error {
 		}
 	}
 	if err := a.log.append(g); err != nil {
-		return fmt.Errorf("writing the ledger's log: %w", err)
+		return a.fails(fmt.Errorf("writing the ledger's log: %w", err))
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -66,29 +70,49 @@ func (a *appender) append(value []byte, n int) error {
 	return nil
 }
 
-// mend has a fold tried again that has failed, and a log begun anew of which nobody knows what a failed write has left.
-// So an issuance is refused as long as the store cannot take it, though the log might have room.
+// mend has a fold tried again that has failed, and begins a new log where nobody knows what a failed write has left in this
+// one. So an issuance is refused as long as the store cannot take it, though the log might have room.
 func (a *appender) mend() error {
-	a.mu.Lock()
-	failed := a.failed
-	a.mu.Unlock()
-	if !failed && !a.log.torn {
-		return nil
+	if !a.log.torn {
+		if a.ready() == nil {
+			return nil
+		}
+		return a.fold()
 	}
-	if err := a.fold(); err != nil || !a.log.torn {
+	// Where a commit has failed at its end, bbolt shows more than may be durable. Another commit makes it so.
+	if err := a.commit(true); err != nil {
 		return err
 	}
 	last, err := a.stored()
 	if err != nil {
 		return err
 	}
-	if err := a.log.reset(); err != nil {
-		return fmt.Errorf("beginning the ledger's log anew: %w", err)
+	log, err := a.renew(last)
+	if err != nil {
+		return a.fails(err)
 	}
+	if a.log.file != nil {
+		_ = a.log.file.Close() // it failed, or another one is in its place
+	}
+	a.log = log
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = last // a group that went by the log, and was refused, may be there
 	return nil
+}
+
+func (a *appender) fails(err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failed = err
+	return err
+}
+
+// ready says why the last write or fold has failed; nil when it has not.
+func (a *appender) ready() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.failed
 }
 
 // turn goes on in the log's other area, of which all has been folded, and has what is in this one folded meanwhile.
@@ -113,7 +137,7 @@ func (a *appender) folded() uint64 {
 	return a.last
 }
 
-// pass stores a group that no area can hold. The log begins anew behind it: in an area, one record follows the other.
+// pass stores a group that no area can hold. A new log begins behind it: in an area, one record follows the other.
 func (a *appender) pass(g group) error {
 	if err := a.fold(); err != nil {
 		return err
@@ -129,13 +153,16 @@ func (a *appender) pass(g group) error {
 }
 
 // fold brings into the bucket what was pending as it began.
-func (a *appender) fold() error {
+func (a *appender) fold() error { return a.commit(false) }
+
+// commit folds; always: also where nothing is pending.
+func (a *appender) commit(always bool) error {
 	a.folding.Lock()
 	defer a.folding.Unlock()
 	a.mu.Lock()
 	groups := a.pending
 	a.mu.Unlock()
-	if len(groups) == 0 {
+	if len(groups) == 0 && !always {
 		return nil
 	}
 	err := a.store(groups)
@@ -143,7 +170,7 @@ func (a *appender) fold() error {
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.failed = err != nil; err == nil {
+	if a.failed = err; err == nil {
 		a.pending = slices.Clone(a.pending[len(groups):])
 	}
 	if len(a.pending) > 0 && !a.closed {
@@ -154,7 +181,7 @@ func (a *appender) fold() error {
 
 // store puts groups into the bucket.
 func (a *appender) store(groups []group) error {
-	return a.db.Update(func(tx *bbolt.Tx) error { return putGroups(tx, groups) })
+	return a.update(func(tx *bbolt.Tx) error { return putGroups(tx, groups) })
 }
 
 // stored is the index of the last entry that the bucket has had.
@@ -190,14 +217,20 @@ func (a *appender) settle() (resume func(), err error) {
 	return sync.OnceFunc(a.appending.Unlock), a.fold()
 }
 
-// probe mends what has failed.
+// probe mends what has failed, and tells whether the log can be written.
 func (a *appender) probe() error {
 	a.appending.Lock()
 	defer a.appending.Unlock()
 	if a.closed {
 		return bolterrors.ErrDatabaseNotOpen
 	}
-	return a.mend()
+	if err := a.mend(); err != nil {
+		return err
+	}
+	if err := a.log.probe(); err != nil {
+		return a.fails(err)
+	}
+	return nil
 }
 
 // young are the groups that the bucket may lack, and the index of the last entry.
@@ -211,12 +244,13 @@ func (a *appender) young() ([]group, uint64) {
 func (a *appender) close() error {
 	a.appending.Lock()
 	defer a.appending.Unlock()
-	if a.closed {
-		return bolterrors.ErrDatabaseNotOpen
-	}
 	a.mu.Lock()
 	a.closed = true
 	a.mu.Unlock()
 	a.later.Stop()
-	return errors.Join(a.fold(), a.log.file.Close())
+	err := a.fold()
+	if a.log.file != nil {
+		err = errors.Join(err, a.log.file.Close())
+	}
+	return err
 }

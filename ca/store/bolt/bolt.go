@@ -58,8 +58,13 @@ var ErrSchema = errors.New("the store was written by a newer meshca")
 
 // Store is one open file. It is safe for concurrent use.
 type Store struct {
-	db    *bbolt.DB
-	young appender
+	db *bbolt.DB
+	// young is the ledger's young end, log the name of its file.
+	young   appender
+	log     string
+	notices []string
+	closing sync.Mutex
+	closed  bool
 	// mark is the newest; see history.go.
 	mark *rotation.Current[ca.Mark]
 	// publishing keeps mark in the order of the commits.
@@ -105,18 +110,27 @@ func Open(path string) (*Store, error) {
 	return s, nil
 }
 
-// Close lets go of the file. Calls that come later fail. After an error nothing is lost that was durable: the next Open
-// finds it in the log.
+// Close lets go of the file, in which the whole ledger is then. Calls that come later fail. After an error nothing is lost
+// that was durable: the next Open finds it in the log.
 func (s *Store) Close() error {
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
 	err := s.young.close()
-	switch {
-	case errors.Is(err, bolterrors.ErrDatabaseNotOpen): // closed already
-		err = nil
-	case err == nil:
+	if err == nil {
 		err = s.db.Update(func(tx *bbolt.Tx) error { return putSchema(tx, schemaWhole) })
+	}
+	if err == nil {
+		err = gone(os.Remove(s.log))
 	}
 	return errors.Join(err, s.db.Close())
 }
+
+// Ready says why what is in the ledger's log cannot be folded into the store, which then takes no more; nil when it can.
+func (s *Store) Ready() error { return unavailable(s.young.ready()) }
 
 // checkMode refuses a file that others than its owner can use; a file that is not there yet is fine.
 func checkMode(path string) error {

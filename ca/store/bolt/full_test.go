@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca"
 )
+
+// tooSmall is room for the log, and for a part of what is issued.
+const tooSmall = 3 << 20
 
 // TestFullDisk has the kernel refuse to let the file grow, in a process of its own (the limit holds for all its files):
 // what is not durable is refused, and the store works again once there is room.
@@ -55,10 +59,10 @@ func fillUp(t *testing.T, path string) {
 		}
 	}
 	group := func() []ca.LedgerEntry {
-		return []ca.LedgerEntry{{ID: "spiffe://example.org/a", Evidence: make([]byte, 4096), NotAfter: time.Now().Add(time.Hour)}}
+		return []ca.LedgerEntry{{ID: "spiffe://example.org/a", Evidence: make([]byte, 8192), NotAfter: time.Now().Add(time.Hour)}}
 	}
 	acknowledged := uint64(0)
-	limit(256 << 10)
+	limit(tooSmall)
 	var failed error
 	for range 1000 {
 		if failed = s.AppendLedger(t.Context(), group()); failed != nil {
@@ -68,6 +72,9 @@ func fillUp(t *testing.T, path string) {
 	}
 	if refusal.Of(failed) != refusal.StoreUnavailable {
 		t.Fatalf("after %d groups: %v", acknowledged, failed)
+	}
+	if err := s.Ready(); refusal.Of(err) != refusal.StoreUnavailable {
+		t.Errorf("the store says that it is ready: %v", err)
 	}
 	if n, err := s.LedgerSize(t.Context()); err != nil || n != acknowledged {
 		t.Fatalf("%d entries, %d acknowledged, %v", n, acknowledged, err)
@@ -79,8 +86,12 @@ func fillUp(t *testing.T, path string) {
 		t.Fatalf("a probe without room: %v", err)
 	}
 	limit(unix.RLIM_INFINITY)
+	startFull(t, killed(t, s), acknowledged, limit)
 	if err := s.Probe(t.Context()); err != nil {
 		t.Fatalf("a probe with room again: %v", err)
+	}
+	if err := s.Ready(); err != nil {
+		t.Errorf("with room again: %v", err)
 	}
 	for range 100 {
 		if err := s.AppendLedger(t.Context(), group()); err != nil {
@@ -92,4 +103,36 @@ func fillUp(t *testing.T, path string) {
 	if err := os.WriteFile(path+".count", indexKey(acknowledged), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// startFull opens what a kill left on a full disk: all that was acknowledged can be read, nothing is until there is room, and
+// pruning makes room.
+func startFull(t *testing.T, path string, acknowledged uint64, limit func(uint64)) {
+	t.Helper()
+	limit(tooSmall)
+	defer limit(unix.RLIM_INFINITY)
+	s := opened(t, path)
+	if all := s.Notices(); len(all) != 1 || !strings.Contains(all[0], "nothing can be recorded") {
+		t.Errorf("it tells %q", all)
+	}
+	if n, err := s.LedgerSize(t.Context()); err != nil || n != acknowledged {
+		t.Errorf("%d entries, %d acknowledged, %v", n, acknowledged, err)
+	}
+	if err := s.AppendLedger(t.Context(), []ca.LedgerEntry{{ID: "refused"}}); refusal.Of(err) != refusal.StoreUnavailable {
+		t.Errorf("got %v", err)
+	}
+	if n, err := s.PruneLedger(t.Context(), time.Now().Add(2*time.Hour)); err != nil || n == 0 {
+		t.Errorf("pruned %d, %v", n, err)
+	}
+	if err := s.young.fold(); err != nil {
+		t.Errorf("with what was pruned there is room: %v", err)
+	}
+	limit(unix.RLIM_INFINITY)
+	if err := s.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := s.AppendLedger(t.Context(), []ca.LedgerEntry{{ID: "next"}}); err != nil {
+		t.Error(err)
+	}
+	closed(t, s)
 }

@@ -104,9 +104,7 @@ func lastBelow(c *bbolt.Cursor, before []byte) (k, v []byte) {
 // that has not: what stays is one unbroken run of indexes. It returns how many entries went.
 func (s *Store) PruneLedger(ctx context.Context, before time.Time) (uint64, error) {
 	var total uint64
-	if err := unavailable(s.young.fold()); err != nil {
-		return 0, err
-	}
+	_ = s.young.fold() // on a full disk it fails, and pruning makes room
 	for {
 		n, more, err := s.pruneSome(ctx, before)
 		total += n

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -15,127 +14,194 @@ import (
 // keyLog holds, in the bucket meta, the ID of the store's log.
 var keyLog = []byte("ledger log")
 
-// openLedger folds what the log holds that the bucket lacks, and begins the log anew.
+// lostSuffix is behind the log's name in that of the file by which somebody says that what is lost is lost.
+const lostSuffix = ".lost"
+
+// openLedger reads what the log holds that the bucket lacks, and begins a new log. If it cannot, for the disk is full, the
+// store is open all the same: what is recorded can be read, and what is to be is refused until it can be written.
 func (s *Store) openLedger(path string) error {
-	var (
-		id     walID
-		schema uint32
-		last   uint64
-	)
-	err := s.db.View(func(tx *bbolt.Tx) (err error) {
+	s.log = path + walSuffix
+	have, err := s.knownLog(path)
+	if err != nil {
+		return err
+	}
+	found, err := findLog(s.log, have.last)
+	if err != nil {
+		return err
+	}
+	defer found.close()
+	groups, err := s.taken(have, found)
+	if err != nil {
+		return err
+	}
+	s.young = appender{db: s.db, update: s.db.Update, renew: s.beginLog, log: &wal{torn: true}, pending: groups, last: have.last}
+	if n := len(groups); n > 0 {
+		s.young.last = groups[n-1].last
+	}
+	s.young.later = time.AfterFunc(foldAfter, func() { _ = s.young.fold() }) // Ready tells of it
+	if err := s.young.mend(); err != nil {
+		s.note("nothing can be recorded, so nothing is issued: %v", err)
+		return nil
+	}
+	return gone(os.Remove(s.log + lostSuffix))
+}
+
+// known is what the store says of its log.
+type known struct {
+	id walID
+	// inUse says that the store was not closed: its log may have more than the bucket, whose last index is last.
+	inUse bool
+	last  uint64
+}
+
+func (s *Store) knownLog(path string) (k known, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
 		meta := tx.Bucket(bucketMeta)
-		copy(id[:], meta.Get(keyLog))
-		last = tx.Bucket(bucketLedger).Sequence()
-		schema, err = readSchema(meta.Get(keySchema), path)
+		copy(k.id[:], meta.Get(keyLog))
+		k.last = tx.Bucket(bucketLedger).Sequence()
+		schema, err := readSchema(meta.Get(keySchema), path)
+		k.inUse = schema == schemaLogged
 		return err
 	})
+	return k, err
+}
+
+// foundLog is what stands where the log belongs.
+type foundLog struct {
+	file walFile // nil: nothing
+	head walHead
+	// groups are those behind what the bucket has; why says that there are others, or that nobody can know.
+	groups []group
+	why    error
+}
+
+// findLog looks at a log of a store whose bucket ends at the index last.
+func findLog(path string, last uint64) (l foundLog, err error) {
+	if err := checkMode(path); err != nil {
+		return l, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		l.why = fmt.Errorf("%w: there is none", ErrLog)
+		return l, nil
+	case err != nil:
+		return l, err
+	}
+	l.file = dataFile{f}
+	if err := lockFile(f); err != nil {
+		return l, errors.Join(err, f.Close())
+	}
+	info, err := f.Stat()
 	if err != nil {
-		return err
+		return l, errors.Join(err, f.Close())
 	}
-	if id == (walID{}) {
-		_, _ = rand.Read(id[:]) // it never fails
+	var whole bool
+	if l.head, whole = readHead(f); !whole || info.Size() != walArea.file() {
+		l.why = fmt.Errorf("%w: the file begins or ends as none does", ErrLog)
+		return l, nil
 	}
-	file, groups, err := readyLog(path+walSuffix, id, schema == schemaLogged, last)
-	if err != nil {
-		return err
+	l.groups, l.why = readLog(f, walArea, last)
+	return l, nil
+}
+
+func (l foundLog) close() {
+	if l.file != nil {
+		_ = l.file.Close()
 	}
-	if len(groups) > 0 {
-		last = groups[len(groups)-1].last
+}
+
+// of says why this is not the log that a store in use needs; nil: it is. It can be the next one after the log that the store
+// knows: that comes into place before the store knows it.
+func (l foundLog) of(k known) error {
+	switch {
+	case l.why != nil:
+		return l.why
+	case l.head.id != k.id && l.head.prev != k.id:
+		return fmt.Errorf("%w: it is that of another store, or of another time", ErrLog)
+	case l.head.base > k.last:
+		return fmt.Errorf("%w: entry %d is followed by entry %d", ErrLog, k.last, l.head.base+1)
 	}
-	log := &wal{file: file, size: walArea}
-	err = s.db.Update(func(tx *bbolt.Tx) error {
-		if err := putGroups(tx, groups); err != nil {
-			return err
+	return nil
+}
+
+// taken are the groups of the log that found is, if the store needs one. What was found and is not taken is kept.
+func (s *Store) taken(k known, found foundLog) ([]group, error) {
+	why := found.of(k)
+	switch {
+	case k.inUse && why == nil:
+		return found.groups, nil
+	case found.file == nil && !k.inUse:
+		return nil, nil
+	case !k.inUse: // closed, the store has all. What is left of its own log has nothing beyond
+		if why == nil && len(found.groups) == 0 {
+			return nil, nil
 		}
-		if err := tx.Bucket(bucketMeta).Put(keyLog, id[:]); err != nil {
+		aside, err := s.keepLog()
+		s.note("a log stood beside the store that is not its own: it is kept as %s", aside)
+		return nil, err
+	}
+	if _, err := os.Lstat(s.log + lostSuffix); err != nil {
+		return nil, fmt.Errorf("%w. The store was not closed, so what was recorded in the second before may be in its log alone, %s. "+
+			"Put that file back as it was, with the store of the same moment. If it is lost, say so as meshca's user, touch %s, and the CA "+
+			"starts without what is missing; those serials are in the audit log", why, s.log, s.log+lostSuffix)
+	}
+	var groups []group
+	if found.head.id == k.id {
+		groups = found.groups // what comes before the gap
+	}
+	last := k.last
+	if n := len(groups); n > 0 {
+		last = groups[n-1].last
+	}
+	s.note("the store goes on without a part of its log, as %s says: the ledger ends at entry %d", s.log+lostSuffix, last)
+	if found.file == nil {
+		return groups, nil
+	}
+	aside, err := s.keepLog()
+	s.note("what is left of the log is kept as %s", aside)
+	return groups, err
+}
+
+// keepLog gives what stands in the log's place a second name, that nothing has.
+func (s *Store) keepLog() (string, error) {
+	name := s.log + ".replaced-" + time.Now().UTC().Format("20060102T150405Z")
+	aside := name
+	for i := 2; ; i++ {
+		if err := os.Link(s.log, aside); !errors.Is(err, fs.ErrExist) {
+			return aside, err
+		}
+		aside = fmt.Sprintf("%s-%d", name, i)
+	}
+}
+
+// beginLog puts an empty log in place, behind the index base, and has the store know it. All that bbolt shows is durable.
+func (s *Store) beginLog(base uint64) (*wal, error) {
+	head := walHead{base: base}
+	_, _ = rand.Read(head.id[:]) // it never fails
+	err := s.db.View(func(tx *bbolt.Tx) error { copy(head.prev[:], tx.Bucket(bucketMeta).Get(keyLog)); return nil })
+	if err != nil {
+		return nil, err
+	}
+	file, err := createLog(s.log, head)
+	if err != nil {
+		return nil, err
+	}
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		if err := tx.Bucket(bucketMeta).Put(keyLog, head.id[:]); err != nil {
 			return err
 		}
 		return putSchema(tx, schemaLogged)
 	})
-	if err == nil {
-		err = log.reset()
-	}
 	if err != nil {
-		return errors.Join(err, file.Close())
+		return nil, errors.Join(err, file.Close())
 	}
-	s.young.db, s.young.log, s.young.last = s.db, log, last
-	s.young.later = time.AfterFunc(foldAfter, func() { _ = s.young.fold() }) // who appends next hears of it
-	return nil
+	return &wal{file: file, size: walArea}, nil
 }
 
-// readyLog opens a store's log, and reads what it holds behind the index folded. It makes an empty one where none can hold
-// anything: the store was closed, or somebody has put an empty file there to say that what is lost is lost.
-func readyLog(path string, id walID, inUse bool, folded uint64) (walFile, []group, error) {
-	if err := checkMode(path); err != nil {
-		return nil, nil, err
-	}
-	file, found, err := openLog(path, id)
-	if err != nil {
-		return nil, nil, err
-	}
-	if found == ownLog {
-		groups, err := readLog(file, walArea, folded)
-		if err == nil && (inUse || len(groups) == 0) {
-			return file, groups, nil
-		}
-		// A store that was closed has all of its log. This one is from before, and the log is from after.
-		if err := errors.Join(err, file.Close()); inUse {
-			return nil, nil, notWhole(path, err)
-		}
-	}
-	switch {
-	case inUse && found != emptyLog:
-		return nil, nil, notWhole(path, fmt.Errorf("%w: %s", ErrLog, found))
-	case found == ownLog, found == otherLog:
-		if err := os.Rename(path, path+".replaced-"+time.Now().UTC().Format("20060102T150405Z")); err != nil {
-			return nil, nil, err
-		}
-	}
-	if err := createLog(path, id); err != nil {
-		return nil, nil, fmt.Errorf("making the ledger's log, which takes %d MiB: %w", walArea.file()>>20, err)
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return nil, nil, err
-	}
-	file, _, err = openLog(path, id)
-	return file, nil, err
+func (s *Store) note(format string, args ...any) {
+	s.notices = append(s.notices, fmt.Sprintf(format, args...))
 }
 
-// notWhole says what to do where entries are missing that somebody was told are recorded.
-func notWhole(path string, why error) error {
-	return fmt.Errorf("%w. The store was not closed, so what was issued in the last second before may be recorded in its log alone, %s. "+
-		"Put that file back as it was. If it is lost, move aside what is there and make an empty file of that name (mode 0600): the "+
-		"CA starts then, without those entries", why, path)
-}
-
-// logKind is what stands where a store's log belongs.
-type logKind string
-
-const (
-	noLog    logKind = "there is none"
-	emptyLog logKind = "it is empty"
-	otherLog logKind = "what is there is not this store's log"
-	ownLog   logKind = "it is this store's"
-)
-
-// openLog opens a log that is this store's; else there is no file.
-func openLog(path string, id walID) (walFile, logKind, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, noLog, nil
-	case err != nil:
-		return nil, noLog, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, noLog, errors.Join(err, f.Close())
-	}
-	if info.Size() == 0 {
-		return nil, emptyLog, f.Close()
-	}
-	if have, whole := readHead(f); !whole || have != id || info.Size() != walArea.file() {
-		return nil, otherLog, f.Close()
-	}
-	return dataFile{f}, ownLog, nil
-}
+// Notices say what Open did that somebody should know.
+func (s *Store) Notices() []string { return s.notices }

@@ -22,9 +22,14 @@ import (
 // killed copies a store as a process that is killed now leaves it.
 func killed(t *testing.T, s *Store) string {
 	t.Helper()
+	return copied(t, strings.TrimSuffix(s.log, walSuffix))
+}
+
+func copied(t *testing.T, from string) string {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "meshca.db")
 	for _, suffix := range []string{"", walSuffix} {
-		data, err := os.ReadFile(s.db.Path() + suffix)
+		data, err := os.ReadFile(from + suffix)
 		must(t, err)
 		must(t, os.WriteFile(path+suffix, data, 0o600))
 	}
@@ -109,83 +114,218 @@ func TestKilled(t *testing.T) {
 
 // A store that was not closed does not begin without its log: somebody was told that what it holds is recorded.
 func TestLogIsMissing(t *testing.T) {
-	for name, lose := range map[string]func(log string) error{
-		"none":      os.Remove,
-		"cut short": func(log string) error { return os.Truncate(log, walArea.file()-1) },
-		"another": func(log string) error {
-			return errors.Join(os.Remove(log), createLog(log, walID{1}))
-		},
-		"damaged": func(log string) error {
-			f, err := os.OpenFile(log, os.O_RDWR, 0)
-			if err == nil {
-				_, err = f.WriteAt([]byte{0xff}, walBlock+walHeader)
-			}
+	for name, tt := range map[string]struct {
+		lose func(log string) error
+		// left is what the ledger has of the log when the loss was accepted; kept says that what stood there is.
+		left int
+		kept bool
+	}{
+		"none":      {lose: os.Remove},
+		"empty":     {lose: func(log string) error { return os.Truncate(log, 0) }, kept: true},
+		"cut short": {lose: func(log string) error { return os.Truncate(log, walArea.file()-1) }, kept: true},
+		"another": {lose: func(log string) error {
+			f, err := createLog(log, walHead{id: walID{1}, base: 1})
 			return errors.Join(err, f.Close())
-		},
+		}, kept: true},
+		"one of later": {lose: func(log string) error {
+			f, err := os.OpenFile(log, os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			head, _ := readHead(f)
+			_, err = f.WriteAt(walHead{id: walID{1}, prev: head.id, base: 3}.block(), 0)
+			return errors.Join(err, f.Close())
+		}, kept: true},
+		"the older area is damaged": {lose: func(log string) error { return flip(log, walArea.start(0)+walHeader) }, kept: true},
+		"the newer area is damaged": {lose: func(log string) error { return flip(log, walArea.start(1)+walHeader) }, left: 3, kept: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
 			must(t, s.AppendLedger(t.Context(), issued("folded")))
 			must(t, s.young.fold())
-			filled(t, s, 3) // both areas have something that is not folded
-			path := killed(t, s)
+			path := filled(t, s)
 			closed(t, s)
-			must(t, lose(path+walSuffix))
+			log := path + walSuffix
+			must(t, tt.lose(log))
+			stood, _ := os.ReadFile(log)
 			_, err := Open(path)
-			if !errors.Is(err, ErrLog) || !strings.Contains(err.Error(), "make an empty file of that name") || !strings.Contains(err.Error(), path+walSuffix) {
+			if !errors.Is(err, ErrLog) || !strings.Contains(err.Error(), "touch "+log+".lost") {
 				t.Fatalf("got %v", err)
 			}
 			if v := schemaOf(t, path); v != schemaLogged {
 				t.Errorf("it has schema %d now", v)
 			}
 			// As it says.
-			must(t, os.WriteFile(path+walSuffix, nil, 0o600))
+			must(t, os.WriteFile(log+".lost", nil, 0o600))
 			s = opened(t, path)
-			wantIDs(t, s, "folded")
+			want := append([]string{"folded"}, slices.Repeat([]string{"big"}, tt.left)...)
+			wantIDs(t, s, want...)
+			if all := strings.Join(s.Notices(), "\n"); !strings.Contains(all, fmt.Sprintf("the ledger ends at entry %d", len(want))) {
+				t.Errorf("it tells %q", all)
+			}
+			kept, err := filepath.Glob(log + ".replaced-*")
+			must(t, err)
+			if tt.kept != (len(kept) == 1) {
+				t.Errorf("kept are %v", kept)
+			} else if tt.kept {
+				if have, err := os.ReadFile(kept[0]); err != nil || !bytes.Equal(have, stood) {
+					t.Errorf("it is not kept as it stood: %v", err)
+				}
+			}
 			must(t, s.AppendLedger(t.Context(), issued("next")))
-			wantIDs(t, s, "folded", "next")
+			again := killed(t, s)
 			closed(t, s)
+			// It was said once.
+			s = opened(t, again)
+			wantIDs(t, s, append(want, "next")...)
+			closed(t, s)
+			if exists(log + ".lost") {
+				t.Error("the word is there still")
+			}
 		})
 	}
 }
 
-// filled appends until the log has changed areas, with groups of which n fill one.
-func filled(t *testing.T, s *Store, n int) {
-	t.Helper()
-	s.young.folding.Lock() // what is folded meanwhile would not be in the log alone
-	defer s.young.folding.Unlock()
-	for area := s.young.log.area; s.young.log.area == area; {
-		must(t, s.AppendLedger(t.Context(), []ca.LedgerEntry{{ID: "big", Evidence: make([]byte, int(walArea)/n-walBlock)}}))
+func flip(path string, at int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, at)
+	if err == nil {
+		b[0] ^= 1
+		_, err = f.WriteAt(b, at)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// A store of one moment with the log of another is refused, wherever they are from.
+func TestStoreAndLogOfOneMoment(t *testing.T) {
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	must(t, s.AppendLedger(t.Context(), issued("a")))
+	must(t, s.young.fold())
+	must(t, s.AppendLedger(t.Context(), issued("b")))
+	first := killed(t, s)
+	closed(t, s)
+	moved := func(db, log string) error {
+		path := filepath.Join(t.TempDir(), "meshca.db")
+		for from, to := range map[string]string{db: path, log + walSuffix: path + walSuffix} {
+			data, err := os.ReadFile(from)
+			must(t, err)
+			must(t, os.WriteFile(to, data, 0o600))
+		}
+		s, err := Open(path)
+		if err == nil {
+			t.Errorf("it opened with %v", ledgerIDs(t, s))
+			closed(t, s)
+		}
+		return err
+	}
+	lives := make([]string, 2)
+	for i := range lives { // two lives of one store
+		path := copied(t, first)
+		s := opened(t, path)
+		same, begun := killed(t, s), killed(t, s)
+		must(t, s.AppendLedger(t.Context(), issued("c")))
+		lives[i] = killed(t, s)
+		closed(t, s)
+		s = opened(t, same) // a kill before anything was recorded
+		wantIDs(t, s, "a", "b")
+		closed(t, s)
+		if err := moved(first, begun); !errors.Is(err, ErrLog) { // b was in the log that is not there any more
+			t.Errorf("got %v", err)
+		}
+	}
+	for _, tt := range [][2]string{{lives[0], lives[1]}, {lives[1], lives[0]}} {
+		if err := moved(tt[0], tt[1]); !errors.Is(err, ErrLog) {
+			t.Errorf("got %v", err)
+		}
 	}
 }
 
-// A closed store is whole without its log. One that stands there is kept: it may be what is left of another store.
+// A kill between the log's coming into place and the store's knowing it.
+func TestKilledAsALogBegins(t *testing.T) {
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	must(t, s.AppendLedger(t.Context(), issued("a")))
+	must(t, s.young.fold())
+	old := s.young.log
+	s.young.update = func(func(*bbolt.Tx) error) error { return nil } // all is in the bucket
+	db, err := os.ReadFile(s.db.Path())
+	must(t, err)
+	log, err := s.beginLog(1)
+	must(t, err)
+	must(t, errors.Join(old.file.Close(), log.file.Close()))
+	path := killed(t, s)
+	must(t, os.WriteFile(path, db, 0o600)) // as it was before it knew
+	must(t, s.db.Close())
+	s = opened(t, path)
+	defer closed(t, s)
+	wantIDs(t, s, "a")
+	if all := s.Notices(); len(all) != 0 {
+		t.Errorf("it tells %q", all)
+	}
+}
+
+// A log is of one process, also where the store beside it was replaced by a copy.
+func TestLogIsLocked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meshca.db")
+	s := opened(t, path)
+	defer func() { must(t, s.db.Close()) }()
+	data, err := os.ReadFile(path)
+	must(t, err)
+	must(t, os.Rename(path, path+".moved"))
+	must(t, os.WriteFile(path, data, 0o600))
+	if _, err := Open(path); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "fuser "+path+walSuffix) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// filled is the store as a kill leaves it where three groups fill one area, and two are in the next.
+func filled(t *testing.T, s *Store) string {
+	t.Helper()
+	s.young.folding.Lock() // what is folded meanwhile would not be in the log alone
+	defer s.young.folding.Unlock()
+	s.young.log.offset = 0 // as it is at a turn
+	for range 5 {
+		must(t, s.AppendLedger(t.Context(), []ca.LedgerEntry{{ID: "big", Evidence: make([]byte, int(walArea)/3-walBlock)}}))
+	}
+	return killed(t, s)
+}
+
+// A closed store is whole without a log, and leaves none. One that stands there is kept: it may be what is left of another.
 func TestLogOfAnother(t *testing.T) {
 	other := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
 	must(t, other.AppendLedger(t.Context(), issued("other")))
-	log, err := os.ReadFile(other.db.Path() + walSuffix)
+	log, err := os.ReadFile(other.log)
 	must(t, err)
 	defer closed(t, other)
 
 	path := filepath.Join(t.TempDir(), "meshca.db")
-	for _, known := range []bool{false, true} { // whether the store has had a log before
+	for i, want := range [][]string{{"own"}, {"own"}, {"own"}} { // the first time the store has no ID yet
 		must(t, os.WriteFile(path+walSuffix, log, 0o600))
 		s := opened(t, path)
-		if known {
-			wantIDs(t, s, "own")
-		} else {
+		if i == 0 {
 			must(t, s.AppendLedger(t.Context(), issued("own")))
 		}
+		wantIDs(t, s, want...)
+		if len(s.Notices()) != 1 || !strings.Contains(s.Notices()[0], path+walSuffix+".replaced-") {
+			t.Errorf("it tells %q", s.Notices())
+		}
 		closed(t, s)
-		kept, err := filepath.Glob(path + walSuffix + ".replaced-*")
-		must(t, err)
-		if len(kept) != 1 {
-			t.Fatalf("kept are %v", kept)
+		if exists(path + walSuffix) {
+			t.Error("a log is beside a store that was closed")
 		}
-		if have, err := os.ReadFile(kept[0]); err != nil || !bytes.Equal(have, log) {
-			t.Errorf("it was not kept as it was: %v", err)
+	}
+	kept, err := filepath.Glob(path + walSuffix + ".replaced-*")
+	must(t, err)
+	if len(kept) != 3 { // within a second, too
+		t.Fatalf("kept are %v", kept)
+	}
+	for _, k := range kept {
+		if have, err := os.ReadFile(k); err != nil || !bytes.Equal(have, log) {
+			t.Errorf("%s was not kept as it was: %v", k, err)
 		}
-		must(t, os.Remove(kept[0]))
 	}
 }
 
@@ -201,7 +341,7 @@ func TestOlderFileNewerLog(t *testing.T) {
 	must(t, s.AppendLedger(t.Context(), issued("b")))
 	later := killed(t, s)
 	closed(t, s)
-	must(t, os.WriteFile(later, old, 0o600))
+	must(t, os.WriteFile(later, old, 0o600)) // which was closed
 	s = opened(t, later)
 	defer closed(t, s)
 	wantIDs(t, s, "a")
@@ -211,12 +351,13 @@ func TestOlderFileNewerLog(t *testing.T) {
 }
 
 func TestLogMode(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "meshca.db")
-	closed(t, opened(t, path))
-	info, err := os.Stat(path + walSuffix)
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	defer closed(t, s)
+	info, err := os.Stat(s.log)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
+	path := killed(t, s)
 	must(t, os.Chmod(path+walSuffix, 0o640))
 	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "chmod 600 "+path+walSuffix) {
 		t.Errorf("got %v", err)
@@ -320,13 +461,35 @@ func (f *failing) Sync() error {
 	return f.walFile.Sync()
 }
 
+// Stopping twice, at once or not, stops once.
+func TestClosedTwice(t *testing.T) {
+	for range 20 {
+		path := filepath.Join(t.TempDir(), "meshca.db")
+		s := opened(t, path)
+		must(t, s.AppendLedger(t.Context(), issued("a")))
+		other := make(chan error, 1)
+		go func() { other <- s.Close() }()
+		must(t, s.Close())
+		must(t, <-other)
+		if v := schemaOf(t, path); v != schemaWhole {
+			t.Fatalf("schema %d", v)
+		}
+	}
+}
+
 // While the log cannot be written nothing is acknowledged, readiness says so, and afterwards nothing is missing.
 func TestLogFails(t *testing.T) {
 	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
 	must(t, s.AppendLedger(t.Context(), issued("a")))
-	f := &failing{walFile: s.young.log.file}
+	f := &failing{walFile: s.young.log.file, fail: true}
 	s.young.log.file = f
-	f.fail = true
+	renew := s.young.renew
+	s.young.renew = func(base uint64) (*wal, error) {
+		if f.fail {
+			return nil, errDisk
+		}
+		return renew(base)
+	}
 	for range 3 {
 		if err := s.AppendLedger(t.Context(), issued("lost")); refusal.Of(err) != refusal.StoreUnavailable || !errors.Is(err, errDisk) {
 			t.Errorf("got %v", err)
@@ -345,25 +508,6 @@ func TestLogFails(t *testing.T) {
 	s = opened(t, path)
 	defer closed(t, s)
 	wantIDs(t, s, "a", "b")
-}
-
-// Where a commit of bbolt's fails at its end, what it wrote is there all the same. It comes once, and nothing comes in its place.
-func TestCommitFailsAtItsEnd(t *testing.T) {
-	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
-	defer closed(t, s)
-	must(t, s.AppendLedger(t.Context(), issued("a")))
-	young, _ := s.young.young()
-	must(t, s.young.store(young)) // a fold, whose caller hears of an error
-	s.young.failed = true
-	must(t, s.AppendLedger(t.Context(), issued("b")))
-	must(t, s.young.fold())
-	wantIDs(t, s, "a", "b")
-	// A group that goes by the log.
-	s.young.log.torn = true
-	must(t, s.young.store([]group{{3, 3, encodeGroup(issued("refused"))}}))
-	must(t, s.AppendLedger(t.Context(), issued("c")))
-	must(t, s.young.fold())
-	wantIDs(t, s, "a", "b", "refused", "c")
 }
 
 // A store that was not closed is put aside with its log, and is whole there.

@@ -56,14 +56,13 @@ type Restored struct {
 
 // Restore puts a backup in the place of a store that nobody uses. Until it does, and if anything fails, what stands
 // stays as it is.
-func Restore(ctx context.Context, o RestoreOptions) (Restored, error) {
+func Restore(ctx context.Context, o RestoreOptions) (r Restored, err error) {
 	dir := filepath.Dir(o.Path)
 	f, err := os.CreateTemp(dir, ".meshca-restore-*") // mode 0600
 	if err != nil {
 		return Restored{}, err
 	}
 	defer func() { _ = os.Remove(f.Name()) }() // it has another name by then, or is not wanted
-	var r Restored
 	if r.Header, err = extract(o.Backup, f); err == nil {
 		err = f.Sync()
 	}
@@ -74,6 +73,7 @@ func Restore(ctx context.Context, o RestoreOptions) (Restored, error) {
 	if err != nil {
 		return r, fmt.Errorf("%w: what it holds is no store: %w", ErrBackup, err)
 	}
+	defer func() { err = errors.Join(err, next.Close()) }() // until all is in place, nobody can open what is there already
 	r.State, err = r.verify(next, o.TrustDomain)
 	if err == nil {
 		var release func()
@@ -84,7 +84,7 @@ func Restore(ctx context.Context, o RestoreOptions) (Restored, error) {
 	if err == nil {
 		r.State.Rollout, err = putBack(next, time.Now())
 	}
-	if err := errors.Join(err, next.Close()); err != nil || o.DryRun || ctx.Err() != nil {
+	if err != nil || o.DryRun || ctx.Err() != nil {
 		return r, errors.Join(err, ctx.Err())
 	}
 	return r, r.place(f.Name(), o.Path)

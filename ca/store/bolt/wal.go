@@ -1,22 +1,26 @@
 package bolt
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
 // The ledger's write-ahead log is a file of fixed size beside the store's. bbolt makes a commit durable with two syncs and
-// some ten writes; a group goes into the log with one of each, into blocks that were written before, so that no metadata
-// of the file system takes part. Layout, all numbers big-endian:
+// some ten writes; a group goes into the log with one of each, into blocks that were written before, so that on most file
+// systems no metadata takes part. Layout, all numbers big-endian:
 //
-//	one block   "meshca-wal 1\n", three bytes of zero, the log's ID (16 bytes), CRC-32C of these
+//	one block   the head: "meshca-wal 1\n", three bytes of zero, the log's ID and that of the one before it (16 bytes each),
+//	            uint64 the index of the last entry before the log's first, CRC-32C of these
 //	two areas   records, one behind the other, each from the beginning of a block on:
 //	            uint32  CRC-32C of the record's other bytes
 //	            uint32  length of the value
@@ -25,8 +29,8 @@ import (
 //	            value   the group, as the ledger's bucket has it
 //
 // While one area is written to, what the other one holds is folded into the bucket; then they change places. Nothing is
-// ever taken out of an area: what is folded already, and what an earlier turn has left, is told by its indexes, which only
-// grow.
+// taken out of an area: what an earlier turn has left is told by its indexes, which only grow while a log is used. A log
+// that was not written to its end, or not by this process, is not used on: a new one takes its place.
 const (
 	walSuffix = ".wal"
 	walMagic  = "meshca-wal 1\n\x00\x00\x00"
@@ -102,7 +106,7 @@ func (w *wal) next() uint64 { return w.ends[1-w.area] }
 // turn changes the areas' places.
 func (w *wal) turn() { w.area, w.offset = 1-w.area, 0 }
 
-// append makes a group durable. After an error nothing can be appended before reset.
+// append makes a group durable. After an error nothing can be appended: the log is torn.
 func (w *wal) append(g group) error {
 	w.record = appendRecord(w.record[:0], g)
 	w.torn = true
@@ -122,18 +126,19 @@ func (w *wal) append(g group) error {
 	return nil
 }
 
-// reset empties the log, of which all must have been folded.
-func (w *wal) reset() error {
+// probe writes and syncs where the next record goes, if there is room.
+func (w *wal) probe() error {
+	if w.offset+walBlock > int(w.size) {
+		return nil
+	}
 	w.torn = true
-	for area := range walAreas {
-		if _, err := w.file.WriteAt(make([]byte, walBlock), w.size.start(area)); err != nil {
-			return err
-		}
+	if _, err := w.file.WriteAt(make([]byte, walBlock), w.size.start(w.area)+int64(w.offset)); err != nil {
+		return err
 	}
 	if err := w.file.Sync(); err != nil {
 		return err
 	}
-	*w = wal{file: w.file, size: w.size, record: w.record}
+	w.torn = false
 	return nil
 }
 
@@ -180,78 +185,103 @@ func readArea(b []byte) (all []group) {
 	return all
 }
 
-// readLog returns the groups behind the index folded, in order. A record that was not written to its end is not there: no
-// one was told that it is. Where one is missing that others follow, it says so (ErrLog).
+// readLog returns the groups behind the index folded, in order, as far as there is no gap. A record that was not written to
+// its end is not there: nobody was told that it is. Where one is missing that others follow, it says so, too (ErrLog).
 func readLog(f io.ReaderAt, size areaSize, folded uint64) ([]group, error) {
-	var all []group
-	for area := range walAreas {
-		b := make([]byte, size)
-		if _, err := f.ReadAt(b, size.start(area)); err != nil {
+	var (
+		areas [walAreas][]byte
+		all   []group
+	)
+	for i := range areas {
+		areas[i] = make([]byte, size)
+		if _, err := f.ReadAt(areas[i], size.start(i)); err != nil {
 			return nil, err
 		}
-		all = append(all, readArea(b)...)
+		all = append(all, readArea(areas[i])...)
 	}
-	slices.SortFunc(all, func(a, b group) int {
-		if a.first < b.first {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(all, func(a, b group) int { return cmp.Compare(a.first, b.first) })
 	all = slices.DeleteFunc(all, func(g group) bool { return g.last <= folded })
 	last := folded
-	for _, g := range all {
+	for i, g := range all {
 		if g.first != last+1 {
-			return nil, fmt.Errorf("%w: entry %d is followed by %d", ErrLog, last, g.first)
+			return all[:i], fmt.Errorf("%w: entry %d is followed by entry %d", ErrLog, last, g.first)
 		}
 		last = g.last
+	}
+	// What is damaged ends an area like what was not written. But nothing was written behind that.
+	for _, area := range areas {
+		for ; len(area) > 0; area = area[walBlock:] {
+			if g, ok := readRecord(area); ok && g.first > last {
+				return all, fmt.Errorf("%w: entry %d is followed by entry %d", ErrLog, last, g.first)
+			}
+		}
 	}
 	return all, nil
 }
 
-// walHead is the log's first block.
-func walHead(id walID) []byte {
-	b := append(append(make([]byte, 0, walBlock), walMagic...), id[:]...)
+// walHead says which store a log is of, and where it begins.
+type walHead struct {
+	id, prev walID
+	// base is the index of the last entry before the log.
+	base uint64
+}
+
+// block is the log's first.
+func (h walHead) block() []byte {
+	b := append(make([]byte, 0, walBlock), walMagic...)
+	b = append(append(b, h.id[:]...), h.prev[:]...)
+	b = binary.BigEndian.AppendUint64(b, h.base)
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 	return b[:walBlock]
 }
 
-// readHead tells which store a log is of.
-func readHead(f io.ReaderAt) (id walID, ok bool) {
+// readHead reports whether a file begins as a log does.
+func readHead(f io.ReaderAt) (h walHead, ok bool) {
 	b := make([]byte, walBlock)
 	if _, err := f.ReadAt(b, 0); err != nil {
-		return id, false
+		return h, false
 	}
-	copy(id[:], b[len(walMagic):])
-	return id, slices.Equal(b, walHead(id))
+	rest := b[len(walMagic):]
+	copy(h.id[:], rest)
+	copy(h.prev[:], rest[walIDSize:])
+	h.base = binary.BigEndian.Uint64(rest[2*walIDSize:])
+	return h, bytes.Equal(b, h.block())
 }
 
 // createLog makes an empty log in the place of what has that name.
-func createLog(path string, id walID) error {
-	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+func createLog(path string, head walHead) (walFile, error) {
+	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { _ = os.Remove(next) }() // it has another name by then, or is not wanted
 	// The zeros are written, not left out: what a file lacks the file system would have to allot in the midst of a commit.
-	_, err = f.Write(append(walHead(id), make([]byte, walArea.file()-walBlock)...))
+	_, err = f.Write(append(head.block(), make([]byte, walArea.file()-walBlock)...))
 	if err == nil {
 		err = f.Sync()
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
+	if err == nil {
+		err = lockFile(f)
 	}
-	return os.Rename(next, path)
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making a log for the ledger, of %d MiB: %w", walArea.file()>>20, err), f.Close(), gone(os.Remove(f.Name())))
+	}
+	return dataFile{f}, nil
+}
+
+// lockFile sees to it that one process has the file: what locks the store is another file.
+func lockFile(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("%w: its log %s is locked. Stop the other meshca that uses it (`fuser %s` names it)", ErrInUse, f.Name(), f.Name())
+	}
+	return err
 }
 
 // dataFile is a file of a fixed size.
 type dataFile struct{ *os.File }
-
-// Sync makes what was written durable; of metadata only what is needed to read it again (fdatasync(2)).
-func (f dataFile) Sync() error {
-	for {
-		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
-			return err
-		}
-	}
-}

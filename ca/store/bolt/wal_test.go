@@ -2,10 +2,12 @@ package bolt
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -32,7 +34,7 @@ type disk struct {
 var errDisk = errors.New("input/output error")
 
 func newDisk(rand *rand.Rand) *disk {
-	image := append(walHead(walID{1}), make([]byte, testArea.file()-walBlock)...)
+	image := append(walHead{}.block(), make([]byte, testArea.file()-walBlock)...)
 	return &disk{durable: image, written: bytes.Clone(image), rand: rand}
 }
 
@@ -92,79 +94,174 @@ func (d *disk) fail() {
 	d.failWrite, d.failSync = false, false
 }
 
-// TestLogModel holds log and bucket to a list, over failing disks and failing power: what was acknowledged is there, in its
-// order, and of what was not, at most the last group.
+// TestLogModel holds log and bucket to a list, over disks that fail, commits that fail at their end, and power that fails:
+// what was acknowledged is there, once, and what else is there was refused.
 func TestLogModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		seed := rapid.Uint64().Draw(rt, "seed")
-		d := newDisk(rand.New(rand.NewPCG(seed, seed)))
-		db, err := bbolt.Open(filepath.Join(t.TempDir(), "meshca.db"), 0o600, &bbolt.Options{NoSync: true})
-		check := func(err error) {
-			rt.Helper()
-			if err != nil {
-				rt.Fatal(err)
-			}
-		}
-		check(err)
-		defer db.Close()
-		check(db.Update(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket(bucketLedger); return err }))
-		var (
-			model []group
-			// doubts were refused, and one may be there if the power fails next.
-			doubts []group
-			// fails says that an error is due.
-			fails bool
-		)
-		start := func() *appender {
-			return &appender{db: db, log: &wal{file: d, size: testArea}, later: time.AfterFunc(time.Hour, func() {}), last: sequence(rt, db)}
-		}
-		a := start()
-		last := func() uint64 {
-			if len(model) == 0 {
-				return 0
-			}
-			return model[len(model)-1].last
-		}
+		m := &logModel{rt: rt, path: filepath.Join(t.TempDir(), "meshca.db"), rand: rand.New(rand.NewPCG(seed, seed)), acked: map[uint64]group{}}
+		m.disk = newDisk(m.rand)
+		m.open()
+		defer func() { _ = m.db.Close() }()
+		m.check(m.db.Update(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket(bucketLedger); return err }))
+		m.start()
 		rt.Repeat(map[string]func(*rapid.T){
 			"append": func(rt *rapid.T) {
-				n := rapid.IntRange(1, 3).Draw(rt, "entries")
-				value := bytes.Repeat([]byte{byte(len(model) + 1)}, rapid.SampledFrom([]int{1, 3000, walBlock - walHeader, walBlock, int(testArea) / 3, int(testArea) - walHeader, int(testArea)}).Draw(rt, "size"))
-				g := group{last() + 1, last() + uint64(n), value}
-				err := a.append(value, n)
-				if err == nil {
-					model, doubts = append(model, g), nil
-				} else if doubts = append(doubts, g); !fails {
-					rt.Fatal(err)
-				}
-				fails = d.failWrite || d.failSync
+				m.append(rapid.IntRange(1, 3).Draw(rt, "entries"), rapid.SampledFrom([]int{
+					4, 3000, walBlock - walHeader, walBlock, int(testArea) / 3, int(testArea) - walHeader, int(testArea)}).Draw(rt, "size"))
 			},
-			"fold":       func(*rapid.T) { check(a.fold()) },
-			"fail write": func(*rapid.T) { d.failWrite, fails = true, true },
-			"fail sync":  func(*rapid.T) { d.failSync, fails = true, true },
-			"power": func(*rapid.T) {
-				d.fail()
-				groups, err := readLog(d, testArea, sequence(rt, db))
-				check(err)
-				check(a.store(groups))
-				if len(groups) > 0 && groups[len(groups)-1].first > last() {
-					g := groups[len(groups)-1]
-					if !slices.ContainsFunc(doubts, func(d group) bool { return sameGroup(d, g) }) {
-						rt.Fatalf("nobody has appended %s", spans([]group{g}))
-					}
-					model = append(model, g)
-				}
-				doubts, fails = nil, false
-				a = start()
-				check(a.log.reset())
-			},
-			"": func(rt *rapid.T) {
-				young, end := a.young()
-				if have := slices.Concat(stored(rt, db), young); end != last() || !slices.EqualFunc(have, model, sameGroup) {
-					rt.Fatalf("up to %d there are %s, and should be up to %d %s", end, spans(have), last(), spans(model))
-				}
-			},
+			"fold":        func(*rapid.T) { m.due(m.a.fold()) },
+			"probe":       func(*rapid.T) { m.due(m.a.probe()) },
+			"fail write":  func(*rapid.T) { m.disk.failWrite = true },
+			"fail sync":   func(*rapid.T) { m.disk.failSync = true },
+			"fail commit": func(*rapid.T) { m.failCommit = true },
+			"fail renew":  func(*rapid.T) { m.failRenew = true },
+			"power":       func(*rapid.T) { m.power() },
+			"":            func(*rapid.T) { m.compare() },
 		})
 	})
+}
+
+type logModel struct {
+	rt   *rapid.T
+	path string
+	rand *rand.Rand
+	disk *disk
+	base uint64 // of the log on the disk
+	db   *bbolt.DB
+	a    *appender
+
+	failCommit, failRenew bool
+	// metas is what the disk may have still of bbolt's first two pages.
+	metas []byte
+
+	acked   map[uint64]group
+	refused [][]byte
+	made    uint32
+}
+
+func (m *logModel) check(err error) {
+	m.rt.Helper()
+	if err != nil {
+		m.rt.Fatal(err)
+	}
+}
+
+// due lets an error be that was asked for.
+func (m *logModel) due(err error) {
+	m.rt.Helper()
+	if err != nil && !errors.Is(err, errDisk) {
+		m.rt.Fatal(err)
+	}
+}
+
+func (m *logModel) open() {
+	db, err := bbolt.Open(m.path, 0o600, &bbolt.Options{NoSync: true})
+	m.check(err)
+	m.db = db
+}
+
+// start is Open's part.
+func (m *logModel) start() {
+	last := sequence(m.rt, m.db)
+	if m.base > last {
+		m.rt.Fatalf("the log begins behind entry %d, the bucket ends at %d", m.base, last)
+	}
+	groups, err := readLog(m.disk, testArea, last)
+	m.check(err)
+	if n := len(groups); n > 0 {
+		last = groups[n-1].last
+	}
+	m.a = &appender{db: m.db, update: m.update, renew: m.renew, log: &wal{torn: true}, later: time.AfterFunc(time.Hour, func() {}), pending: groups, last: last}
+	m.due(m.a.mend())
+}
+
+// update fails at its end if it is to: it can be seen, and may not be durable.
+func (m *logModel) update(fn func(*bbolt.Tx) error) error {
+	if !m.failCommit {
+		err := m.db.Update(fn)
+		if err == nil {
+			m.metas = nil
+		}
+		return err
+	}
+	m.failCommit = false
+	metas := make([]byte, 2*m.db.Info().PageSize)
+	f, err := os.Open(m.path)
+	m.check(err)
+	defer f.Close()
+	_, err = f.ReadAt(metas, 0)
+	m.check(err)
+	if err := m.db.Update(fn); err != nil {
+		return err
+	}
+	m.metas = metas
+	return errDisk
+}
+
+func (m *logModel) renew(base uint64) (*wal, error) {
+	if m.failRenew {
+		m.failRenew = false
+		return nil, errDisk
+	}
+	m.disk, m.base = newDisk(m.rand), base
+	return &wal{file: m.disk, size: testArea}, nil
+}
+
+func (m *logModel) append(n, size int) {
+	m.made++
+	value := bytes.Repeat(binary.BigEndian.AppendUint32(nil, m.made), size/4)
+	if err := m.a.append(value, n); err != nil {
+		m.due(err)
+		m.refused = append(m.refused, value)
+		return
+	}
+	g := group{m.a.last - uint64(n) + 1, m.a.last, value}
+	if old, twice := m.acked[g.first]; twice {
+		m.rt.Fatalf("index %d was given to %s and to %s", g.first, spans([]group{old}), spans([]group{g}))
+	}
+	m.acked[g.first] = g
+}
+
+// power fails.
+func (m *logModel) power() {
+	m.disk.fail()
+	m.failCommit, m.failRenew = false, false
+	m.check(m.db.Close())
+	if m.metas != nil && m.rand.IntN(2) == 0 {
+		f, err := os.OpenFile(m.path, os.O_RDWR, 0)
+		m.check(err)
+		_, err = f.WriteAt(m.metas, 0)
+		m.check(errors.Join(err, f.Close()))
+	}
+	m.metas = nil
+	m.open()
+	m.start()
+}
+
+func (m *logModel) compare() {
+	all := stored(m.rt, m.db)
+	young, _ := m.a.young()
+	for _, g := range young {
+		if len(all) == 0 || g.first > all[len(all)-1].last { // a commit that failed at its end has brought it
+			all = append(all, g)
+		}
+	}
+	last, found := uint64(0), 0
+	for _, g := range all {
+		if g.first != last+1 {
+			m.rt.Fatalf("there is a gap: %s", spans(all))
+		}
+		last = g.last
+		if sameGroup(m.acked[g.first], g) {
+			found++
+		} else if !slices.ContainsFunc(m.refused, func(v []byte) bool { return bytes.Equal(v, g.value) }) {
+			m.rt.Fatalf("nobody has appended %s", spans([]group{g}))
+		}
+	}
+	if found != len(m.acked) {
+		m.rt.Fatalf("%d groups were acknowledged, %d are there: %s", len(m.acked), found, spans(all))
+	}
 }
 
 func sameGroup(a, b group) bool {
@@ -173,7 +270,7 @@ func sameGroup(a, b group) bool {
 
 func spans(groups []group) (s string) {
 	for _, g := range groups {
-		s += fmt.Sprintf("[%d-%d %d*%x]", g.first, g.last, len(g.value), g.value[:1])
+		s += fmt.Sprintf("[%d-%d %d*%x]", g.first, g.last, len(g.value), g.value[:4])
 	}
 	return s
 }
@@ -256,9 +353,11 @@ func TestReadLogMissesNothing(t *testing.T) {
 		"nothing":                       {disk: at()},
 		"the last one is torn":          {disk: at(older, newer), damage: testArea.start(1) + walBlock + walHeader + 50, want: slices.Concat(older, newer[:1])},
 		"the first one is damaged":      {disk: at(older, newer), damage: testArea.start(0) + 3, err: ErrLog},
-		"one amid them is damaged":      {disk: at(older, newer), damage: testArea.start(0) + walBlock + walHeader, err: ErrLog},
+		"one amid them is damaged":      {disk: at(older, newer), damage: testArea.start(0) + walBlock + walHeader, want: older[:1], err: ErrLog},
 		"a damaged one was folded":      {disk: at(older, newer), damage: testArea.start(0) + walBlock + walHeader, folded: 3, want: newer},
 		"of later times":                {disk: at(newer), folded: 1, err: ErrLog},
+		"damaged before others":         {disk: at(nil, newer), damage: testArea.start(1) + walHeader, folded: 3, err: ErrLog},
+		"what comes before the gap":     {disk: at(older, slices.Concat(newer, []group{{8, 8, value}})), damage: testArea.start(1) + walBlock + walHeader, want: slices.Concat(older, newer[:1]), err: ErrLog},
 		"a length beyond the area":      {disk: at(older, newer), damage: testArea.start(1) + walBlock + 4, want: slices.Concat(older, newer[:1])},
 	} {
 		t.Run(name, func(t *testing.T) {
