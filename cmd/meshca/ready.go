@@ -28,7 +28,11 @@ func (d *daemon) notReady() []string {
 	if err := d.serving.Ready(); err != nil {
 		why = append(why, err.Error())
 	}
-	for _, err := range []error{d.continuity.Ready(), d.store.Ready(), d.metrics.ledger.Err(), d.ledger.Ready(), d.journal.Ready()} {
+	store := d.metrics.ledger.Err()
+	if store == nil { // what fails between two issuances, nobody else has heard of
+		store = d.store.Ready()
+	}
+	for _, err := range []error{d.continuity.Ready(), store, d.ledger.Ready(), d.journal.Ready()} {
 		if err != nil {
 			why = append(why, err.Error())
 		}

@@ -297,7 +297,8 @@ func tuneRuntime() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
 	}
-	// The ledger's writer is in fdatasync most of the time, and keeps one of Go's processors for it that could sign.
+	// System calls (audit log, sockets, and fdatasync where there is no asynchronous I/O) keep one of Go's processors until the
+	// runtime notices, which could sign meanwhile.
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.SetDefaultGOMAXPROCS() // by the container's limit
 		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)

@@ -247,7 +247,7 @@ var steps = []string{
 	"rolloutAssigned", "rolloutRenewing", "rolloutBeforeWithdraw", "bundleMade", "bundleStored", "bundlePublished", "bundleFileMade",
 	"bundleFileWritten", "stateMade", "stateSent", "bundleAcknowledged", "agentAdmitting", "agentAdmitted", "renewalOrdered",
 	"renewalStored", "renewalPublished", "intermediateAsked", "intermediateSigned", "intermediateInUse", "intermediatesForgotten",
-	"intermediatesReplaced", "keyRecordMade", "keyRecordWritten", "leafPrepared", "ledgerWritten",
+	"intermediatesReplaced", "keyRecordMade", "keyRecordWritten", "leafPrepared",
 	"ledgerDurable", "ledgerFolded", "leafRecorded", "leafSigned", "rootKeyWritten",
 	"rootMade", "beforeSyncDataPages", "beforeWriteMetaError", "beforeSyncMetaPage",
 }

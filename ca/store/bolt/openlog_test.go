@@ -454,11 +454,11 @@ type failing struct {
 	fail bool
 }
 
-func (f *failing) Sync() error {
+func (f *failing) WriteDurably(p []byte, at int64) error {
 	if f.fail {
 		return errDisk
 	}
-	return f.walFile.Sync()
+	return f.walFile.WriteDurably(p, at)
 }
 
 // Stopping twice, at once or not, stops once.

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sync makes what was written durable; of metadata only what is needed to read it again (fdatasync(2)).
-func (f dataFile) Sync() error {
+// sync makes what was written durable; of metadata only what is needed to read it again (fdatasync(2)).
+func (f dataFile) sync() error {
 	for {
 		if err := unix.Fdatasync(int(f.Fd())); !errors.Is(err, unix.EINTR) {
 			return err

@@ -2,5 +2,5 @@
 
 package bolt
 
-// Sync makes the file durable.
-func (f dataFile) Sync() error { return f.File.Sync() }
+// sync makes the file durable.
+func (f dataFile) sync() error { return f.File.Sync() }

@@ -67,11 +67,12 @@ type group struct {
 	value       []byte
 }
 
-// walFile is a file whose Sync makes durable what was written into it, but no metadata.
+// walFile is a file of a fixed size.
 type walFile interface {
 	io.ReaderAt
-	io.WriterAt
-	Sync() error
+	// WriteDurably writes whole blocks. It returns nil when they are durable; of metadata need be only what is needed to read
+	// them again.
+	WriteDurably(p []byte, at int64) error
 	Close() error
 }
 
@@ -110,12 +111,7 @@ func (w *wal) turn() { w.area, w.offset = 1-w.area, 0 }
 func (w *wal) append(g group) error {
 	w.record = appendRecord(w.record[:0], g)
 	w.torn = true
-	if _, err := w.file.WriteAt(w.record, w.size.start(w.area)+int64(w.offset)); err != nil {
-		return err
-	}
-	// gofail: var ledgerWritten struct{}
-
-	if err := w.file.Sync(); err != nil {
+	if err := w.file.WriteDurably(w.record, w.size.start(w.area)+int64(w.offset)); err != nil {
 		return err
 	}
 	// gofail: var ledgerDurable struct{}
@@ -132,10 +128,7 @@ func (w *wal) probe() error {
 		return nil
 	}
 	w.torn = true
-	if _, err := w.file.WriteAt(make([]byte, walBlock), w.size.start(w.area)+int64(w.offset)); err != nil {
-		return err
-	}
-	if err := w.file.Sync(); err != nil {
+	if err := w.file.WriteDurably(make([]byte, walBlock), w.size.start(w.area)+int64(w.offset)); err != nil {
 		return err
 	}
 	w.torn = false
@@ -262,6 +255,12 @@ func createLog(path string, head walHead) (walFile, error) {
 	if err == nil {
 		err = lockFile(f)
 	}
+	var file walFile = dataFile{f}
+	if err == nil {
+		if async, err := openAsync(f, walArea); err == nil {
+			file = async
+		}
+	}
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -269,9 +268,9 @@ func createLog(path string, head walHead) (walFile, error) {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("making a log for the ledger, of %d MiB: %w", walArea.file()>>20, err), f.Close(), gone(os.Remove(f.Name())))
+		return nil, errors.Join(fmt.Errorf("making a log for the ledger, of %d MiB: %w", walArea.file()>>20, err), file.Close(), gone(os.Remove(f.Name())))
 	}
-	return dataFile{f}, nil
+	return file, nil
 }
 
 // lockFile sees to it that one process has the file: what locks the store is another file.
@@ -283,5 +282,13 @@ func lockFile(f *os.File) error {
 	return err
 }
 
-// dataFile is a file of a fixed size.
+// dataFile writes as every system can.
 type dataFile struct{ *os.File }
+
+// WriteDurably implements walFile.
+func (f dataFile) WriteDurably(p []byte, at int64) error {
+	if _, err := f.WriteAt(p, at); err != nil {
+		return err
+	}
+	return f.sync()
+}

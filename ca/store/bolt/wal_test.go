@@ -46,6 +46,13 @@ func (d *disk) ReadAt(p []byte, at int64) (int, error) {
 	return n, nil
 }
 
+func (d *disk) WriteDurably(p []byte, at int64) error {
+	if _, err := d.WriteAt(p, at); err != nil {
+		return err
+	}
+	return d.Sync()
+}
+
 func (d *disk) WriteAt(p []byte, at int64) (int, error) {
 	if int(at)+len(p) > len(d.written) {
 		return 0, fmt.Errorf("%d bytes at %d are beyond the end", len(p), at)
