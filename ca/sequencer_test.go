@@ -44,8 +44,8 @@ func TestAloneDoesNotWait(t *testing.T) {
 	})
 }
 
-// TestGatheringUnderLoad: after a group with company, one who comes alone waits a millisecond for the next to come, however long
-// a commit takes.
+// TestGatheringUnderLoad: after a group with company, one who comes alone waits half a millisecond for the next to come, however
+// long a commit takes. Where nobody comes then, it waits no longer.
 func TestGatheringUnderLoad(t *testing.T) {
 	const gather = time.Millisecond
 	for _, commit := range []time.Duration{time.Second, 100 * time.Microsecond} {
@@ -65,8 +65,8 @@ func TestGatheringUnderLoad(t *testing.T) {
 			at(commit / 10)
 			at(commit / 5) // these two wait for the first commit
 			at(5 * time.Second)
-			at(5*time.Second + gather*9/10) // within the gathering time
-			at(5*time.Second + gather*11/10)
+			at(5*time.Second + gather*4/10)
+			at(5*time.Second + gather*9/10) // the commit of these two has begun
 			wg.Wait()
 			s.Close()
 			if got := store.commits(); !slices.Equal(got, []int{1, 2, 2, 1}) {
