@@ -67,6 +67,9 @@ func (d *daemon) mend(ctx context.Context) {
 		case <-tick.C:
 			d.watchClock(&jumped)
 			d.metrics.ledger.probe(ctx, d.store.Probe, d.log)
+			if d.store.Ready() != nil { // what fails between two issuances is no fault of a commit
+				_ = d.store.Probe(ctx)
+			}
 			d.journal.Restore()
 			lines, _ := d.authority.Lines()
 			for _, l := range lines {

@@ -144,7 +144,7 @@ func (a *appender) pass(g group) error {
 	}
 	a.log.torn = true
 	if err := a.store([]group{g}); err != nil {
-		return err
+		return a.fails(err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

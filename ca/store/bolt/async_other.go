@@ -8,4 +8,4 @@ import (
 )
 
 // openAsync has no way here.
-func openAsync(*os.File, areaSize) (walFile, error) { return nil, errors.ErrUnsupported }
+func openAsync(*os.File) (walFile, error) { return nil, errors.ErrUnsupported }

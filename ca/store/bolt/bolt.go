@@ -60,11 +60,13 @@ var ErrSchema = errors.New("the store was written by a newer meshca")
 type Store struct {
 	db *bbolt.DB
 	// young is the ledger's young end, log the name of its file.
-	young   appender
-	log     string
-	notices []string
-	closing sync.Mutex
-	closed  bool
+	young appender
+	log   string
+	// opened and own are the files that the store and its log are.
+	opened, own os.FileInfo
+	notices     []string
+	closing     sync.Mutex
+	closed      bool
 	// mark is the newest; see history.go.
 	mark *rotation.Current[ca.Mark]
 	// publishing keeps mark in the order of the commits.
@@ -97,7 +99,7 @@ func Open(path string) (*Store, error) {
 	if named, err := os.Stat(path); err != nil || !os.SameFile(opened, named) {
 		return nil, errors.Join(fmt.Errorf("the store %s was replaced while it was opened: start again", path), err, db.Close())
 	}
-	s := &Store{db: db}
+	s := &Store{db: db, opened: opened}
 	if err := s.prepare(path); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -123,7 +125,7 @@ func (s *Store) Close() error {
 	if err == nil {
 		err = s.db.Update(func(tx *bbolt.Tx) error { return putSchema(tx, schemaWhole) })
 	}
-	if err == nil {
+	if err == nil && s.ours() == nil { // else it is another's
 		err = gone(os.Remove(s.log))
 	}
 	return errors.Join(err, s.db.Close())

@@ -111,6 +111,10 @@ func startFull(t *testing.T, path string, acknowledged uint64, limit func(uint64
 	t.Helper()
 	limit(tooSmall)
 	defer limit(unix.RLIM_INFINITY)
+	lost := path + walSuffix + lostSuffix
+	if err := os.WriteFile(lost, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s := opened(t, path)
 	if all := s.Notices(); len(all) != 1 || !strings.Contains(all[0], "nothing can be recorded") {
 		t.Errorf("it tells %q", all)
@@ -133,6 +137,9 @@ func startFull(t *testing.T, path string, acknowledged uint64, limit func(uint64
 	}
 	if err := s.AppendLedger(t.Context(), []ca.LedgerEntry{{ID: "next"}}); err != nil {
 		t.Error(err)
+	}
+	if exists(lost) {
+		t.Error("what was said of an earlier loss holds for the next one, too")
 	}
 	closed(t, s)
 }

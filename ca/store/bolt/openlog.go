@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -30,6 +31,11 @@ func (s *Store) openLedger(path string) error {
 		return err
 	}
 	defer found.close()
+	if found.file != nil {
+		if s.own, err = found.file.Stat(); err != nil {
+			return err
+		}
+	}
 	groups, err := s.taken(have, found)
 	if err != nil {
 		return err
@@ -41,9 +47,8 @@ func (s *Store) openLedger(path string) error {
 	s.young.later = time.AfterFunc(foldAfter, func() { _ = s.young.fold() }) // Ready tells of it
 	if err := s.young.mend(); err != nil {
 		s.note("nothing can be recorded, so nothing is issued: %v", err)
-		return nil
 	}
-	return gone(os.Remove(s.log + lostSuffix))
+	return nil
 }
 
 // known is what the store says of its log.
@@ -93,8 +98,12 @@ func findLog(path string, last uint64) (l foundLog, err error) {
 		return l, errors.Join(err, f.Close())
 	}
 	info, err := f.Stat()
-	if err != nil {
+	named, err2 := os.Stat(path)
+	if err := errors.Join(err, err2); err != nil {
 		return l, errors.Join(err, f.Close())
+	}
+	if !os.SameFile(info, named) {
+		return l, errors.Join(fmt.Errorf("the log %s was replaced while it was opened: start again", path), f.Close())
 	}
 	var whole bool
 	if l.head, whole = readHead(f); !whole || info.Size() != walArea.file() {
@@ -137,9 +146,7 @@ func (s *Store) taken(k known, found foundLog) ([]group, error) {
 		if why == nil && len(found.groups) == 0 {
 			return nil, nil
 		}
-		aside, err := s.keepLog()
-		s.note("a log stood beside the store that is not its own: it is kept as %s", aside)
-		return nil, err
+		return nil, s.keepLog("a log stood beside the store that is not its own")
 	}
 	if _, err := os.Lstat(s.log + lostSuffix); err != nil {
 		return nil, fmt.Errorf("%w. The store was not closed, so what was recorded in the second before may be in its log alone, %s. "+
@@ -158,21 +165,46 @@ func (s *Store) taken(k known, found foundLog) ([]group, error) {
 	if found.file == nil {
 		return groups, nil
 	}
-	aside, err := s.keepLog()
-	s.note("what is left of the log is kept as %s", aside)
-	return groups, err
+	return groups, s.keepLog("a part of the log cannot be read")
 }
 
-// keepLog gives what stands in the log's place a second name, that nothing has.
-func (s *Store) keepLog() (string, error) {
+// keepLog gives what stands in the log's place a second name, that nothing has, and tells why.
+func (s *Store) keepLog(why string) error {
 	name := s.log + ".replaced-" + time.Now().UTC().Format("20060102T150405Z")
 	aside := name
 	for i := 2; ; i++ {
-		if err := os.Link(s.log, aside); !errors.Is(err, fs.ErrExist) {
-			return aside, err
+		err := os.Link(s.log, aside)
+		switch {
+		case err == nil:
+			s.note("%s: it is kept as %s", why, aside)
+			return nil
+		case !errors.Is(err, fs.ErrExist):
+			return fmt.Errorf("%s, and it cannot be kept under another name (%w). Move it away, and start again", why, err)
 		}
 		aside = fmt.Sprintf("%s-%d", name, i)
 	}
+}
+
+// errReplaced says that somebody has put other files in the place of an open store's.
+var errReplaced = errors.New("the store's files were replaced while it is in use: restart the CA")
+
+// ours says that what is called by the names of the store and its log is this store's; where there is no log, it is missed
+// by nobody.
+func (s *Store) ours() error {
+	db, err := os.Stat(s.db.Path())
+	if err != nil || !os.SameFile(db, s.opened) {
+		return errors.Join(errReplaced, err)
+	}
+	log, err := os.Stat(s.log)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case s.own == nil || !os.SameFile(log, s.own):
+		return errReplaced
+	}
+	return nil
 }
 
 // beginLog puts an empty log in place, behind the index base, and has the store know it. All that bbolt shows is durable.
@@ -183,9 +215,15 @@ func (s *Store) beginLog(base uint64) (*wal, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.ours(); err != nil {
+		return nil, err
+	}
 	file, err := createLog(s.log, head)
 	if err != nil {
 		return nil, err
+	}
+	if s.own, err = file.Stat(); err != nil {
+		return nil, errors.Join(err, file.Close())
 	}
 	err = s.db.Update(func(tx *bbolt.Tx) error {
 		if err := tx.Bucket(bucketMeta).Put(keyLog, head.id[:]); err != nil {
@@ -193,6 +231,12 @@ func (s *Store) beginLog(base uint64) (*wal, error) {
 		}
 		return putSchema(tx, schemaLogged)
 	})
+	if err == nil { // it was said of what was lost until now
+		err = gone(os.Remove(s.log + lostSuffix))
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(s.log))
+	}
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}

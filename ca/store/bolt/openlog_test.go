@@ -267,6 +267,43 @@ func TestKilledAsALogBegins(t *testing.T) {
 	}
 }
 
+// Who puts other files in the place of an open store's finds them as he put them there.
+func TestReplacedWhileInUse(t *testing.T) {
+	other := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	must(t, other.AppendLedger(t.Context(), issued("other")))
+	from := killed(t, other)
+	closed(t, other)
+	for name, end := range map[string]func(*Store) error{
+		"close": (*Store).Close,
+		"mend": func(s *Store) error {
+			s.young.log.torn = true
+			if err := s.AppendLedger(t.Context(), issued("b")); !errors.Is(err, errReplaced) {
+				t.Errorf("got %v", err)
+			}
+			if err := s.Ready(); !errors.Is(err, errReplaced) {
+				t.Errorf("ready: %v", err)
+			}
+			return s.Close()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "meshca.db")
+			s := opened(t, path)
+			must(t, s.AppendLedger(t.Context(), issued("a")))
+			must(t, errors.Join(os.Rename(path, path+".moved"), os.Rename(path+walSuffix, path+".moved.wal")))
+			put := copied(t, from)
+			must(t, errors.Join(os.Rename(put, path), os.Rename(put+walSuffix, path+walSuffix)))
+			must(t, end(s))
+			s = opened(t, path)
+			wantIDs(t, s, "other")
+			closed(t, s)
+			s = opened(t, path+".moved")
+			wantIDs(t, s, "a")
+			closed(t, s)
+		})
+	}
+}
+
 // A log is of one process, also where the store beside it was replaced by a copy.
 func TestLogIsLocked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "meshca.db")

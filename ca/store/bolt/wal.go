@@ -73,6 +73,7 @@ type walFile interface {
 	// WriteDurably writes whole blocks. It returns nil when they are durable; of metadata need be only what is needed to read
 	// them again.
 	WriteDurably(p []byte, at int64) error
+	Stat() (os.FileInfo, error)
 	Close() error
 }
 
@@ -238,12 +239,17 @@ func readHead(f io.ReaderAt) (h walHead, ok bool) {
 	copy(h.id[:], rest)
 	copy(h.prev[:], rest[walIDSize:])
 	h.base = binary.BigEndian.Uint64(rest[2*walIDSize:])
-	return h, bytes.Equal(b, h.block())
+	const size = len(walMagic) + 2*walIDSize + 8 + 4
+	return h, bytes.Equal(b[:size], h.block()[:size])
 }
 
 // createLog makes an empty log in the place of what has that name.
 func createLog(path string, head walHead) (walFile, error) {
-	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	next := path + ".new"
+	if err := gone(os.Remove(next)); err != nil { // its mode would stay
+		return nil, err
+	}
+	f, err := os.OpenFile(next, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +263,7 @@ func createLog(path string, head walHead) (walFile, error) {
 	}
 	var file walFile = dataFile{f}
 	if err == nil {
-		if async, err := openAsync(f, walArea); err == nil {
+		if async, err := openAsync(f); err == nil {
 			file = async
 		}
 	}

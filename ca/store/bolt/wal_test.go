@@ -84,6 +84,8 @@ func (d *disk) Sync() error {
 
 func (d *disk) Close() error { return nil }
 
+func (d *disk) Stat() (os.FileInfo, error) { return nil, errors.ErrUnsupported }
+
 // settle makes a part of what was written durable.
 func (d *disk) settle() {
 	all := d.rand.IntN(4) == 0
