@@ -297,8 +297,8 @@ func tuneRuntime() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
 	}
-	// System calls (audit log, sockets, and fdatasync where there is no asynchronous I/O) keep one of Go's processors until the
-	// runtime notices, which could sign meanwhile.
+	// System calls (the audit log's, the store's, and fdatasync where there is no asynchronous I/O) keep one of Go's processors
+	// until the runtime notices, which could sign meanwhile.
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.SetDefaultGOMAXPROCS() // by the container's limit
 		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)

@@ -43,9 +43,6 @@ type appender struct {
 func (a *appender) append(value []byte, n int) error {
 	a.appending.Lock()
 	defer a.appending.Unlock()
-	if a.closed {
-		return bolterrors.ErrDatabaseNotOpen
-	}
 	if err := a.mend(); err != nil {
 		return err
 	}
@@ -73,6 +70,9 @@ func (a *appender) append(value []byte, n int) error {
 // mend has a fold tried again that has failed, and begins a new log where nobody knows what a failed write has left in this
 // one. So an issuance is refused as long as the store cannot take it, though the log might have room.
 func (a *appender) mend() error {
+	if a.closed {
+		return bolterrors.ErrDatabaseNotOpen
+	}
 	if !a.log.torn {
 		if a.ready() == nil {
 			return nil
@@ -101,6 +101,7 @@ func (a *appender) mend() error {
 	return nil
 }
 
+// fails keeps why a write has failed, and returns it.
 func (a *appender) fails(err error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -117,7 +118,7 @@ func (a *appender) ready() error {
 
 // turn goes on in the log's other area, of which all has been folded, and has what is in this one folded meanwhile.
 func (a *appender) turn() error {
-	if a.folded() < a.log.next() {
+	if a.folded() < a.log.overwrites() {
 		if err := a.fold(); err != nil {
 			return err
 		}
@@ -221,9 +222,6 @@ func (a *appender) settle() (resume func(), err error) {
 func (a *appender) probe() error {
 	a.appending.Lock()
 	defer a.appending.Unlock()
-	if a.closed {
-		return bolterrors.ErrDatabaseNotOpen
-	}
 	if err := a.mend(); err != nil {
 		return err
 	}
@@ -233,8 +231,8 @@ func (a *appender) probe() error {
 	return nil
 }
 
-// young are the groups that the bucket may lack, and the index of the last entry.
-func (a *appender) young() ([]group, uint64) {
+// unfolded are the groups that the bucket may lack, and the index of the last entry.
+func (a *appender) unfolded() ([]group, uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clip(a.pending), a.last

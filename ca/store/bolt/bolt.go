@@ -59,9 +59,9 @@ var ErrSchema = errors.New("the store was written by a newer meshca")
 // Store is one open file. It is safe for concurrent use.
 type Store struct {
 	db *bbolt.DB
-	// young is the ledger's young end, log the name of its file.
-	young appender
-	log   string
+	// young is the ledger's young end, logPath where its log is.
+	young   appender
+	logPath string
 	// opened and own are the files that the store and its log are.
 	opened, own os.FileInfo
 	notices     []string
@@ -126,7 +126,7 @@ func (s *Store) Close() error {
 		err = s.db.Update(func(tx *bbolt.Tx) error { return putSchema(tx, schemaWhole) })
 	}
 	if err == nil && s.ours() == nil { // else it is another's
-		err = gone(os.Remove(s.log))
+		err = gone(os.Remove(s.logPath))
 	}
 	return errors.Join(err, s.db.Close())
 }

@@ -32,7 +32,7 @@ func (s *Store) AppendLedger(ctx context.Context, group []ca.LedgerEntry) error 
 // ScanLedger calls fn for each entry, newest first, until it returns false or an error. No transaction is open while fn
 // runs, so a slow fn holds up nothing; entries that come after the scan began are not seen.
 func (s *Store) ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error {
-	groups, last := s.young.young()
+	groups, last := s.young.unfolded()
 	for _, g := range slices.Backward(groups) {
 		page, err := readGroup(g.first, g.value)
 		if err != nil {
@@ -69,7 +69,8 @@ func each(page []ca.LedgerEntry, fn func(ca.LedgerEntry) (bool, error)) (more bo
 	return true, nil
 }
 
-// ledgerPage reads up to scanGroups groups below the key before, and returns the key to go on from: nil where none is left.
+// ledgerPage reads up to scanGroups groups below the key before, oldest entry first, and returns the key to go on from: nil
+// where none is left.
 func (s *Store) ledgerPage(ctx context.Context, before []byte) (page []ca.LedgerEntry, next []byte, err error) {
 	err = s.view(ctx, func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketLedger).Cursor()
@@ -158,7 +159,7 @@ func (s *Store) pruneSome(ctx context.Context, before time.Time) (gone uint64, m
 
 // LedgerSize is how many entries the ledger holds.
 func (s *Store) LedgerSize(ctx context.Context) (uint64, error) {
-	groups, last := s.young.young()
+	groups, last := s.young.unfolded()
 	var n uint64
 	err := s.view(ctx, func(tx *bbolt.Tx) error {
 		if k, _ := tx.Bucket(bucketLedger).Cursor().First(); k != nil {

@@ -21,12 +21,12 @@ const lostSuffix = ".lost"
 // openLedger reads what the log holds that the bucket lacks, and begins a new log. If it cannot, for the disk is full, the
 // store is open all the same: what is recorded can be read, and what is to be is refused until it can be written.
 func (s *Store) openLedger(path string) error {
-	s.log = path + walSuffix
+	s.logPath = path + walSuffix
 	have, err := s.knownLog(path)
 	if err != nil {
 		return err
 	}
-	found, err := findLog(s.log, have.last)
+	found, err := findLog(s.logPath, have.last)
 	if err != nil {
 		return err
 	}
@@ -148,10 +148,10 @@ func (s *Store) taken(k known, found foundLog) ([]group, error) {
 		}
 		return nil, s.keepLog("a log stood beside the store that is not its own")
 	}
-	if _, err := os.Lstat(s.log + lostSuffix); err != nil {
+	if _, err := os.Lstat(s.logPath + lostSuffix); err != nil {
 		return nil, fmt.Errorf("%w. The store was not closed, so what was recorded in the second before may be in its log alone, %s. "+
 			"Put that file back as it was, with the store of the same moment. If it is lost, say so as meshca's user, touch %s, and the CA "+
-			"starts without what is missing; those serials are in the audit log", why, s.log, s.log+lostSuffix)
+			"starts without what is missing; those serials are in the audit log", why, s.logPath, s.logPath+lostSuffix)
 	}
 	var groups []group
 	if found.head.id == k.id {
@@ -161,7 +161,7 @@ func (s *Store) taken(k known, found foundLog) ([]group, error) {
 	if n := len(groups); n > 0 {
 		last = groups[n-1].last
 	}
-	s.note("the store goes on without a part of its log, as %s says: the ledger ends at entry %d", s.log+lostSuffix, last)
+	s.note("the store goes on without a part of its log, as %s says: the ledger ends at entry %d", s.logPath+lostSuffix, last)
 	if found.file == nil {
 		return groups, nil
 	}
@@ -170,10 +170,10 @@ func (s *Store) taken(k known, found foundLog) ([]group, error) {
 
 // keepLog gives what stands in the log's place a second name, that nothing has, and tells why.
 func (s *Store) keepLog(why string) error {
-	name := s.log + ".replaced-" + time.Now().UTC().Format("20060102T150405Z")
+	name := s.logPath + ".replaced-" + time.Now().UTC().Format("20060102T150405Z")
 	aside := name
 	for i := 2; ; i++ {
-		err := os.Link(s.log, aside)
+		err := os.Link(s.logPath, aside)
 		switch {
 		case err == nil:
 			s.note("%s: it is kept as %s", why, aside)
@@ -195,7 +195,7 @@ func (s *Store) ours() error {
 	if err != nil || !os.SameFile(db, s.opened) {
 		return errors.Join(errReplaced, err)
 	}
-	log, err := os.Stat(s.log)
+	log, err := os.Stat(s.logPath)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -218,11 +218,15 @@ func (s *Store) beginLog(base uint64) (*wal, error) {
 	if err := s.ours(); err != nil {
 		return nil, err
 	}
-	file, err := createLog(s.log, head)
+	file, err := createLog(s.logPath, head)
 	if err != nil {
 		return nil, err
 	}
-	if s.own, err = file.Stat(); err != nil {
+	dir := filepath.Dir(s.logPath)
+	if s.own, err = file.Stat(); err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
 	err = s.db.Update(func(tx *bbolt.Tx) error {
@@ -232,10 +236,10 @@ func (s *Store) beginLog(base uint64) (*wal, error) {
 		return putSchema(tx, schemaLogged)
 	})
 	if err == nil { // it was said of what was lost until now
-		err = gone(os.Remove(s.log + lostSuffix))
+		err = gone(os.Remove(s.logPath + lostSuffix))
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(s.log))
+		err = syncDir(dir)
 	}
 	if err != nil {
 		return nil, errors.Join(err, file.Close())

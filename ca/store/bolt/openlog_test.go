@@ -22,7 +22,7 @@ import (
 // killed copies a store as a process that is killed now leaves it.
 func killed(t *testing.T, s *Store) string {
 	t.Helper()
-	return copied(t, strings.TrimSuffix(s.log, walSuffix))
+	return copied(t, strings.TrimSuffix(s.logPath, walSuffix))
 }
 
 func copied(t *testing.T, from string) string {
@@ -85,7 +85,7 @@ func TestKilled(t *testing.T) {
 	must(t, s.young.fold())
 	must(t, s.AppendLedger(t.Context(), issued("b")))
 	must(t, s.AppendLedger(t.Context(), issued("c")))
-	if young, last := s.young.young(); len(young) != 2 || last != 3 {
+	if young, last := s.young.unfolded(); len(young) != 2 || last != 3 {
 		t.Fatalf("%d groups are in the log alone, up to %d: this proves nothing", len(young), last)
 	}
 	wantIDs(t, s, "a", "b", "c")
@@ -334,7 +334,7 @@ func filled(t *testing.T, s *Store) string {
 func TestLogOfAnother(t *testing.T) {
 	other := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
 	must(t, other.AppendLedger(t.Context(), issued("other")))
-	log, err := os.ReadFile(other.log)
+	log, err := os.ReadFile(other.logPath)
 	must(t, err)
 	defer closed(t, other)
 
@@ -390,7 +390,7 @@ func TestOlderFileNewerLog(t *testing.T) {
 func TestLogMode(t *testing.T) {
 	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
 	defer closed(t, s)
-	info, err := os.Stat(s.log)
+	info, err := os.Stat(s.logPath)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
@@ -411,12 +411,12 @@ func TestFoldedInTime(t *testing.T) {
 			must(t, s.AppendLedger(t.Context(), issued(id)))
 			time.Sleep(foldAfter / 2)
 			must(t, s.AppendLedger(t.Context(), issued(id)))
-			if young, _ := s.young.young(); len(young) != 2 {
+			if young, _ := s.young.unfolded(); len(young) != 2 {
 				t.Errorf("%d groups wait", len(young))
 			}
 			time.Sleep(foldAfter/2 + time.Millisecond)
 			synctest.Wait()
-			if young, _ := s.young.young(); len(young) != 0 {
+			if young, _ := s.young.unfolded(); len(young) != 0 {
 				t.Errorf("%d groups wait after %s", len(young), foldAfter)
 			}
 		}

@@ -9,7 +9,6 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -58,7 +57,7 @@ var ErrLog = errors.New("the ledger's log is not whole")
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// walID says which store a log is of.
+// walID tells one log from another: each start begins one.
 type walID [walIDSize]byte
 
 // group is a value of the ledger's bucket, and the indexes of its first and last entry.
@@ -102,8 +101,8 @@ func (w *wal) holds(g group) bool { return recordSize(g.value) <= int(w.size) }
 // fits says whether the area that is written to has room.
 func (w *wal) fits(g group) bool { return w.offset+recordSize(g.value) <= int(w.size) }
 
-// next is the index up to which all must have been folded before the areas change places.
-func (w *wal) next() uint64 { return w.ends[1-w.area] }
+// overwrites is the index up to which all must have been folded before the areas change places.
+func (w *wal) overwrites() uint64 { return w.ends[1-w.area] }
 
 // turn changes the areas' places.
 func (w *wal) turn() { w.area, w.offset = 1-w.area, 0 }
@@ -213,7 +212,7 @@ func readLog(f io.ReaderAt, size areaSize, folded uint64) ([]group, error) {
 	return all, nil
 }
 
-// walHead says which store a log is of, and where it begins.
+// walHead says which log it is, behind which other, and where it begins.
 type walHead struct {
 	id, prev walID
 	// base is the index of the last entry before the log.
@@ -229,7 +228,7 @@ func (h walHead) block() []byte {
 	return b[:walBlock]
 }
 
-// readHead reports whether a file begins as a log does.
+// readHead reads a log's head, and reports whether it is one.
 func readHead(f io.ReaderAt) (h walHead, ok bool) {
 	b := make([]byte, walBlock)
 	if _, err := f.ReadAt(b, 0); err != nil {
@@ -243,7 +242,7 @@ func readHead(f io.ReaderAt) (h walHead, ok bool) {
 	return h, bytes.Equal(b[:size], h.block()[:size])
 }
 
-// createLog makes an empty log in the place of what has that name.
+// createLog makes an empty log in the place of what has that name. That it does is durable when its directory has been synced.
 func createLog(path string, head walHead) (walFile, error) {
 	next := path + ".new"
 	if err := gone(os.Remove(next)); err != nil { // its mode would stay
@@ -269,9 +268,6 @@ func createLog(path string, head walHead) (walFile, error) {
 	}
 	if err == nil {
 		err = os.Rename(f.Name(), path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("making a log for the ledger, of %d MiB: %w", walArea.file()>>20, err), file.Close(), gone(os.Remove(f.Name())))

@@ -250,7 +250,7 @@ func (m *logModel) power() {
 
 func (m *logModel) compare() {
 	all := stored(m.rt, m.db)
-	young, _ := m.a.young()
+	young, _ := m.a.unfolded()
 	for _, g := range young {
 		if len(all) == 0 || g.first > all[len(all)-1].last { // a commit that failed at its end has brought it
 			all = append(all, g)
