@@ -88,6 +88,20 @@ func rootStands(c *Config, published string) (bool, error) {
 	return false, nil
 }
 
+// rootFirst refuses to begin a store where no root was made: to rootStands it would say that there was one, and that it is lost.
+func rootFirst(c *Config) error {
+	if c.Upstream.Disk == nil {
+		return nil
+	}
+	if _, err := os.Stat(c.storePath()); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, err := os.Stat(c.Upstream.Disk.CertFile); errors.Is(err, fs.ErrNotExist) {
+		return noRootYet(c, fmt.Errorf("the root's certificate: %w", err))
+	}
+	return nil
+}
+
 // noRootYet adds how a root comes to be to what failed for want of one, where the CA has never had any. Where one of its
 // files is there, it is about that.
 func noRootYet(c *Config, failed error) error {

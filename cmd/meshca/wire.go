@@ -140,6 +140,9 @@ func openBy(ctx context.Context, clock *rotation.Clock, c *Config, log *slog.Log
 
 // openUpstream opens the store, with what it already knows of trust, and who signs.
 func (d *daemon) openUpstream(ctx context.Context, upstream openUpstreamFunc) (err error) {
+	if err := rootFirst(d.config); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(d.config.StateDir, 0o700); err != nil {
 		return fmt.Errorf("stateDir: %w", err)
 	}
