@@ -41,6 +41,11 @@ func Find(name string) (string, error) {
 // Root is the repository's root: the nearest folder upwards whose go.mod is the main module's. Folders below it hold
 // modules of their own.
 func Root() (string, error) {
+	seeSource()
+	return findRoot()
+}
+
+func findRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
