@@ -17,6 +17,10 @@ var (
 // ledger entry with the digest that it is given, and only then, and only once, lets the key sign that digest. So the
 // key cannot sign what is not recorded, whatever the library does.
 //
+// A key in this process signs by RFC 6979: the nonce comes from key and digest, so no weak random source can give the key away,
+// and none has to be asked. What that is weak to is a right and a faulty signature of one digest: here a digest is signed once,
+// and x509.CreateCertificate lets no signature out that does not verify.
+//
 // It serves one issuance and one goroutine.
 type guard struct {
 	ctx    context.Context
@@ -41,7 +45,7 @@ func newGuard(ctx context.Context, key crypto.Signer, l Ledger, e LedgerEntry) *
 func (g *guard) Public() crypto.PublicKey { return g.key.Public() }
 
 // Sign records, then signs.
-func (g *guard) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+func (g *guard) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if g.asked {
 		return nil, errSecondSignature
 	}
@@ -57,7 +61,7 @@ func (g *guard) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 		return nil, err
 	}
 	// gofail: var leafRecorded struct{}
-	signature, err := SignerFor(g.ctx, g.key).Sign(rand, g.digest[:], opts)
+	signature, err := SignerFor(g.ctx, g.key).Sign(nil, g.digest[:], opts) // nil asks for RFC 6979; what is in a token draws by itself
 	if err != nil {
 		g.failed = err
 		return nil, err

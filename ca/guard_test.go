@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
@@ -28,6 +29,20 @@ func TestGuardRecordsBeforeItSigns(t *testing.T) {
 	entries := store.all()
 	if len(entries) != 1 || string(entries[0].TBSDigest) != string(digest[:]) || key.signs != 1 || g.recorded() != digest {
 		t.Errorf("%d entries, %d signatures", len(entries), key.signs)
+	}
+}
+
+// TestGuardSignsByRFC6979: the same key and digest make the same signature.
+func TestGuardSignsByRFC6979(t *testing.T) {
+	key, digest := newKey(t), sha256.Sum256([]byte("tbs"))
+	g := newGuard(t.Context(), key, direct{&memory{}}, LedgerEntry{})
+	got, err := g.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := key.Sign(nil, digest[:], crypto.SHA256)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("another signature than that by RFC 6979, or %v", err)
 	}
 }
 
