@@ -156,7 +156,7 @@ func (s Signal) send(pid, owner int, number syscall.Signal) error {
 		return fmt.Errorf("process %d, which %s names, is %q and not %q", pid, s.PIDFile, p.name, s.Process)
 	case owner > 0 && owner != os.Geteuid() && owner != p.uid:
 		return fmt.Errorf("%s belongs to uid %d, and process %d to uid %d: who may not signal it may not name it either", s.PIDFile, owner, pid, p.uid)
-	case p.age >= 0 && p.age < settle:
+	case p.age >= 0 && p.age <= settle: // both of its ends were cut to a tick, so it may be younger by almost one
 		return errStarting
 	}
 	err = handle.Signal(number)
