@@ -60,16 +60,17 @@ func read(t *testing.T, file string) []byte {
 // lost costs no denial, and no agent.
 func TestAnOldBackupOverTheStore(t *testing.T) {
 	s := backedUp(t)
-	store := read(t, s.file("state/meshca.db"))
+	store, log := read(t, s.file("state/meshca.db")), read(t, s.file("state/meshca.db.wal")) // the CA was killed: what it recorded last is there
 	s.refused([]string{s.file("old.backup")}, "there is a store already", "Nothing was changed", "restore --config "+s.file("ca.yaml")+" --replace")
 	s.refused([]string{"--replace", s.file("old.backup")}, "knows less than the store that stands", "go back from sequence 2 to 1", "1 denials would be forgotten, of "+thief,
 		"Nothing was changed", "--accept-rollback")
-	if !bytes.Equal(store, read(t, s.file("state/meshca.db"))) {
+	if !bytes.Equal(store, read(t, s.file("state/meshca.db"))) || !bytes.Equal(log, read(t, s.file("state/meshca.db.wal"))) {
 		t.Error("what was refused changed the store")
 	}
 	out, code := s.restore("--replace", "--accept-rollback", s.file("old.backup"))
 	kept, err := filepath.Glob(s.file("state/meshca.db.replaced-*"))
-	if code != 0 || err != nil || len(kept) != 1 || !bytes.Equal(store, read(t, kept[0])) || !strings.Contains(out, kept[0]) || !strings.Contains(out, "is not in this ledger") {
+	if code != 0 || err != nil || len(kept) != 2 || kept[1] != kept[0]+".wal" || !bytes.Equal(store, read(t, kept[0])) || !bytes.Equal(log, read(t, kept[1])) ||
+		!strings.Contains(out, kept[0]) || !strings.Contains(out, "is not in this ledger") {
 		t.Fatalf("exit code %d, kept %v, %v\n%s", code, kept, err, out)
 	}
 	s.startCA()
