@@ -96,10 +96,11 @@ func rootFirst(c *Config) error {
 	if _, err := os.Stat(c.storePath()); !errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if _, err := os.Stat(c.Upstream.Disk.CertFile); errors.Is(err, fs.ErrNotExist) {
-		return noRootYet(c, fmt.Errorf("the root's certificate: %w", err))
+	_, err := os.Stat(c.Upstream.Disk.CertFile)
+	if !errors.Is(err, fs.ErrNotExist) || c.hasSuccessors() {
+		return nil
 	}
-	return nil
+	return noRootYet(c, fmt.Errorf("the root's certificate: %w", err))
 }
 
 // noRootYet adds how a root comes to be to what failed for want of one, where the CA has never had any. Where one of its
@@ -110,6 +111,9 @@ func noRootYet(c *Config, failed error) error {
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 			return failed
 		}
+	}
+	if c.hasSuccessors() {
+		return failed
 	}
 	file, key := c.file, " --key FILE"
 	if file == "" {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/keyfile"
 	"github.com/meshca/meshca/ca/pkcs11"
 	"github.com/meshca/meshca/ca/upstream/disk"
 	"github.com/meshca/meshca/ca/upstream/vault"
@@ -81,6 +82,12 @@ func (u *UpstreamConfig) files() []namedFile {
 
 // successors is the directory of the roots that replace the one that the configuration names.
 func (c *Config) successors() string { return filepath.Join(c.StateDir, "roots") }
+
+// hasSuccessors says whether one lies there, of which the CA may start where the root that is named is gone.
+func (c *Config) hasSuccessors() bool {
+	certs, _ := filepath.Glob(filepath.Join(keyfile.Literal(c.successors()), "*.crt"))
+	return len(certs) > 0
+}
 
 // openUpstreamFunc opens an upstream; observe is told of each call to one that is elsewhere.
 type openUpstreamFunc func(c *Config, tokens *pkcs11.Modules, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error)
