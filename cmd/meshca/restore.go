@@ -90,6 +90,9 @@ func restoreRefused(file string, f restoreFlags, err error) error {
 		return fmt.Errorf("%w, so nobody can say what it has decided that %s does not know. Nothing was changed. To go on: `%s --accept-rollback %s`; agents "+
 			"that have seen more tell the CA so when they connect", err, file, again, file)
 	}
+	if errors.Is(err, bolt.ErrInPlace) {
+		return fmt.Errorf("%s: %w", file, err)
+	}
 	return fmt.Errorf("%s: %w. Nothing was changed", file, err)
 }
 

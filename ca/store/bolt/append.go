@@ -1,6 +1,7 @@
 package bolt
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -34,9 +35,9 @@ type appender struct {
 	// pending is what the bucket lacks, last the index of the last entry.
 	pending []group
 	last    uint64
-	// failed says why the last write or fold has.
-	failed error
-	closed bool
+	// failed says why the log cannot be written, unstored why the last fold has failed.
+	failed, unstored error
+	closed           bool
 }
 
 // append makes n entries durable, as a group of this value.
@@ -98,6 +99,7 @@ func (a *appender) mend() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.last = last // a group that went by the log, and was refused, may be there
+	a.failed = nil
 	return nil
 }
 
@@ -109,11 +111,11 @@ func (a *appender) fails(err error) error {
 	return err
 }
 
-// ready says why the last write or fold has failed; nil when it has not.
+// ready says why the log cannot be written or the last fold has failed; nil when neither is so.
 func (a *appender) ready() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.failed
+	return cmp.Or(a.failed, a.unstored)
 }
 
 // turn goes on in the log's other area, of which all has been folded, and has what is in this one folded meanwhile.
@@ -144,7 +146,13 @@ func (a *appender) pass(g group) error {
 		return err
 	}
 	a.log.torn = true
-	if err := a.store([]group{g}); err != nil {
+	err := a.update(func(tx *bbolt.Tx) error {
+		if err := putGroups(tx, []group{g}); err != nil {
+			return err
+		}
+		return tx.Bucket(bucketMeta).Put(keyPassed, indexKey(g.last))
+	})
+	if err != nil {
 		return a.fails(err)
 	}
 	a.mu.Lock()
@@ -171,7 +179,7 @@ func (a *appender) commit(always bool) error {
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.failed = err; err == nil {
+	if a.unstored = err; err == nil {
 		a.pending = slices.Clone(a.pending[len(groups):])
 	}
 	if len(a.pending) > 0 && !a.closed {

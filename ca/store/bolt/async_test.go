@@ -32,7 +32,7 @@ func TestWaysOfWriting(t *testing.T) {
 			if w.fits(groups[0]) {
 				t.Error("there is room behind what fills the area")
 			}
-			got, err := readLog(file, walArea, 0)
+			got, _, err := readLog(file, walArea, 0)
 			if err != nil || !slices.EqualFunc(got, groups, sameGroup) {
 				t.Errorf("%s, %v", spans(got), err)
 			}

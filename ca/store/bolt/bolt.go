@@ -8,6 +8,7 @@ package bolt
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -59,6 +60,8 @@ var ErrSchema = errors.New("the store was written by a newer meshca")
 // Store is one open file. It is safe for concurrent use.
 type Store struct {
 	db *bbolt.DB
+	// writes is what all that writes goes through.
+	writes *committer
 	// young is the ledger's young end, logPath where its log is.
 	young   appender
 	logPath string
@@ -79,11 +82,15 @@ func Open(path string) (*Store, error) {
 	if err := checkMode(path); err != nil {
 		return nil, err
 	}
-	var opened os.FileInfo
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType,
+	var (
+		file   dataFile
+		opened os.FileInfo
+	)
+	db, err := openForeign(path, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType,
 		OpenFile: func(path string, flag int, mode fs.FileMode) (*os.File, error) {
 			f, err := os.OpenFile(path, flag, mode)
 			if err == nil {
+				file = dataFile{f}
 				opened, err = f.Stat()
 			}
 			return f, err
@@ -92,24 +99,45 @@ func Open(path string) (*Store, error) {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%w: %s stayed locked for %s. Stop the other meshca that uses it (`fuser %s` names it), "+
 			"or give this one a state directory of its own", ErrInUse, path, lockWait, path)
+	case errors.Is(err, errDamaged):
+		return nil, openFailed(path, errors.Join(err, letGo(file.File)))
 	case err != nil:
-		return nil, fmt.Errorf("opening the store %s: %w", path, err)
+		return nil, openFailed(path, err)
 	}
 	// Who waited for the lock while a backup was restored has the file that was put aside.
 	if named, err := os.Stat(path); err != nil || !os.SameFile(opened, named) {
 		return nil, errors.Join(fmt.Errorf("the store %s was replaced while it was opened: start again", path), err, db.Close())
 	}
-	s := &Store{db: db, opened: opened}
-	if err := s.prepare(path); err != nil {
+	s := &Store{db: db, writes: newCommitter(db, file), opened: opened}
+	switch err := s.open(path); {
+	case errors.Is(err, errDamaged): // where bbolt has panicked it may hold its own locks, and closing it would wait for them
+		return nil, openFailed(path, errors.Join(err, letGo(file.File)))
+	case err != nil:
 		return nil, errors.Join(err, db.Close())
 	}
+	return s, nil
+}
+
+func (s *Store) open(path string) (err error) {
+	defer damaged(&err)()
+	if err := s.prepare(path); err != nil {
+		return err
+	}
 	if err := s.openHistory(); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), db.Close())
+		return openFailed(path, err)
 	}
 	if err := s.openLedger(path); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the store %s: %w", path, err), db.Close())
+		return openFailed(path, err)
 	}
-	return s, nil
+	return nil
+}
+
+func openFailed(path string, err error) error {
+	if errors.Is(err, errDamaged) {
+		return fmt.Errorf("opening the store %s: %w. Keep a copy of it for whoever looks into it, and put a backup in its place: "+
+			"`meshca restore --config FILE --replace --accept-rollback BACKUP`", path, err)
+	}
+	return fmt.Errorf("opening the store %s: %w", path, err)
 }
 
 // Close lets go of the file, in which the whole ledger is then. Calls that come later fail. After an error nothing is lost
@@ -123,7 +151,7 @@ func (s *Store) Close() error {
 	s.closed = true
 	err := s.young.close()
 	if err == nil {
-		err = s.db.Update(func(tx *bbolt.Tx) error { return putSchema(tx, schemaWhole) })
+		err = s.writes.update(func(tx *bbolt.Tx) error { return putSchema(tx, schemaWhole) })
 	}
 	if err == nil && s.ours() == nil { // else it is another's
 		err = gone(os.Remove(s.logPath))
@@ -156,7 +184,7 @@ func checkMode(path string) error {
 
 // prepare checks the schema, and lays it in a new file.
 func (s *Store) prepare(path string) error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	return s.writes.update(func(tx *bbolt.Tx) error {
 		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
 		if err != nil {
 			return err
@@ -167,6 +195,13 @@ func (s *Store) prepare(path string) error {
 			}
 		} else if err := putSchema(tx, schemaWhole); err != nil {
 			return err
+		}
+		if meta.Get(keyLog) == nil { // no log has this ID, so none that is found can pass for the store's
+			id := make([]byte, walIDSize)
+			_, _ = rand.Read(id) // it never fails
+			if err := meta.Put(keyLog, id); err != nil {
+				return err
+			}
 		}
 		for _, name := range [][]byte{bucketLedger, bucketDenials, bucketRenewals, bucketAgents, bucketMarks} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -203,7 +238,7 @@ func (s *Store) update(ctx context.Context, fn func(*bbolt.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := s.db.Update(fn); !errors.Is(err, errUnchanged) {
+	if err := s.writes.update(fn); !errors.Is(err, errUnchanged) {
 		return unavailable(err)
 	}
 	return nil

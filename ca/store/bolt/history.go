@@ -38,7 +38,7 @@ const markKeySize = 32
 // openHistory makes the key of marks in a store that has none, and reads the newest mark.
 func (s *Store) openHistory() error {
 	var newest ca.Mark
-	err := s.db.Update(func(tx *bbolt.Tx) (err error) {
+	err := s.writes.update(func(tx *bbolt.Tx) (err error) {
 		if newest, err = newestMark(tx); err != nil {
 			return err
 		}

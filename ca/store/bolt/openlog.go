@@ -1,6 +1,7 @@
 package bolt
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -12,8 +13,12 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// keyLog holds, in the bucket meta, the ID of the store's log.
-var keyLog = []byte("ledger log")
+var (
+	// keyLog holds, in the bucket meta, the ID of the store's log; or one that no log has, where there was none yet.
+	keyLog = []byte("ledger log")
+	// keyPassed holds the index of the last entry that came into the bucket without having been in a log.
+	keyPassed = []byte("ledger passed")
+)
 
 // lostSuffix is behind the log's name in that of the file by which somebody says that what is lost is lost.
 const lostSuffix = ".lost"
@@ -40,7 +45,7 @@ func (s *Store) openLedger(path string) error {
 	if err != nil {
 		return err
 	}
-	s.young = appender{db: s.db, update: s.db.Update, renew: s.beginLog, log: &wal{torn: true}, pending: groups, last: have.last}
+	s.young = appender{db: s.db, update: s.writes.update, renew: s.beginLog, log: &wal{torn: true}, pending: groups, last: have.last}
 	if n := len(groups); n > 0 {
 		s.young.last = groups[n-1].last
 	}
@@ -57,6 +62,8 @@ type known struct {
 	// inUse says that the store was not closed: its log may have more than the bucket, whose last index is last.
 	inUse bool
 	last  uint64
+	// passed says that the last entry was never in the log.
+	passed bool
 }
 
 func (s *Store) knownLog(path string) (k known, err error) {
@@ -64,6 +71,7 @@ func (s *Store) knownLog(path string) (k known, err error) {
 		meta := tx.Bucket(bucketMeta)
 		copy(k.id[:], meta.Get(keyLog))
 		k.last = tx.Bucket(bucketLedger).Sequence()
+		k.passed = bytes.Equal(meta.Get(keyPassed), indexKey(k.last))
 		schema, err := readSchema(meta.Get(keySchema), path)
 		k.inUse = schema == schemaLogged
 		return err
@@ -78,6 +86,8 @@ type foundLog struct {
 	// groups are those behind what the bucket has; why says that there are others, or that nobody can know.
 	groups []group
 	why    error
+	// end is the index of the last entry that can be read.
+	end uint64
 }
 
 // findLog looks at a log of a store whose bucket ends at the index last.
@@ -110,7 +120,7 @@ func findLog(path string, last uint64) (l foundLog, err error) {
 		l.why = fmt.Errorf("%w: the file begins or ends as none does", ErrLog)
 		return l, nil
 	}
-	l.groups, l.why = readLog(f, walArea, last)
+	l.groups, l.end, l.why = readLog(f, walArea, last)
 	return l, nil
 }
 
@@ -130,6 +140,8 @@ func (l foundLog) of(k known) error {
 		return fmt.Errorf("%w: it is that of another store, or of another time", ErrLog)
 	case l.head.base > k.last:
 		return fmt.Errorf("%w: entry %d is followed by entry %d", ErrLog, k.last, l.head.base+1)
+	case max(l.head.base, l.end) < k.last && !k.passed:
+		return fmt.Errorf("%w: it is that of an earlier moment, and ends with entry %d: the store has entry %d", ErrLog, max(l.head.base, l.end), k.last)
 	}
 	return nil
 }
@@ -164,6 +176,9 @@ func (s *Store) taken(k known, found foundLog) ([]group, error) {
 	s.note("the store goes on without a part of its log, as %s says: the ledger ends at entry %d", s.logPath+lostSuffix, last)
 	if found.file == nil {
 		return groups, nil
+	}
+	if n := countBehind(found.file, walArea, last); n > 0 {
+		s.note("the log that is kept has %d entries behind that which can be read; their indexes are given out again, and the audit log has what was issued", n)
 	}
 	return groups, s.keepLog("a part of the log cannot be read")
 }
@@ -229,7 +244,7 @@ func (s *Store) beginLog(base uint64) (*wal, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	err = s.db.Update(func(tx *bbolt.Tx) error {
+	err = s.writes.update(func(tx *bbolt.Tx) error {
 		if err := tx.Bucket(bucketMeta).Put(keyLog, head.id[:]); err != nil {
 			return err
 		}

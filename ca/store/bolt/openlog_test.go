@@ -568,3 +568,97 @@ func TestRestoreOverAKilledStore(t *testing.T) {
 		t.Errorf("put aside are %v, %v", left, err)
 	}
 }
+
+// Restores within one second put what stood aside under names of their own.
+func TestRestoredTwiceInASecond(t *testing.T) {
+	s, _ := decided(t)
+	old := backup(t, s)
+	want := append(ledgerIDs(t, s), "since")
+	must(t, s.AppendLedger(t.Context(), issued("since")))
+	path := killed(t, s)
+	closed(t, s)
+	var asides []string
+	for range 3 {
+		r, err := restore(t, old, path, replacing)
+		must(t, err)
+		if slices.Contains(asides, r.Aside) {
+			t.Errorf("%s twice", r.Aside)
+		}
+		asides = append(asides, r.Aside)
+	}
+	aside := opened(t, asides[0])
+	defer closed(t, aside)
+	wantIDs(t, aside, want...)
+}
+
+// A log of an earlier moment of the same run, as where a directory that is in use is copied file by file.
+func TestLogOfAnEarlierMoment(t *testing.T) {
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	must(t, s.AppendLedger(t.Context(), issued("a")))
+	earlier, err := os.ReadFile(s.logPath)
+	must(t, err)
+	must(t, s.AppendLedger(t.Context(), issued("b")))
+	must(t, s.young.fold())
+	must(t, s.AppendLedger(t.Context(), issued("c")))
+	path := killed(t, s)
+	closed(t, s)
+	must(t, os.WriteFile(path+walSuffix, earlier, 0o600))
+	if s, err := Open(path); !errors.Is(err, ErrLog) || !strings.Contains(err.Error(), "ends with entry 1: the store has entry 2") {
+		t.Fatalf("it opens (%v): %v", s, err)
+	}
+}
+
+// A group that no area holds goes by the log. Killed before the next log begins, the store is whole with the one it had.
+func TestKilledBehindAGroupThatWentByTheLog(t *testing.T) {
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	must(t, s.AppendLedger(t.Context(), issued("a")))
+	must(t, s.AppendLedger(t.Context(), []ca.LedgerEntry{{ID: "large", Evidence: make([]byte, walArea)}}))
+	path := killed(t, s)
+	closed(t, s)
+	again := opened(t, path)
+	wantIDs(t, again, "a", "large")
+	closed(t, again)
+}
+
+// A store that has had no log yet takes none for its own: the first log of another has no predecessor either.
+func TestFirstLogOfAnother(t *testing.T) {
+	s, _ := decided(t)
+	old := backup(t, s)
+	other := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	for range ledgerIDs(t, s) {
+		must(t, other.AppendLedger(t.Context(), issued("in the log alone")))
+	}
+	closed(t, s)
+	path := killed(t, other)
+	closed(t, other)
+	must(t, os.Rename(path, path+".moved"))
+	_, err := restore(t, old, path)
+	must(t, err)
+	restored := opened(t, path)
+	kept, err := filepath.Glob(path + walSuffix + ".replaced-*")
+	must(t, err)
+	if len(kept) != 1 || len(restored.Notices()) != 1 {
+		t.Errorf("the other's log: kept %q, told %q", kept, restored.Notices())
+	}
+	closed(t, restored)
+}
+
+// The log cannot be written. That what it had is folded changes nothing about it.
+func TestNotReadyWhileTheLogIsTorn(t *testing.T) {
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	must(t, s.AppendLedger(t.Context(), issued("a")))
+	s.young.log.file = &failing{walFile: s.young.log.file, fail: true}
+	if err := s.AppendLedger(t.Context(), issued("refused")); err == nil {
+		t.Fatal("it was taken")
+	}
+	must(t, s.young.fold())
+	if s.Ready() == nil {
+		t.Error("ready, and the log is torn")
+	}
+	must(t, s.AppendLedger(t.Context(), issued("b")))
+	if err := s.Ready(); err != nil {
+		t.Errorf("with a new log: %v", err)
+	}
+	wantIDs(t, s, "a", "b")
+	closed(t, s)
+}

@@ -25,6 +25,9 @@ var ErrExists = errors.New("there is a store already")
 // ErrUnreadable is wrapped by Restore's error where nobody can say what the store that stands has decided.
 var ErrUnreadable = errors.New("the store that stands cannot be read")
 
+// ErrInPlace is wrapped by Restore's error where the backup has taken its place, and something went wrong behind that.
+var ErrInPlace = errors.New("the restored store is in place")
+
 // RestoreOptions tell what to restore, and what it may cost.
 type RestoreOptions struct {
 	// Backup is the backup's content.
@@ -102,12 +105,14 @@ func viewForeign(db *bbolt.DB, fn func(*bbolt.Tx) error) (err error) {
 	return db.View(fn)
 }
 
+var errDamaged = errors.New("it is damaged")
+
 func damaged(err *error) func() {
 	before := debug.SetPanicOnFault(true)
 	return func() {
 		debug.SetPanicOnFault(before)
 		if p := recover(); p != nil {
-			*err = fmt.Errorf("it is damaged: %v", p)
+			*err = fmt.Errorf("%w: %v", errDamaged, p)
 		}
 	}
 }
@@ -186,33 +191,63 @@ func (r *Restored) succeed(next *bbolt.DB, o RestoreOptions) (release func(), er
 
 // place moves the file to its name, and what stood there aside. There is a store at that name at every moment.
 func (r *Restored) place(file, path string) error {
+	dir := filepath.Dir(path)
 	if r.Aside == "" {
 		if err := os.Link(file, path); err != nil { // which replaces nothing, if something came meanwhile
 			return fmt.Errorf("putting the store in place: %w", err)
 		}
-		return syncDir(filepath.Dir(path))
+		if err := syncDir(dir); err != nil {
+			return fmt.Errorf("%w. But nobody knows whether it stays so if power fails (%w). See to the disk before you start the CA", ErrInPlace, err)
+		}
+		return nil
 	}
-	if err := keepAside(path, r.Aside); err != nil {
+	undo, err := r.keepAside(path)
+	if err != nil {
 		return fmt.Errorf("keeping the store that stood: %w", err)
 	}
 	if err := os.Rename(file, path); err != nil {
-		return errors.Join(fmt.Errorf("putting the store in place: %w", err), os.Remove(r.Aside), gone(os.Remove(r.Aside+walSuffix)))
+		return errors.Join(fmt.Errorf("putting the store in place: %w", err), undo())
 	}
 	if err := gone(os.Remove(path + walSuffix)); err != nil {
-		return fmt.Errorf("the store is in place, but the log of the one that stood is, too: %w", err)
+		return errors.Join(fmt.Errorf("%w, and what stood is kept as %s. But the log of that is still beside it (%w). Move it away before you start the CA",
+			ErrInPlace, r.Aside, err), syncDir(dir))
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-// keepAside gives a store and its log a second name. Its log goes along, for a store that was not closed is whole with it alone.
-func keepAside(path, aside string) error {
-	if err := gone(os.Link(path+walSuffix, aside+walSuffix)); err != nil {
-		return err
-	}
-	if err := os.Link(path, aside); err != nil {
-		return errors.Join(err, gone(os.Remove(aside+walSuffix)))
+	if err := syncDir(dir); err != nil {
+		return fmt.Errorf("%w, and what stood is kept as %s. But nobody knows whether it stays so if power fails (%w). See to the disk before you start the CA",
+			ErrInPlace, r.Aside, err)
 	}
 	return nil
+}
+
+// keepAside gives a store and its log a second name, that nothing has. Its log goes along, for a store that was not closed is
+// whole with it alone.
+func (r *Restored) keepAside(path string) (undo func() error, err error) {
+	name := r.Aside
+	for i := 2; ; i++ {
+		undo, err := linkBoth(path, r.Aside)
+		if err == nil || !errors.Is(err, fs.ErrExist) {
+			return undo, err
+		}
+		r.Aside = fmt.Sprintf("%s-%d", name, i)
+	}
+}
+
+// linkBoth gives a store and its log a second name, or neither.
+func linkBoth(path, aside string) (undo func() error, err error) {
+	if _, err := os.Lstat(aside + walSuffix); err == nil { // there may be no log to meet it
+		return nil, fs.ErrExist
+	}
+	undo = func() error { return nil }
+	switch err := os.Link(path+walSuffix, aside+walSuffix); {
+	case err == nil:
+		undo = func() error { return os.Remove(aside + walSuffix) }
+	case gone(err) != nil:
+		return nil, err
+	}
+	if err := os.Link(path, aside); err != nil {
+		return nil, errors.Join(err, undo())
+	}
+	return func() error { return errors.Join(os.Remove(aside), undo()) }, nil
 }
 
 // gone is an error but for that of a file that is not there.

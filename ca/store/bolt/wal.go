@@ -179,25 +179,26 @@ func readArea(b []byte) (all []group) {
 }
 
 // readLog returns the groups behind the index folded, in order, as far as there is no gap. A record that was not written to
-// its end is not there: nobody was told that it is. Where one is missing that others follow, it says so, too (ErrLog).
-func readLog(f io.ReaderAt, size areaSize, folded uint64) ([]group, error) {
-	var (
-		areas [walAreas][]byte
-		all   []group
-	)
+// its end is not there: nobody was told that it is. Where one is missing that others follow, it says so, too (ErrLog). end is
+// the index of the last entry that the log has, folded or not.
+func readLog(f io.ReaderAt, size areaSize, folded uint64) (all []group, end uint64, err error) {
+	var areas [walAreas][]byte
 	for i := range areas {
 		areas[i] = make([]byte, size)
 		if _, err := f.ReadAt(areas[i], size.start(i)); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		all = append(all, readArea(areas[i])...)
 	}
 	slices.SortFunc(all, func(a, b group) int { return cmp.Compare(a.first, b.first) })
+	if n := len(all); n > 0 {
+		end = all[n-1].last
+	}
 	all = slices.DeleteFunc(all, func(g group) bool { return g.last <= folded })
 	last := folded
 	for i, g := range all {
 		if g.first != last+1 {
-			return all[:i], fmt.Errorf("%w: entry %d is followed by entry %d", ErrLog, last, g.first)
+			return all[:i], end, fmt.Errorf("%w: entry %d is followed by entry %d", ErrLog, last, g.first)
 		}
 		last = g.last
 	}
@@ -205,11 +206,27 @@ func readLog(f io.ReaderAt, size areaSize, folded uint64) ([]group, error) {
 	for _, area := range areas {
 		for ; len(area) > 0; area = area[walBlock:] {
 			if g, ok := readRecord(area); ok && g.first > last {
-				return all, fmt.Errorf("%w: entry %d is followed by entry %d", ErrLog, last, g.first)
+				return all, end, fmt.Errorf("%w: entry %d is followed by entry %d", ErrLog, last, g.first)
 			}
 		}
 	}
-	return all, nil
+	return all, end, nil
+}
+
+// countBehind is how many entries behind an index can be read in a log, whatever is missing before them.
+func countBehind(f io.ReaderAt, size areaSize, last uint64) (n uint64) {
+	for i := range walAreas {
+		area := make([]byte, size)
+		if _, err := f.ReadAt(area, size.start(i)); err != nil {
+			continue
+		}
+		for ; len(area) > 0; area = area[walBlock:] {
+			if g, ok := readRecord(area); ok && g.first > last {
+				n += g.last - g.first + 1
+			}
+		}
+	}
+	return n
 }
 
 // walHead says which log it is, behind which other, and where it begins.
@@ -282,6 +299,11 @@ func lockFile(f *os.File) error {
 		return fmt.Errorf("%w: its log %s is locked. Stop the other meshca that uses it (`fuser %s` names it)", ErrInUse, f.Name(), f.Name())
 	}
 	return err
+}
+
+// letGo closes a locked file of which more may be left in this process, such as a mapping: that would keep the lock.
+func letGo(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
 // dataFile writes as every system can.

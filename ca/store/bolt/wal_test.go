@@ -112,7 +112,11 @@ func TestLogModel(t *testing.T) {
 		m.disk = newDisk(m.rand)
 		m.open()
 		defer func() { _ = m.db.Close() }()
-		m.check(m.db.Update(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket(bucketLedger); return err }))
+		m.check(m.db.Update(func(tx *bbolt.Tx) error {
+			_, err := tx.CreateBucket(bucketLedger)
+			_, err2 := tx.CreateBucket(bucketMeta)
+			return errors.Join(err, err2)
+		}))
 		m.start()
 		rt.Repeat(map[string]func(*rapid.T){
 			"append": func(rt *rapid.T) {
@@ -176,23 +180,23 @@ func (m *logModel) start() {
 	if m.base > last {
 		m.rt.Fatalf("the log begins behind entry %d, the bucket ends at %d", m.base, last)
 	}
-	groups, err := readLog(m.disk, testArea, last)
+	groups, _, err := readLog(m.disk, testArea, last)
 	m.check(err)
 	if n := len(groups); n > 0 {
 		last = groups[n-1].last
 	}
-	m.a = &appender{db: m.db, update: m.update, renew: m.renew, log: &wal{torn: true}, later: time.AfterFunc(time.Hour, func() {}), pending: groups, last: last}
+	writes := &committer{db: m.db, file: m, commit: m.update}
+	m.a = &appender{db: m.db, update: writes.update, renew: m.renew, log: &wal{torn: true}, later: time.AfterFunc(time.Hour, func() {}), pending: groups, last: last}
 	m.due(m.a.mend())
 }
 
 // update fails at its end if it is to: it can be seen, and may not be durable.
 func (m *logModel) update(fn func(*bbolt.Tx) error) error {
+	if m.metas != nil { // this one writes over what the disk's state rests on
+		m.rt.Fatal("a commit begins while nobody knows whether the one before is durable")
+	}
 	if !m.failCommit {
-		err := m.db.Update(fn)
-		if err == nil {
-			m.metas = nil
-		}
-		return err
+		return m.db.Update(fn)
 	}
 	m.failCommit = false
 	metas := make([]byte, 2*m.db.Info().PageSize)
@@ -206,6 +210,34 @@ func (m *logModel) update(fn func(*bbolt.Tx) error) error {
 	}
 	m.metas = metas
 	return errDisk
+}
+
+// ReadAt and WriteDurably are bbolt's file for the committer.
+func (m *logModel) ReadAt(p []byte, at int64) (int, error) {
+	f, err := os.Open(m.path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return f.ReadAt(p, at)
+}
+
+func (m *logModel) WriteDurably(p []byte, at int64) error {
+	now := make([]byte, 2*len(p))
+	_, err := m.ReadAt(now, 0)
+	m.check(err)
+	if !bytes.Equal(now[at:at+int64(len(p))], p) {
+		m.rt.Fatalf("page %d is written, with other content than it has", at/int64(len(p)))
+	}
+	if m.metas != nil && bytes.Equal(m.metas[at:at+int64(len(p))], p) {
+		m.rt.Fatal("the page of the state before is written again, not that of the one that is shown")
+	}
+	if m.failCommit {
+		m.failCommit = false
+		return errDisk
+	}
+	m.metas = nil
+	return nil
 }
 
 func (m *logModel) renew(base uint64) (*wal, error) {
@@ -373,7 +405,7 @@ func TestReadLogMissesNothing(t *testing.T) {
 			if tt.damage > 0 {
 				tt.disk.written[tt.damage] ^= 0x80
 			}
-			got, err := readLog(tt.disk, testArea, tt.folded)
+			got, _, err := readLog(tt.disk, testArea, tt.folded)
 			if !errors.Is(err, tt.err) || !slices.EqualFunc(got, tt.want, sameGroup) {
 				t.Errorf("%s, %v; want %s, %v", spans(got), err, spans(tt.want), tt.err)
 			}
