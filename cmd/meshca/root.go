@@ -96,15 +96,14 @@ func rootFirst(c *Config) error {
 	if _, err := os.Stat(c.storePath()); !errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	_, err := os.Stat(c.Upstream.Disk.CertFile)
-	if !errors.Is(err, fs.ErrNotExist) || c.hasSuccessors() {
-		return nil
+	if _, err := os.Stat(c.Upstream.Disk.CertFile); errors.Is(err, fs.ErrNotExist) {
+		return noRootYet(c, fmt.Errorf("the root's certificate: %w", err))
 	}
-	return noRootYet(c, fmt.Errorf("the root's certificate: %w", err))
+	return nil
 }
 
-// noRootYet adds how a root comes to be to what failed for want of one, where the CA has never had any. Where one of its
-// files is there, it is about that.
+// noRootYet adds what leads out to what failed for want of a root, where the CA has no store or an empty one: how a root comes
+// to be, unless something says that there was one. Where one of its files is there, it is about that.
 func noRootYet(c *Config, failed error) error {
 	root := c.Upstream.Disk
 	for _, path := range []string{root.CertFile, root.KeyFile} {
@@ -113,7 +112,12 @@ func noRootYet(c *Config, failed error) error {
 		}
 	}
 	if c.hasSuccessors() {
-		return failed
+		return fmt.Errorf("%w. There are others in %s, but without a store the CA signs under the root that the configuration names: restore a backup of the "+
+			"store (`meshca restore`), or name one of them as upstream.disk.certFile and keyFile", failed, c.successors())
+	}
+	if _, err := os.Lstat(c.BundleFile); c.BundleFile != "" && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w, and a trust bundle was published (%s): put the root back from your copy, with its key. If a new trust domain is to begin "+
+			"here, take the old one's traces away first", failed, c.BundleFile)
 	}
 	file, key := c.file, " --key FILE"
 	if file == "" {

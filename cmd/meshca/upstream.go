@@ -83,7 +83,7 @@ func (u *UpstreamConfig) files() []namedFile {
 // successors is the directory of the roots that replace the one that the configuration names.
 func (c *Config) successors() string { return filepath.Join(c.StateDir, "roots") }
 
-// hasSuccessors says whether one lies there, of which the CA may start where the root that is named is gone.
+// hasSuccessors says whether one lies there.
 func (c *Config) hasSuccessors() bool {
 	certs, _ := filepath.Glob(filepath.Join(keyfile.Literal(c.successors()), "*.crt"))
 	return len(certs) > 0
