@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/meshca/meshca/test/parts"
 )
 
 // TestCrossCompile builds what a release consists of, for every platform it is for. Binaries for Linux are static: they
@@ -29,6 +31,7 @@ func TestCrossCompile(t *testing.T) {
 			for _, command := range target.commands {
 				args = append(args, module+"/cmd/"+command)
 			}
+			parts.SeeSource()
 			build := exec.CommandContext(t.Context(), "go", args...)
 			build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+target.os, "GOARCH="+target.arch)
 			if out, err := build.CombinedOutput(); err != nil {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/meshca/meshca/test/parts"
 )
 
 const module = "github.com/meshca/meshca"
@@ -259,6 +261,7 @@ type pkg struct {
 // packages lists the module's own, without their tests.
 func packages(t *testing.T) []pkg {
 	t.Helper()
+	parts.SeeSource()
 	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Doc,Imports,Deps,GoFiles", module+"/...")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // the static build: what is released
 	out, err := cmd.Output()

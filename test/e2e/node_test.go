@@ -31,6 +31,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	parts.SeeSource()
 	c := exec.Command("go", "build", "-o", dir+"/", "github.com/meshca/meshca/cmd/...")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {

@@ -41,7 +41,7 @@ func Find(name string) (string, error) {
 // Root is the repository's root: the nearest folder upwards whose go.mod is the main module's. Folders below it hold
 // modules of their own.
 func Root() (string, error) {
-	seeSource()
+	SeeSource()
 	return findRoot()
 }
 

@@ -40,7 +40,7 @@ type Command struct {
 // Start runs the command. Linux kills it when this program dies (PR_SET_PDEATHSIG). The kernel ties that to the thread
 // that forked, so one goroutine holds its thread from the fork until the process has ended.
 func Start(c Command) (*Process, error) {
-	seeSource()
+	SeeSource()
 	p := &Process{name: c.Path, cmd: exec.Command(c.Path, c.Args...), done: make(chan struct{}), log: &tail{next: c.Log}}
 	p.cmd.Dir, p.cmd.Env = c.Dir, c.Env
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log

@@ -1,6 +1,7 @@
 package parts
 
 import (
+	"flag"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -9,9 +10,15 @@ import (
 	"syscall"
 )
 
-// seeSource reads the names of this module's files. Go's test cache keeps a result until something changes that the test has
+// SeeSource reads the names of this module's files. Go's test cache keeps a result until something changes that the test has
 // read; what a `go build` reads that a test starts it does not know. Without this, a test of a command that was built so would
-// be taken to have passed with source that it never ran.
+// be taken to have passed with source that it never ran. Root and Start do it, too; whoever builds without them calls it.
+func SeeSource() {
+	if flag.Parsed() { // before a TestMain has called Run the cache does not listen
+		seeSource()
+	}
+}
+
 var seeSource = sync.OnceFunc(func() {
 	root, err := findRoot()
 	if err != nil {

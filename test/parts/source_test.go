@@ -21,6 +21,14 @@ import (
 	"github.com/meshca/meshca/test/parts"
 )
 
+// What runs before the tests is not seen.
+func TestMain(m *testing.M) {
+	if p, err := parts.Start(parts.Command{Path: "true"}); err == nil {
+		<-p.Done()
+	}
+	m.Run()
+}
+
 func Test(t *testing.T) {
 	p, err := parts.Start(parts.Command{Path: "true"})
 	if err != nil {

@@ -70,6 +70,7 @@ func checkout(root, commit, dir string) error {
 func build(t *testing.T, name, source string) version {
 	t.Helper()
 	v := version{name, t.TempDir()}
+	parts.SeeSource()
 	cmd := exec.Command("go", "build", "-o", v.bin+"/", "./cmd/meshca", "./cmd/meshca-agent", "./cmd/certctl")
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -buildvcs=false")

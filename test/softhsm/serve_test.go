@@ -66,6 +66,7 @@ func newSite(t *testing.T) *site {
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s := &site{T: t, dir: dir, binary: filepath.Join(dir, "meshca-pkcs11")}
+	parts.SeeSource()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", s.binary, "github.com/meshca/meshca/cmd/meshca")
 	build.Env = append(os.Environ(), "CGO_ENABLED=1")
 	if out, err := build.CombinedOutput(); err != nil {

@@ -45,6 +45,7 @@ func (w *world) serve(extra string) *daemon {
 	must(w.t, err)
 	must(w.t, os.WriteFile(filepath.Join(dir, "jwks.json"), keys, 0o600))
 	binary := filepath.Join(dir, "meshca")
+	parts.SeeSource()
 	build := exec.CommandContext(w.t.Context(), "go", "build", "-o", binary, "github.com/meshca/meshca/cmd/meshca")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
