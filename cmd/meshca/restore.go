@@ -67,10 +67,13 @@ func restore(ctx context.Context, out io.Writer, c *Config, f restoreFlags, file
 	r, err := bolt.Restore(ctx, bolt.RestoreOptions{
 		Backup: backup, Path: c.storePath(), TrustDomain: c.trustDomain.Name(), Replace: f.replace, AcceptRollback: f.acceptRollback, DryRun: f.dryRun,
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, bolt.ErrInPlace) {
 		return restoreRefused(file, f, err)
 	}
 	tellRestored(out, c, f, file, r)
+	if err != nil { // behind that
+		return fmt.Errorf("%s: %w", file, err)
+	}
 	return nil
 }
 
@@ -89,9 +92,6 @@ func restoreRefused(file string, f restoreFlags, err error) error {
 	case errors.Is(err, bolt.ErrUnreadable):
 		return fmt.Errorf("%w, so nobody can say what it has decided that %s does not know. Nothing was changed. To go on: `%s --accept-rollback %s`; agents "+
 			"that have seen more tell the CA so when they connect", err, file, again, file)
-	}
-	if errors.Is(err, bolt.ErrInPlace) {
-		return fmt.Errorf("%s: %w", file, err)
 	}
 	return fmt.Errorf("%s: %w. Nothing was changed", file, err)
 }

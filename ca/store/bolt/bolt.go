@@ -7,6 +7,7 @@
 package bolt
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -15,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -133,7 +135,8 @@ func (s *Store) open(path string) (err error) {
 }
 
 func openFailed(path string, err error) error {
-	if errors.Is(err, errDamaged) {
+	cut := errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || strings.Contains(err.Error(), "file size too small")
+	if cut || errors.Is(err, errDamaged) {
 		return fmt.Errorf("opening the store %s: %w. Keep a copy of it for whoever looks into it, and put a backup in its place: "+
 			"`meshca restore --config FILE --replace --accept-rollback BACKUP`", path, err)
 	}
@@ -159,8 +162,9 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.db.Close())
 }
 
-// Ready says why what is in the ledger's log cannot be folded into the store, which then takes no more; nil when it can.
-func (s *Store) Ready() error { return unavailable(s.young.ready()) }
+// Ready says why the store takes nothing: what is in the ledger's log cannot be folded into it, or nobody knows whether what it
+// shows is durable; nil when it takes what comes, as far as is known.
+func (s *Store) Ready() error { return unavailable(cmp.Or(s.young.ready(), s.writes.ready())) }
 
 // checkMode refuses a file that others than its owner can use; a file that is not there yet is fine.
 func checkMode(path string) error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 )
@@ -25,9 +26,14 @@ type committer struct {
 	// commit is db.Update.
 	commit func(func(*bbolt.Tx) error) error
 
+	// fault says why nothing can be written; nil where it can, as far as is known.
+	fault atomic.Pointer[error]
+
 	mu sync.Mutex
 	// sure says that what bbolt shows is durable.
 	sure bool
+	// shown is the state that it showed behind a commit that failed: what it holds in memory belongs to that one. 0: none has.
+	shown int
 }
 
 func newCommitter(db *bbolt.DB, file dataFile) *committer {
@@ -39,8 +45,11 @@ func (c *committer) update(fn func(*bbolt.Tx) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.settle(); err != nil {
-		return fmt.Errorf("making durable what a commit has left that failed: %w", err)
+		err = fmt.Errorf("making durable what a commit has left that failed: %w", err)
+		c.fault.Store(&err)
+		return err
 	}
+	c.fault.Store(nil)
 	begun := false // to write
 	c.sure = false // also where it panics
 	err := c.commit(func(tx *bbolt.Tx) error {
@@ -48,11 +57,35 @@ func (c *committer) update(fn func(*bbolt.Tx) error) error {
 		begun = err == nil
 		return err
 	})
-	c.sure = err == nil || !begun
+	if c.sure = err == nil || !begun; !c.sure {
+		c.fault.Store(&err)
+		c.shown = c.state()
+	}
 	return err
 }
 
-var errStillRead = errors.New("the store is still being read as it was before")
+// state is the number of the one that bbolt shows; 0 where it shows none.
+func (c *committer) state() int {
+	tx, err := c.db.Begin(false)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = tx.Rollback() }()
+	return tx.ID()
+}
+
+// ready says why nothing can be written; nil where it can, as far as is known.
+func (c *committer) ready() error {
+	if err := c.fault.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+var (
+	errStillRead = errors.New("the store is still being read as it was before")
+	errForgotten = errors.New("the disk has lost what was written to it: restart the CA")
+)
 
 // settle makes durable what bbolt shows; c.mu is held.
 func (c *committer) settle() error {
@@ -68,6 +101,9 @@ func (c *committer) settle() error {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
+	if c.shown != 0 && tx.ID() != c.shown { // the page was dropped, and read again as the disk has it
+		return errForgotten
+	}
 	page := make([]byte, c.db.Info().PageSize)
 	at := int64(tx.ID()%2) * int64(len(page)) // the two meta pages take turns
 	if _, err := c.file.ReadAt(page, at); err != nil {
@@ -76,6 +112,6 @@ func (c *committer) settle() error {
 	if err := c.file.WriteDurably(page, at); err != nil {
 		return err
 	}
-	c.sure = true
+	c.sure, c.shown = true, 0
 	return nil
 }

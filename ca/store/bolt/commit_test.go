@@ -77,15 +77,19 @@ func TestPowerFailsBehindACommitThatFailed(t *testing.T) {
 	meta.fail = nil
 	reader, err := s.db.Begin(false)
 	must(t, err)
-	if err := s.young.fold(); !errors.Is(err, errStillRead) {
+	if err := s.PutDenial(t.Context(), ca.Denial{ID: "spiffe://example.org/a"}); !errors.Is(err, errStillRead) {
 		t.Errorf("while it is read: %v", err)
 	}
 	must(t, reader.Rollback())
+	if err := s.Ready(); err == nil {
+		t.Error("ready, and nothing can be written")
+	}
 
 	s.writes.commit = s.db.Update
 	issue("next")
 	durable := slices.Clone(meta.has)
 	must(t, s.young.fold())
+	must(t, s.Ready())
 	crash := killed(t, s)
 	closed(t, s)
 	c, err := os.OpenFile(crash, os.O_RDWR, 0)
@@ -94,6 +98,39 @@ func TestPowerFailsBehindACommitThatFailed(t *testing.T) {
 	must(t, errors.Join(err, c.Close()))
 	again := opened(t, crash)
 	wantIDs(t, again, ids...)
+	closed(t, again)
+}
+
+// The system drops the page that could not be written, and reads what the disk has. bbolt's memory goes on from what was dropped.
+func TestPageOfAFailedCommitIsDropped(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "meshca.db")
+	s := opened(t, path)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	before := make([]byte, 2*s.db.Info().PageSize)
+	_, err = f.ReadAt(before, 0)
+	must(t, err)
+	broken := errors.New("input/output error")
+	s.writes.commit = func(fn func(*bbolt.Tx) error) error { return errors.Join(s.db.Update(fn), broken) }
+	denial := ca.Denial{ID: "spiffe://example.org/a"}
+	if err := s.PutDenial(t.Context(), denial); !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	// What has failed is said at once, also where nobody issues.
+	if err := s.Ready(); !errors.Is(err, broken) {
+		t.Errorf("ready: %v", err)
+	}
+	_, err = f.WriteAt(before, 0)
+	must(t, err)
+	s.writes.commit = func(func(*bbolt.Tx) error) error { t.Error("a commit"); return broken }
+	for range 2 {
+		if err := s.PutDenial(t.Context(), denial); !errors.Is(err, errForgotten) {
+			t.Errorf("it goes on: %v", err)
+		}
+	}
+	again := opened(t, killed(t, s))
+	must(t, again.PutDenial(t.Context(), denial))
 	closed(t, again)
 }
 
@@ -160,6 +197,12 @@ func TestDamagedStore(t *testing.T) {
 			t.Errorf("page %d: %v", at/page, err)
 		}
 		said++
+	}
+	for _, size := range []int{1, 100, page, 2 * page, 3 * page} {
+		must(t, os.WriteFile(path, whole[:size], 0o600))
+		if s, err := Open(path); err == nil || !strings.Contains(err.Error(), "meshca restore") {
+			t.Errorf("cut to %d bytes: %v, %v", size, s, err)
+		}
 	}
 	if said == 0 {
 		t.Error("every damaged store opens")

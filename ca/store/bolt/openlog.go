@@ -154,8 +154,8 @@ func (s *Store) taken(k known, found foundLog) ([]group, error) {
 		return found.groups, nil
 	case found.file == nil && !k.inUse:
 		return nil, nil
-	case !k.inUse: // closed, the store has all. What is left of its own log has nothing beyond
-		if why == nil && len(found.groups) == 0 {
+	case !k.inUse: // closed, the store has all. What its own log has beyond was refused
+		if found.head.id == k.id || why == nil && len(found.groups) == 0 {
 			return nil, nil
 		}
 		return nil, s.keepLog("a log stood beside the store that is not its own")

@@ -662,3 +662,32 @@ func TestNotReadyWhileTheLogIsTorn(t *testing.T) {
 	wantIDs(t, s, "a", "b")
 	closed(t, s)
 }
+
+// A store that was closed has all. Its own log is left where the process died then, with a record that was refused.
+func TestOwnLogOfAClosedStore(t *testing.T) {
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	must(t, s.AppendLedger(t.Context(), issued("a")))
+	file := s.young.log.file
+	s.young.log.file = &written{walFile: file}
+	if err := s.AppendLedger(t.Context(), issued("refused")); err == nil {
+		t.Fatal("it was taken")
+	}
+	log, err := os.ReadFile(s.logPath)
+	must(t, err)
+	path := s.db.Path()
+	closed(t, s)
+	must(t, os.WriteFile(path+walSuffix, log, 0o600))
+	s = opened(t, path)
+	wantIDs(t, s, "a")
+	if all := s.Notices(); len(all) != 0 {
+		t.Errorf("it tells %q", all)
+	}
+	closed(t, s)
+}
+
+// written is a file that fails once it has written.
+type written struct{ walFile }
+
+func (w *written) WriteDurably(p []byte, at int64) error {
+	return errors.Join(w.walFile.WriteDurably(p, at), errDisk)
+}

@@ -76,7 +76,14 @@ func Restore(ctx context.Context, o RestoreOptions) (r Restored, err error) {
 	if err != nil {
 		return r, fmt.Errorf("%w: what it holds is no store: %w", ErrBackup, err)
 	}
-	defer func() { err = errors.Join(err, next.Close()) }() // until all is in place, nobody can open what is there already
+	placed := false
+	defer func() { // until all is in place, nobody can open what is there already
+		late := next.Close()
+		if late != nil && placed {
+			late = fmt.Errorf("%w. But closing it failed: %w", ErrInPlace, late)
+		}
+		err = errors.Join(err, late)
+	}()
 	r.State, err = r.verify(next, o.TrustDomain)
 	if err == nil {
 		var release func()
@@ -90,7 +97,9 @@ func Restore(ctx context.Context, o RestoreOptions) (r Restored, err error) {
 	if err != nil || o.DryRun || ctx.Err() != nil {
 		return r, errors.Join(err, ctx.Err())
 	}
-	return r, r.place(f.Name(), o.Path)
+	err = r.place(f.Name(), o.Path)
+	placed = err == nil
+	return r, err
 }
 
 // openForeign opens a file that may be damaged anywhere, and viewForeign reads it: bbolt says so by panicking, and the
