@@ -66,26 +66,36 @@ func createRoot(out io.Writer, c *Config, o rootOptions) error {
 // rootStands tells whether the root's certificate is there. Where it is not, and something says that this CA has had a
 // root, that root was lost: another one in its place would lock out every agent and every proxy.
 func rootStands(c *Config, published string) (bool, error) {
+	switch _, err := os.Stat(c.Upstream.Disk.CertFile); {
+	case err == nil:
+		return true, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return false, err
+	}
+	return false, rootLost(c, c.storePath(), published)
+}
+
+// rootLost says by what it can be seen that the CA has had a root; nil where nothing says so. The store, and a bundle that was
+// published elsewhere than the configuration says, are looked at where they are named.
+func rootLost(c *Config, store, published string) error {
 	for _, trace := range []struct{ path, what string }{
-		{c.Upstream.Disk.CertFile, ""},
-		{c.storePath(), "the CA's store is there"},
+		{store, "the CA's store is there"},
 		{published, "a trust bundle was published"},
+		{c.BundleFile, "a trust bundle was published"},
+		{c.successor(), "another root of this CA lies in its state directory"},
 	} {
 		if trace.path == "" {
 			continue
 		}
-		_, err := os.Stat(trace.path)
-		switch {
-		case err == nil && trace.what == "":
-			return true, nil
+		switch _, err := os.Stat(trace.path); {
 		case err == nil:
-			return false, fmt.Errorf("%s (%s), and its root %s is not: put the root back from your copy, with its key. "+
-				"If a new trust domain is to begin here, take the old one's traces away first", trace.what, trace.path, c.Upstream.Disk.CertFile)
+			return fmt.Errorf("%s (%s), and its root %s is not: put the root back from your copy, with its key, and the store from a backup (`meshca restore`) "+
+				"if that is lost, too. If a new trust domain is to begin here, take the old one's traces away first", trace.what, trace.path, c.Upstream.Disk.CertFile)
 		case !errors.Is(err, fs.ErrNotExist):
-			return false, err
+			return fmt.Errorf("nobody can say whether this CA has had a root: %w", err)
 		}
 	}
-	return false, nil
+	return nil
 }
 
 // rootFirst refuses to begin a store where no root was made: to rootStands it would say that there was one, and that it is lost.
@@ -111,13 +121,8 @@ func noRootYet(c *Config, failed error) error {
 			return failed
 		}
 	}
-	if c.hasSuccessors() {
-		return fmt.Errorf("%w. There are others in %s, but without a store the CA signs under the root that the configuration names: restore a backup of the "+
-			"store (`meshca restore`), or name one of them as upstream.disk.certFile and keyFile", failed, c.successors())
-	}
-	if _, err := os.Lstat(c.BundleFile); c.BundleFile != "" && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w, and a trust bundle was published (%s): put the root back from your copy, with its key. If a new trust domain is to begin "+
-			"here, take the old one's traces away first", failed, c.BundleFile)
+	if lost := rootLost(c, "", ""); lost != nil {
+		return fmt.Errorf("%w: %w", failed, lost)
 	}
 	file, key := c.file, " --key FILE"
 	if file == "" {

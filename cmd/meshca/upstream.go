@@ -83,10 +83,13 @@ func (u *UpstreamConfig) files() []namedFile {
 // successors is the directory of the roots that replace the one that the configuration names.
 func (c *Config) successors() string { return filepath.Join(c.StateDir, "roots") }
 
-// hasSuccessors says whether one lies there.
-func (c *Config) hasSuccessors() bool {
+// successor is one that lies there; empty where none does.
+func (c *Config) successor() string {
 	certs, _ := filepath.Glob(filepath.Join(keyfile.Literal(c.successors()), "*.crt"))
-	return len(certs) > 0
+	if len(certs) == 0 {
+		return ""
+	}
+	return certs[0]
 }
 
 // openUpstreamFunc opens an upstream; observe is told of each call to one that is elsewhere.
@@ -118,6 +121,9 @@ func checkLive(ctx context.Context, out io.Writer, c *Config) error {
 		return err
 	}
 	if c.Upstream.Vault == nil {
+		if err := rootFirst(c); err != nil {
+			return err
+		}
 		u, err := openDisk(c, tokens)
 		if err != nil {
 			if _, there := os.Stat(c.storePath()); errors.Is(there, fs.ErrNotExist) {
