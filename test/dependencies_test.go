@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os/exec"
 	"testing"
+
+	"github.com/meshca/meshca/test/parts"
 )
 
 // dependencies are the modules that go.mod requires directly, each with what it is here for. A new one is a decision:
@@ -84,6 +86,7 @@ func TestDirectDependencies(t *testing.T) {
 
 func goMod(t *testing.T) string {
 	t.Helper()
+	parts.SeeSource() // go.mod, too
 	out, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
 		t.Fatalf("go env GOMOD: %v: %s", err, stderrOf(err))

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/test/node"
+	"github.com/meshca/meshca/test/parts"
 )
 
 // state is what a node could change on the machine.
@@ -77,6 +78,7 @@ func TestKilled(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	before := machine(t)
 	program := filepath.Join(t.TempDir(), "up")
+	parts.SeeSource()
 	if out, err := exec.Command("go", "build", "-o", program, "./up").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -150,6 +152,7 @@ func TestMissingRoot(t *testing.T) {
 	}
 	program := filepath.Join("/tmp", "meshca-check-"+strconv.Itoa(os.Getpid())) // where nobody may look
 	defer os.Remove(program)
+	parts.SeeSource()
 	if out, err := exec.Command("go", "build", "-o", program, "./up").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
