@@ -2,18 +2,15 @@ package kill
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -271,22 +268,15 @@ func (s *site) failpoint(ctx context.Context, method, path, body string) (string
 	return string(text), err
 }
 
-// lastPort is where the search for free ports stands: below those that the kernel gives to connections, for a CA that was
-// killed is to find its own free again.
-var lastPort atomic.Int32
-
+// freePorts are those for a CA, which is to find its own free again when it was killed.
 func freePorts(n int) ([]string, error) {
 	var all []string
-	for range 8000 {
-		address := fmt.Sprintf("127.0.0.1:%d", 20_000+lastPort.Add(1)%12_000)
-		l, err := net.Listen("tcp", address)
+	for range n {
+		port, err := parts.FreePort()
 		if err != nil {
-			continue
+			return nil, err
 		}
-		_ = l.Close()
-		if all = append(all, address); len(all) == n {
-			return all, nil
-		}
+		all = append(all, fmt.Sprintf("127.0.0.1:%d", port))
 	}
-	return nil, errors.New("no free ports from 20000 to 32000")
+	return all, nil
 }

@@ -8,13 +8,14 @@ import (
 	"crypto/x509"
 	"fmt"
 	"math/big"
-	"net"
 	"os"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meshca/meshca/test/parts"
 )
 
 func newCSR(b *testing.B) (*ecdsa.PrivateKey, []byte) {
@@ -39,10 +40,9 @@ func (w *setup) selfSigned(b *testing.B, key *ecdsa.PrivateKey) []byte {
 // freePort finds a loopback port that was free a moment ago.
 func freePort(b *testing.B) int {
 	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := parts.FreePort()
 	check(b, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return port
 }
 
 // address is where the configuration says that the CA listens.
