@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 
 	"github.com/meshca/meshca/ca"
@@ -126,9 +124,6 @@ func checkLive(ctx context.Context, out io.Writer, c *Config) error {
 		}
 		u, err := openDisk(c, tokens)
 		if err != nil {
-			if _, there := os.Stat(c.storePath()); errors.Is(there, fs.ErrNotExist) {
-				return noRootYet(c, err)
-			}
 			return err
 		}
 		if err := u.Check(ctx); err != nil {

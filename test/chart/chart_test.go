@@ -183,7 +183,6 @@ func TestReadValues(t *testing.T) {
 func TestConfigurations(t *testing.T) {
 	bin := t.TempDir()
 	root := must(parts.Root())(t)
-	parts.SeeSource()
 	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/meshca", "./cmd/meshca-agent")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {

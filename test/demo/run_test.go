@@ -211,7 +211,6 @@ func program(t *testing.T, pkg string) string {
 		t.Fatal(err)
 	}
 	binary := filepath.Join(t.TempDir(), filepath.Base(pkg))
-	parts.SeeSource()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, pkg)
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {

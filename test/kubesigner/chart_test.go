@@ -166,7 +166,6 @@ func chartUninstalled(t *testing.T, c *kube.Cluster) {
 		}
 	}
 	bin := filepath.Join(t.TempDir(), "meshca")
-	parts.SeeSource()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./cmd/meshca")
 	build.Dir = must(parts.Root())(t)
 	if out, err := build.CombinedOutput(); err != nil {

@@ -164,7 +164,6 @@ func newSite(t *testing.T) *site {
 	root, err := parts.Root()
 	s.must(err)
 	binary := filepath.Join(s.Dir(), "client") // the node sees it, too
-	parts.SeeSource()
 	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", binary, "./test/peers/client")
 	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -buildvcs=false")
 	if out, err := build.CombinedOutput(); err != nil {

@@ -16,7 +16,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -132,15 +131,6 @@ func (s *Store) open(path string) (err error) {
 		return openFailed(path, err)
 	}
 	return nil
-}
-
-func openFailed(path string, err error) error {
-	cut := errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || strings.Contains(err.Error(), "file size too small")
-	if cut || errors.Is(err, errDamaged) {
-		return fmt.Errorf("opening the store %s: %w. Keep a copy of it for whoever looks into it, and put a backup in its place: "+
-			"`meshca restore --config FILE --replace --accept-rollback BACKUP`", path, err)
-	}
-	return fmt.Errorf("opening the store %s: %w", path, err)
 }
 
 // Close lets go of the file, in which the whole ledger is then. Calls that come later fail. After an error nothing is lost

@@ -3,7 +3,6 @@ package bolt
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,15 +35,21 @@ func (d *metaDisk) sync(t *testing.T) {
 	must(t, err)
 }
 
+// besideItsFile opens a store, and its file once more.
+func besideItsFile(t *testing.T) (*Store, dataFile) {
+	t.Helper()
+	s := opened(t, filepath.Join(t.TempDir(), "meshca.db"))
+	f, err := os.OpenFile(s.db.Path(), os.O_RDWR, 0)
+	must(t, err)
+	t.Cleanup(func() { _ = f.Close() })
+	return s, dataFile{f}
+}
+
 // A commit fails in the sync of its meta page, which the disk never has. The store goes on, and power fails as the next commit
 // has written its pages, and its meta page not yet.
 func TestPowerFailsBehindACommitThatFailed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "meshca.db")
-	s := opened(t, path)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	must(t, err)
-	defer f.Close()
-	meta := &metaDisk{dataFile: dataFile{f}, has: make([]byte, 2*s.db.Info().PageSize)}
+	s, file := besideItsFile(t)
+	meta := &metaDisk{dataFile: file, has: make([]byte, 2*s.db.Info().PageSize)}
 	s.writes.file = meta
 	var ids []string
 	issue := func(id string) {
@@ -103,13 +108,9 @@ func TestPowerFailsBehindACommitThatFailed(t *testing.T) {
 
 // The system drops the page that could not be written, and reads what the disk has. bbolt's memory goes on from what was dropped.
 func TestPageOfAFailedCommitIsDropped(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "meshca.db")
-	s := opened(t, path)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	must(t, err)
-	defer f.Close()
+	s, file := besideItsFile(t)
 	before := make([]byte, 2*s.db.Info().PageSize)
-	_, err = f.ReadAt(before, 0)
+	_, err := file.ReadAt(before, 0)
 	must(t, err)
 	broken := errors.New("input/output error")
 	s.writes.commit = func(fn func(*bbolt.Tx) error) error { return errors.Join(s.db.Update(fn), broken) }
@@ -121,7 +122,7 @@ func TestPageOfAFailedCommitIsDropped(t *testing.T) {
 	if err := s.Ready(); !errors.Is(err, broken) {
 		t.Errorf("ready: %v", err)
 	}
-	_, err = f.WriteAt(before, 0)
+	_, err = file.WriteAt(before, 0)
 	must(t, err)
 	s.writes.commit = func(func(*bbolt.Tx) error) error { t.Error("a commit"); return broken }
 	for range 2 {
@@ -168,8 +169,6 @@ func (r *recorded) WriteDurably([]byte, int64) error {
 	*r.order = append(*r.order, "sync")
 	return nil
 }
-
-var _ io.ReaderAt = (*recorded)(nil)
 
 // bbolt panics where a file is damaged: the CA says so, and what to do.
 func TestDamagedStore(t *testing.T) {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -100,30 +99,6 @@ func Restore(ctx context.Context, o RestoreOptions) (r Restored, err error) {
 	err = r.place(f.Name(), o.Path)
 	placed = err == nil
 	return r, err
-}
-
-// openForeign opens a file that may be damaged anywhere, and viewForeign reads it: bbolt says so by panicking, and the
-// kernel by a fault where the file is shorter than it says.
-func openForeign(path string, o *bbolt.Options) (db *bbolt.DB, err error) {
-	defer damaged(&err)()
-	return bbolt.Open(path, 0o600, o)
-}
-
-func viewForeign(db *bbolt.DB, fn func(*bbolt.Tx) error) (err error) {
-	defer damaged(&err)()
-	return db.View(fn)
-}
-
-var errDamaged = errors.New("it is damaged")
-
-func damaged(err *error) func() {
-	before := debug.SetPanicOnFault(true)
-	return func() {
-		debug.SetPanicOnFault(before)
-		if p := recover(); p != nil {
-			*err = fmt.Errorf("%w: %v", errDamaged, p)
-		}
-	}
 }
 
 // verify holds what was extracted to bbolt's own rules and to what its header says.

@@ -301,11 +301,6 @@ func lockFile(f *os.File) error {
 	return err
 }
 
-// letGo closes a locked file of which more may be left in this process, such as a mapping: that would keep the lock.
-func letGo(f *os.File) error {
-	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
-}
-
 // dataFile writes as every system can.
 type dataFile struct{ *os.File }
 
