@@ -7,6 +7,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"math/big"
+	"net"
 	"net/url"
 	"strings"
 	"testing"
@@ -137,6 +138,13 @@ func TestWrongIntermediatesAreRefused(t *testing.T) {
 		"a path":          {edit: func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/ca"}} }, says: "URI SAN"},
 		"no URI":          {edit: func(c *x509.Certificate) { c.URIs = nil }, says: "URI SAN"},
 		"two URIs":        {edit: func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) }, says: "URI SAN"},
+		"a DNS name":      {edit: func(c *x509.Certificate) { c.DNSNames = []string{"example.org"} }, says: "beside its URI"},
+		"an address":      {edit: func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv6loopback} }, says: "beside its URI"},
+		"a mailbox":       {edit: func(c *x509.Certificate) { c.EmailAddresses = []string{"ca@example.org"} }, says: "beside its URI"},
+		"other permitted": {edit: constrained([]string{"other.example"}, nil), says: "leave out spiffe://example.org"},
+		"only below":      {edit: constrained([]string{".example.org"}, nil), says: "leave out spiffe://example.org"},
+		"excluded":        {edit: constrained(nil, []string{"example.org"}), says: "leave out spiffe://example.org"},
+		"all excluded":    {edit: constrained(nil, []string{".org"}), says: "leave out spiffe://example.org"},
 		"no subject":      {edit: func(c *x509.Certificate) { c.Subject = pkix.Name{} }, says: "subject"},
 		"lives too long":  {edit: func(c *x509.Certificate) { c.NotAfter = c.NotAfter.Add(time.Hour) }, says: "later than was asked"},
 		"has ended":       {edit: func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }, says: "root of the trust bundle"},
@@ -164,6 +172,35 @@ func TestWrongIntermediatesAreRefused(t *testing.T) {
 				t.Error("it is in use")
 			}
 		})
+	}
+}
+
+func constrained(permitted, excluded []string) func(*x509.Certificate) {
+	return func(c *x509.Certificate) {
+		c.PermittedDNSDomainsCritical, c.PermittedURIDomains, c.ExcludedURIDomains = true, permitted, excluded
+	}
+}
+
+// An intermediate may be constrained to its own trust domain (SPIFFE X509-SVID §4.2).
+func TestConstrainedIntermediateIsTaken(t *testing.T) {
+	for _, edit := range []func(*x509.Certificate){
+		constrained([]string{"other.example", "example.org"}, nil), constrained([]string{".org"}, []string{"other.example", ".example.org"}),
+	} {
+		h := newHouse(t, time.Hour, 72*time.Hour)
+		h.upstream.edit = edit
+		if _, err := h.line.Renew(t.Context()); err != nil {
+			t.Error(err)
+		}
+		svid, err := h.issuer.Issue(t.Context(), workloadRequest(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots, between := x509.NewCertPool(), x509.NewCertPool()
+		roots.AddCert(h.upstream.root)
+		between.AddCert(svid.Chain[1])
+		if _, err := svid.Chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -39,6 +40,10 @@ func checkIntermediate(chain []*x509.Certificate, r IntermediateRequest, roots [
 		return time.Time{}, errors.New("it has no subject, which an issuer needs (RFC 5280 §4.1.2.4)")
 	case len(c.URIs) != 1, c.URIs[0].String() != r.TrustDomain.IDString():
 		return time.Time{}, fmt.Errorf("its URI SAN is not %s alone (SPIFFE X509-SVID §3.2)", r.TrustDomain.IDString())
+	case len(c.DNSNames)+len(c.IPAddresses)+len(c.EmailAddresses) > 0:
+		return time.Time{}, errors.New("it has other alternative names beside its URI (SPIFFE X509-SVID §3.2)")
+	case constrains(c, r.TrustDomain.Name()):
+		return time.Time{}, fmt.Errorf("its name constraints (RFC 5280 §4.2.1.10) leave out %s: nobody would accept what it signs", r.TrustDomain.IDString())
 	case c.NotAfter.After(now.Add(r.Life + lifeSlack)):
 		return time.Time{}, fmt.Errorf("it ends at %s, later than was asked for", c.NotAfter.UTC().Format(time.RFC3339))
 	case restrictsUsage(c):
@@ -96,6 +101,15 @@ func earliestEnd(path []*x509.Certificate) time.Time {
 		}
 	}
 	return end
+}
+
+// constrains reports whether a CA's name constraints leave out the URIs of a trust domain.
+func constrains(c *x509.Certificate, trustDomain string) bool {
+	within := func(constraint string) bool { // a host, or with a dot before it all below
+		return constraint == "" || strings.EqualFold(constraint, trustDomain) ||
+			constraint[0] == '.' && len(trustDomain) > len(constraint) && strings.EqualFold(trustDomain[len(trustDomain)-len(constraint):], constraint)
+	}
+	return len(c.PermittedURIDomains) > 0 && !slices.ContainsFunc(c.PermittedURIDomains, within) || slices.ContainsFunc(c.ExcludedURIDomains, within)
 }
 
 // restrictsUsage reports whether a CA's extended key usages, which it need not have, exclude what leaves are for.

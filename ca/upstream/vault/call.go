@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -170,6 +171,9 @@ func (u *Upstream) tryCall(ctx context.Context, r request, data any) (envelope, 
 		u.login.helped(!denied(err))
 	}
 	if err == nil {
+		for i, w := range e.Warnings {
+			e.Warnings[i] = scrub(w, append(slices.Clone(s.secrets), s.granted.token)...)
+		}
 		return e, nil
 	}
 	if isTLSTrust(err) {

@@ -66,7 +66,7 @@ func newClient(c Config, skew *skew) (*api.Client, func(), error) {
 		MaxRetries: 0,
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, &libraryError{err}
 	}
 	// The library has looked into the environment by now. Settings come from the configuration alone.
 	client.ClearToken()
@@ -77,6 +77,11 @@ func newClient(c Config, skew *skew) (*api.Client, func(), error) {
 	}
 	return client, transport.CloseIdleConnections, nil
 }
+
+// libraryError is the library's own.
+type libraryError struct{ error }
+
+func (e *libraryError) Unwrap() error { return e.error }
 
 // bounded is a transport that bounds each exchange in time and each answer in length, and reads Vault's clock off it.
 // The library's watcher calls without a deadline, and the library leaves the answer of a standby unread: so answers are

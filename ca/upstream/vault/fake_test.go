@@ -49,6 +49,8 @@ type fake struct {
 	headers  http.Header
 	// answer, when set, replies in place of the fake; false: it does not want to.
 	answer func(w http.ResponseWriter, r *http.Request) bool
+	// warn, when set, makes the warnings of a signing.
+	warn func(token string) []string
 	// tamper, when set, changes what is signed.
 	tamper func(*x509.Certificate)
 }
@@ -195,7 +197,11 @@ func (f *fake) sign(w http.ResponseWriter, ref string, body []byte) {
 		f.tamper(template)
 	}
 	made := mustSign(f.t, template, a.cert, template.PublicKey, a.key)
-	reply(w, 200, map[string]any{"data": map[string]any{"certificate": encode(made), "issuing_ca": encode(a.cert),
+	var warnings []string
+	if f.warn != nil {
+		warnings = f.warn(f.headers.Get("X-Vault-Token"))
+	}
+	reply(w, 200, map[string]any{"warnings": warnings, "data": map[string]any{"certificate": encode(made), "issuing_ca": encode(a.cert),
 		"ca_chain": append([]string{encode(made)}, encodeAll(a.chain)...)}})
 }
 

@@ -2,6 +2,9 @@ package vault
 
 import (
 	"context"
+	"errors"
+	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -113,8 +116,7 @@ func (l *login) afresh(ctx context.Context, old *session) (*session, error) {
 func (l *login) logIn(ctx context.Context) (*session, error) {
 	client, closeIdle, err := newClient(l.c, l.skew)
 	if err != nil {
-		return nil, &Fault{Kind: KindFile, What: "preparing the connection to Vault", Why: err.Error(),
-			Do: "Look at the files that upstream.vault names", cause: err}
+		return nil, unprepared(err)
 	}
 	g, used, err := l.c.Auth.logIn(ctx, client)
 	if err != nil {
@@ -125,6 +127,22 @@ func (l *login) logIn(ctx context.Context) (*session, error) {
 	s := &session{client: client, close: closeIdle, secrets: used, granted: g, at: time.Now()}
 	s.extend(g.lease)
 	return s, nil
+}
+
+// unprepared is the fault where there is no client. Vault's library reads its own variables of the environment, though nothing
+// that they say is used, and gives up where it cannot.
+func unprepared(err error) *Fault {
+	f := &Fault{Kind: KindFile, What: "preparing the connection to Vault", Why: scrub(err.Error()), Do: "Look at the files that upstream.vault names", cause: err}
+	var set []string
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") {
+			set = append(set, name)
+		}
+	}
+	if _, library := errors.AsType[*libraryError](err); library && len(set) > 0 {
+		f.Kind, f.Do = KindOther, "It is about the CA's environment, of which nothing is used: unset "+strings.Join(set, ", ")
+	}
+	return f
 }
 
 // worthwhile says whether a 403 is to bring a fresh login. One to a signing always is: a role may have got its policy back,

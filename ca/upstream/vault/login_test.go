@@ -169,6 +169,20 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 	}
 }
 
+// Vault's library gives up over variables that it cannot read, though what they say is not used: the fault names them.
+func TestEnvironmentThatCannotBeRead(t *testing.T) {
+	for name, value := range map[string]string{"VAULT_CACERT": "/nonexistent", "VAULT_SKIP_VERIFY": "maybe", "VAULT_CLIENT_TIMEOUT": "x", "VAULT_RATE_LIMIT": "abc", "VAULT_HEADERS": "hvs.not-json-but-a-token"} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			t.Setenv(name, value)
+			_, err := f.upstream(nil).Issuers(t.Context())
+			if err == nil || !strings.Contains(err.Error(), "unset "+name) || strings.Contains(err.Error(), "files") || strings.Contains(err.Error(), "hvs.") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
 func TestRunPublishesIssuers(t *testing.T) {
 	f := newFake(t)
 	u := f.upstream(nil)

@@ -56,6 +56,32 @@ func TestNothingShowsACredential(t *testing.T) {
 	}
 }
 
+// TestWarningsShowNoCredential: Vault's words about a life that it shortened go to the log, and may repeat what it was sent.
+func TestWarningsShowNoCredential(t *testing.T) {
+	f := newFake(t)
+	f.tamper = func(c *x509.Certificate) { c.NotAfter = time.Now().Add(10 * time.Hour) }
+	f.warn = func(token string) []string {
+		return []string{"too much for " + token, "as the-secret-id of the-role-id"}
+	}
+	var log strings.Builder
+	u, err := New(f.upstream(nil).c, Options{Log: slog.New(slog.NewJSONHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.SignIntermediate(t.Context(), f.issuers[0].id, newRequest(t)); err != nil {
+		t.Fatal(err)
+	}
+	text := log.String()
+	if !strings.Contains(text, "too much for [redacted]") {
+		t.Errorf("Vault's words are not told: %s", text)
+	}
+	for _, credential := range []string{"the-role-id", "the-secret-id", "token-number"} {
+		if strings.Contains(text, credential) {
+			t.Errorf("%s is shown: %s", credential, text)
+		}
+	}
+}
+
 // TestStandbySendsUsOn: a signing that a standby did not take is made by the active Vault, once.
 func TestStandbySendsUsOn(t *testing.T) {
 	active, standby := newFake(t), newFake(t)
