@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
+	"github.com/meshca/meshca/ca/policy"
 )
 
 func (c *cli) rotateRootCommand() *cobra.Command {
@@ -171,11 +172,14 @@ above it: the answer says until when. Only "certctl ca taint root" cuts that off
 				return
 			}
 			p.line("WHOEVER HAS THE OLD KEY can make certificates for any identity that everyone accepts, until it ends %s", p.when(r.GetTrustedUntil()).text)
-			p.line("only `certctl ca taint root --within %s` cuts that off", brief(within))
+			p.line("only `certctl ca taint root --within %s` cuts that off", brief(min(max(within, minTaint), maxTaint)))
 		})
 	}
 	return cmd
 }
+
+// minTaint and maxTaint are the bounds that the CA takes for the taint of a root.
+const minTaint, maxTaint = 20 * time.Second, policy.DefaultMaxTTL
 
 // brief writes a duration as flags take it, without units that are zero.
 func brief(d time.Duration) string {

@@ -145,7 +145,10 @@ func tellRestored(out io.Writer, c *Config, f restoreFlags, file string, r bolt.
 	case r.Aside != "":
 		line("  lost         nothing that was decided")
 	}
-	if r.Aside != "" {
+	switch {
+	case r.Aside != "" && f.dryRun:
+		line("  the store that stands would be kept as %s", r.Aside)
+	case r.Aside != "":
 		line("  kept aside   %s, with the ledger of the time since", r.Aside)
 	}
 	tellTrusted(line, r.State)
