@@ -34,6 +34,8 @@ type mesh struct {
 	wrong   string
 	// imported is how many were taken into the set by a command.
 	imported int
+	// wanted are those of them that nobody has begun to replace since.
+	wanted map[string]bool
 
 	// What restores need to know: the backup, if there is one, the sequence of the set that was put back last, and who was
 	// tainted and not in the set when one was put back.

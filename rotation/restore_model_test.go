@@ -38,6 +38,7 @@ func (m *mesh) signer() Party {
 
 // putBack restores the backup over the store there is, as it would be done while no process runs.
 func (m *mesh) putBack(party func(id string) Party) {
+	clear(m.wanted) // of the standing set, which others decide about
 	for id := range m.taints {
 		if !slices.Contains(m.trusted(), id) {
 			m.left[id] = true

@@ -63,6 +63,9 @@ type Rollout struct {
 	NewShare int `json:"newShare"`
 	// Set is the sequence of the trusted set that has New.
 	Set uint64 `json:"set,omitempty"`
+	// Trusted says that New was in the set before, for its own sake, and others may rely on it: where the Rollout goes back, it
+	// stays there.
+	Trusted bool `json:"trusted,omitempty"`
 	// Despite names those whose confirmation an operator gave up.
 	Despite []string `json:"despite,omitempty"`
 	// Within is the bound of an emergency: the one that goes is tainted. Half of it is for confirmations, half for renewing
@@ -103,7 +106,7 @@ type Passage struct {
 
 // Errors of commands that a Rollout is not in the state for.
 var (
-	ErrRolling    = errors.New("a rollout is under way: `certctl ca status` shows what it waits for, `certctl ca abort` goes back; then begin another one")
+	ErrRolling    = errors.New("a rollout is under way: `certctl ca status` shows what it waits for, and what ends it; then begin another one")
 	ErrNotRolling = errors.New("no rollout is under way: `certctl ca status` shows how the last one ended, `certctl ca rotate root` begins one")
 	ErrStep       = errors.New("not in this step")
 )
@@ -119,12 +122,27 @@ func (r Rollout) Stays() Party {
 	return r.New
 }
 
-// Goes is the party that leaves the trusted set.
+// Goes is the party that signs for nobody in the end. It leaves the trusted set, unless the Rollout Spares it.
 func (r Rollout) Goes() Party {
 	if r.Aborted {
 		return r.New
 	}
 	return r.Old
+}
+
+// Spares reports whether the one that goes stays in the trusted set, where it was before: it signs for nobody then.
+func (r Rollout) Spares() bool {
+	_, tainted := r.tainted(r.New)
+	return r.Aborted && r.Trusted && !tainted
+}
+
+// Trust is the Rollout when somebody wants an authority in the set for its own sake, whatever becomes of this.
+func (r Rollout) Trust(id string) Rollout {
+	r = r.Stay(id)
+	if r.Active() && id == r.New.ID {
+		r.Trusted = true
+	}
+	return r
 }
 
 // Signs reports whether the party with this ID signs for anyone in this step.
@@ -137,6 +155,8 @@ type BeginOptions struct {
 	By string
 	// Canary is the Rollout's.
 	Canary int
+	// Trusted says that the successor is in the set already.
+	Trusted bool
 }
 
 // Begin makes the Rollout that replaces old by next, behind before, which must be over. An emergency begins with Taint.
@@ -153,7 +173,7 @@ func Begin(before Rollout, old, next Party, o BeginOptions, now time.Time) (Roll
 		return Rollout{}, err
 	}
 	r := before.successor(old, next, o.By, now)
-	r.Canary = o.Canary
+	r.Canary, r.Trusted = o.Canary, o.Trusted && !before.kept(next.ID)
 	return r, nil
 }
 
@@ -192,10 +212,19 @@ func (r Rollout) Repoint(p Party) (Rollout, bool) {
 	return r, moved
 }
 
-// Continue ends the canary: New signs for all.
+// Continue ends the canary: New signs for all. Where the Rollout is being aborted and New signs still, it turns it forward
+// again: Old may not be able to any more.
 func (r Rollout) Continue(now time.Time) (Rollout, error) {
-	if r.Step != StepCanary {
-		return Rollout{}, fmt.Errorf("%w: %s. There is something to continue while a share of the identities is signed for (canary)", ErrStep, r.Step)
+	switch {
+	case r.Aborted && r.Step == StepConfirmed && r.NewShare > 0:
+		if t, tainted := r.tainted(r.New); tainted {
+			return Rollout{}, t.refused(r.New.ID, "going forward would have it sign. If %s is not to be trusted either, taint that", r.Old.ID)
+		}
+		r.Canary = 0
+		return r.forth(now), nil
+	case r.Step != StepCanary:
+		return Rollout{}, fmt.Errorf("%w: %s. There is something to continue while a share of the identities is signed for (canary), and where the one to go back to does not sign yet",
+			ErrStep, r.Step)
 	}
 	return r.enter(StepSigning, 100, now), nil
 }
@@ -215,7 +244,7 @@ func (r Rollout) GiveUp(names ...string) (Rollout, error) {
 }
 
 // Abort turns the Rollout round: Old signs for all again, and New leaves the set when the last certificate under it has
-// ended. Where New has signed nothing yet, it leaves at once.
+// ended. Where New has signed nothing yet, it leaves at once. One that was in the set before stays (Spares).
 func (r Rollout) Abort(by string, now time.Time) (Rollout, error) {
 	switch {
 	case !r.Active():
@@ -223,7 +252,7 @@ func (r Rollout) Abort(by string, now time.Time) (Rollout, error) {
 	case r.Step == StepLeaving:
 		return Rollout{}, fmt.Errorf("%w: %s. %s is being taken out of the trusted set; to go back, begin a rollout to it", ErrStep, r.Step, r.Goes().ID)
 	case r.Aborted:
-		return Rollout{}, fmt.Errorf("%w: it is being aborted since %s, by %s", ErrStep, r.AbortedAt.UTC().Format(time.RFC3339), r.AbortedBy)
+		return Rollout{}, fmt.Errorf("%w: it is being aborted since %s, by %s. Until %s signs again, `certctl ca continue` turns it forward", ErrStep, r.AbortedAt.UTC().Format(time.RFC3339), r.AbortedBy, r.Old.ID)
 	}
 	if t, tainted := r.tainted(r.Old); tainted {
 		return Rollout{}, t.refused(r.Old.ID, "going back would have it sign again. If %s is not to be trusted either, taint that", r.New.ID)

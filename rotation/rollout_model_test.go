@@ -27,7 +27,7 @@ func TestNobodyMeetsATaintedKey(t *testing.T) {
 // rollAbout has so many roots share a key. With restores, backups are taken and put back.
 func rollAbout(t *rapid.T, share int, restores bool) {
 	m := &mesh{now: time.Unix(1<<30, 0), sets: [][]string{{"root0"}}, agents: map[string]*modelAgent{}, prepared: map[string]bool{"root0": true}, die: func() death { return lives },
-		taints: map[string][]taintSeen{}, may: map[string]time.Time{}, despite: map[string]map[string]bool{}, left: map[string]bool{}}
+		taints: map[string][]taintSeen{}, may: map[string]time.Time{}, despite: map[string]map[string]bool{}, left: map[string]bool{}, wanted: map[string]bool{}}
 	for i := range 3 {
 		m.agents[fmt.Sprint("agent", i)] = &modelAgent{confirmed: 1}
 	}
@@ -142,6 +142,7 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 				next, err := Begin(r, active, root(n), o, m.now)
 				if err == nil {
 					used(n)
+					delete(m.wanted, active.ID)
 				}
 				return next, err
 			})
@@ -149,9 +150,13 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 		"begin with one of before": func(t *rapid.T) {
 			settle()
 			old := root(rapid.IntRange(0, roots-1).Draw(t, "root"))
-			begun := command(func(r Rollout) (Rollout, error) { return Begin(r, active, old, BeginOptions{}, m.now) })
+			o := BeginOptions{Canary: rapid.SampledFrom([]int{0, 50}).Draw(t, "canary"), Trusted: slices.Contains(m.trusted(), old.ID)}
+			begun := command(func(r Rollout) (Rollout, error) { return Begin(r, active, old, o, m.now) })
 			if begun && len(m.taints[old.ID]) > 0 {
 				t.Fatalf("a rollout to %s, which is tainted", old.ID)
+			}
+			if begun {
+				delete(m.wanted, active.ID)
 			}
 		},
 		"taint": func(t *rapid.T) { taint(t)() },
@@ -173,6 +178,19 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 			m.sets = append(m.sets, append(slices.Clone(m.trusted()), root(n).ID))
 			used(n)
 			m.imported++
+			m.wanted[root(n).ID] = true
+		},
+		"import the new one": func(*rapid.T) {
+			id := m.record.New.ID
+			if !m.record.Active() || m.record.Step == StepLeaving || len(m.taints[id]) > 0 {
+				return
+			}
+			command(func(r Rollout) (Rollout, error) { return r.Trust(id), nil })
+			if !slices.Contains(m.trusted(), id) {
+				m.sets = append(m.sets, append(slices.Clone(m.trusted()), id))
+			}
+			m.imported++
+			m.wanted[id] = true
 		},
 		"move":     func(t *rapid.T) { x.Move(t.Context()) },
 		"continue": func(*rapid.T) { command(func(r Rollout) (Rollout, error) { return r.Continue(m.now) }) },
@@ -224,6 +242,11 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 			for _, c := range m.certs {
 				if c.end.After(m.now) && !slices.Contains(m.trusted(), c.by) && len(m.taints[c.by]) == 0 {
 					t.Fatalf("a certificate of %s lives until %s, and the set is %v", c.by, c.end, m.trusted())
+				}
+			}
+			for id := range m.wanted {
+				if len(m.taints[id]) == 0 && !slices.Contains(m.trusted(), id) {
+					t.Fatalf("%s was taken in by a command, and the set is %v: %+v", id, m.trusted(), m.record)
 				}
 			}
 			told := m.told(party)

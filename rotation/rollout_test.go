@@ -113,6 +113,13 @@ func TestCommandsInEachStep(t *testing.T) {
 		if _, err := aborted.Abort("op", now); !errors.Is(err, ErrStep) {
 			t.Errorf("%s: aborted twice: %v", c.step, err)
 		}
+		// While New signs still there is a way forward again; then New signs for all.
+		switch on, err := aborted.Continue(now); {
+		case c.share == 0 && !errors.Is(err, ErrStep):
+			t.Errorf("%s: aborted, and continued: %v", c.step, err)
+		case c.share > 0 && (err != nil || on.Step != StepConfirmed || on.Aborted || on.Stays() != newRoot || on.staying(now).NewShare != 100):
+			t.Errorf("%s: aborted, and continued: %v, %+v", c.step, err, on)
+		}
 	}
 	r := Rollout{Step: StepPublished, Despite: []string{"a"}}
 	if r, _ = r.GiveUp("b", "a"); !slices.Equal(r.Despite, []string{"a", "b"}) {

@@ -243,7 +243,7 @@ func (r Rollout) later(b Behind) Rollout {
 
 // Leaves reports whether an authority is on its way out of the set, or has left it, by somebody's decision.
 func (r Rollout) Leaves(id string) bool {
-	return r.behind(id) && !r.kept(id) || slices.Contains(r.Gone, id) || r.Active() && id == r.Goes().ID
+	return r.behind(id) && !r.kept(id) || slices.Contains(r.Gone, id) || r.Active() && id == r.Goes().ID && !r.Spares()
 }
 
 func (r Rollout) behind(id string) bool {

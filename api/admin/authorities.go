@@ -134,7 +134,7 @@ func encodeRollout(r rotation.Rollout) *meshcav1.RolloutStatus {
 	out := &meshcav1.RolloutStatus{
 		OldRoot: r.Old.ID, NewRoot: r.New.ID, Step: string(r.Step), Entered: stamp(r.Entered), Begun: stamp(r.Begun), By: r.By,
 		NewShare: uint32(r.NewShare), Canary: uint32(r.Canary), BundleSequence: r.Set, Despite: r.Despite, Aborted: r.Aborted,
-		AbortedBy: r.AbortedBy, LastEnd: stamp(r.LastEnd), Active: r.Active(),
+		AbortedBy: r.AbortedBy, LastEnd: stamp(r.LastEnd), Active: r.Active(), Spared: r.Spares(),
 	}
 	if r.Within > 0 {
 		out.Within = durationpb.New(r.Within)

@@ -85,6 +85,10 @@ func ends(r rotation.Rollout) []string {
 		who = "the " + stays(r) + " root"
 	}
 	steps := []string{fmt.Sprintf("signing: %s signs for all; the %s root's intermediate and its key are gone", who, goes)}
+	if r.Spares() {
+		return append(steps, "retired: SVIDs move over as they renew, until the last one under the new root has ended",
+			"out: the new root was trusted before, and stays in the trust bundle; `certctl ca root remove` takes it out")
+	}
 	if r.Within > 0 {
 		return append(steps, fmt.Sprintf("retired: all SVIDs are renewed, spread over %s", r.Within*3/8),
 			fmt.Sprintf("out: %s after that began the %s root leaves the bundle, whatever still lives under it", r.Within/2, goes),

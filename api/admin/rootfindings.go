@@ -33,7 +33,7 @@ func rolloutFinding(r *meshcav1.RolloutStatus, now time.Time) *meshcav1.Finding 
 	switch {
 	case r.GetError() != "":
 		f.Level, f.Detail = levelWarning, f.GetDetail()+"; its last try failed: "+r.GetError()
-		f.Hint = "It is tried again by itself. `certctl ca status` shows it; `certctl ca abort` goes back."
+		f.Hint = "It is tried again by itself. `certctl ca status` shows it; " + wayOut(r)
 	case overdue && r.GetStep() == string(rotation.StepCanary):
 		f.Level, f.Hint = levelWarning, "`certctl ca continue` has the new root sign for all, `certctl ca abort` goes back."
 	case overdue && r.GetStep() == string(rotation.StepPublished):
@@ -42,6 +42,23 @@ func rolloutFinding(r *meshcav1.RolloutStatus, now time.Time) *meshcav1.Finding 
 		f.Level, f.Hint = levelWarning, "`certctl ca status` shows the step; the CA's log says why it does not end."
 	}
 	return f
+}
+
+// wayOut says what leads out of a step that fails.
+func wayOut(r *meshcav1.RolloutStatus) string {
+	switch {
+	case r.GetWithin() != nil:
+		stays := r.GetNewRoot()
+		if r.GetAborted() {
+			stays = r.GetOldRoot()
+		}
+		return fmt.Sprintf("from a root that is tainted there is no way back: `certctl ca taint root %.12s` goes to another one.", stays)
+	case r.GetAborted() && r.GetStep() == "confirmed" && r.GetNewShare() > 0:
+		return "`certctl ca continue` turns it forward again."
+	case r.GetAborted():
+		return "it is being aborted, which needs no order."
+	}
+	return "`certctl ca abort` goes back."
 }
 
 // bounded reports whether a root leaves the trust bundle by a rollout that has a bound for that.

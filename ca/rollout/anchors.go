@@ -53,20 +53,25 @@ func (o *Operator) TrustRoots(ctx context.Context, roots []*x509.Certificate) (a
 		return nil, fmt.Errorf("the trust bundle would have %d roots, at most %d are kept: `certctl ca root remove` takes out those that nobody needs", count+len(added), maxRoots)
 	}
 	for _, r := range roots {
-		if err := o.stay(ctx, record, r); err != nil {
+		if err := o.stay(ctx, record, r, rotation.Rollout.Trust); err != nil {
 			return nil, err
 		}
 	}
 	return added, o.roots.c.Trust.AddRoots(ctx, roots...)
 }
 
-// stay has a root stay in the trust bundle that a backup did not know, and that is there for what it had signed.
-func (o *Operator) stay(ctx context.Context, record rotation.Rollout, root *x509.Certificate) error {
+// stay notes that a root is wanted in the trust bundle for its own sake, where that is news.
+func (o *Operator) stay(ctx context.Context, record rotation.Rollout, root *x509.Certificate, wanted func(rotation.Rollout, string) rotation.Rollout) error {
 	id := ca.RootID(root)
-	if len(record.Stay(id).Behind) == len(record.Behind) {
+	if next := wanted(record, id); len(next.Behind) == len(record.Behind) && next.Trusted == record.Trusted {
 		return nil
 	}
-	_, err := o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) { return r.Stay(id), nil })
+	_, err := o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) {
+		if r.Step == rotation.StepLeaving && id == r.Goes().ID {
+			return r, fmt.Errorf("the root %s is being taken out of the trust bundle: try again when it is out", id)
+		}
+		return wanted(r, id), nil
+	})
 	return err
 }
 
@@ -124,7 +129,7 @@ func (o *Operator) TrustFound(ctx context.Context, issuers []ca.UpstreamIssuer) 
 			continue
 		}
 		if bundle.HasX509Authority(i.Root) {
-			failed = append(failed, o.stay(ctx, record, i.Root))
+			failed = append(failed, o.stay(ctx, record, i.Root, rotation.Rollout.Stay))
 			continue
 		}
 		err := i.Root.CheckSignatureFrom(i.Root)

@@ -178,7 +178,7 @@ func TestARootIsNotRemovedUnderARollout(t *testing.T) {
 	h.must(err)
 	id := ca.RootID(made.Root)
 	for range 100 {
-		_, err := h.operator.TrustRoots(t.Context(), []*x509.Certificate{made.Root})
+		_, err := h.operator.TrustRoots(t.Context(), []*x509.Certificate{made.Root}) // where it was removed below
 		h.must(err)
 		removed := make(chan error, 1)
 		go func() { removed <- h.operator.RemoveRoot(t.Context(), id) }()
@@ -192,6 +192,56 @@ func TestARootIsNotRemovedUnderARollout(t *testing.T) {
 		_, err = h.operator.Abort(t.Context(), "test")
 		h.must(err)
 		for h.roller.Move(t.Context()) {
+		}
+	}
+}
+
+// A root that was trusted before a rollout to it stays trusted where that is aborted: certificates under it may live that this
+// CA's ledger does not know. One that came by the rollout leaves.
+func TestAbortLeavesWhatWasTrustedBefore(t *testing.T) {
+	t.Parallel()
+	for _, when := range []string{"before", "amid", "after the abort", "never"} {
+		for _, canary := range []int{0, 50} {
+			h := newHouse(t)
+			defer h.run()()
+			made, err := h.upstream.NewIssuer(t.Context())
+			h.must(err)
+			id := ca.RootID(made.Root)
+			imported := func(now string) {
+				if now == when {
+					h.eventually("the import", func() bool { // but while it is being taken out
+						_, err := h.operator.TrustRoots(t.Context(), []*x509.Certificate{made.Root})
+						return err == nil
+					})
+				}
+			}
+			imported("before")
+			h.agents.unconfirmed = []string{"agent-1"}
+			_, err = h.operator.Rotate(t.Context(), rollout.RotateOptions{Issuer: made.Ref, Canary: canary})
+			h.must(err)
+			h.at(rotation.StepPublished)
+			if canary > 0 {
+				h.agents.confirm()
+				h.at(rotation.StepCanary)
+			}
+			imported("amid")
+			r, err := h.operator.Abort(t.Context(), "test")
+			h.must(err)
+			imported("after the abort")
+			if want := when != "never"; r.Spares() != (want && when != "after the abort") {
+				t.Errorf("%s, canary %d: %+v", when, canary, r)
+			}
+			h.at(rotation.StepOut)
+			if got, want := slices.Contains(h.trusted(), id), when != "never"; got != want {
+				t.Errorf("imported %s, canary %d: trusted %v, want %v", when, canary, got, want)
+			}
+			if when == "never" {
+				continue
+			}
+			// Tainted it leaves all the same.
+			_, err = h.operator.Rotate(t.Context(), rollout.RotateOptions{Within: 20 * time.Second, Tainted: id})
+			h.must(err)
+			h.eventually("the tainted root's leaving", func() bool { return !slices.Contains(h.trusted(), id) })
 		}
 	}
 }

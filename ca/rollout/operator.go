@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -89,7 +90,7 @@ func (o *Operator) Rotate(ctx context.Context, x RotateOptions) (rotation.Rollou
 		return rotation.Rollout{}, err
 	}
 	begin := func(before rotation.Rollout) (rotation.Rollout, error) {
-		return rotation.Begin(before, old, next, rotation.BeginOptions{By: x.By, Canary: x.Canary}, o.roots.c.Now())
+		return rotation.Begin(before, old, next, rotation.BeginOptions{By: x.By, Canary: x.Canary, Trusted: o.trusts(next.ID)}, o.roots.c.Now())
 	}
 	if x.DryRun {
 		return begin(record)
@@ -97,6 +98,12 @@ func (o *Operator) Rotate(ctx context.Context, x RotateOptions) (rotation.Rollou
 	o.changing.Lock()
 	defer o.changing.Unlock()
 	return o.roller.Change(ctx, begin)
+}
+
+// trusts reports whether the trust bundle has a root.
+func (o *Operator) trusts(id string) bool {
+	bundle, _ := o.roots.c.Trust.Bundle()
+	return slices.ContainsFunc(bundle.X509Authorities(), func(c *x509.Certificate) bool { return ca.RootID(c) == id })
 }
 
 // signs is the root that signs for most.

@@ -77,7 +77,8 @@ func (c *cli) continueCommand() *cobra.Command {
 	var despite []string
 	cmd := &cobra.Command{
 		Use: "continue [--despite AGENT]...", Short: "End the canary, or go on without the confirmation of an agent", Args: args(0, 0, "no arguments, but --despite AGENT"),
-		Long: `While the new root signs for a share of the identities: have it sign for all. While confirmations are waited for:
+		Long: `While the new root signs for a share of the identities: have it sign for all. While a rollout is being aborted: turn it
+forward again, to the new root. While confirmations are waited for:
 give up that of the agents named, by their SPIFFE IDs or the ends of these, or of "reader NAME". What runs below an agent
 that was given up refuses peers whose certificates are under the new root, until the agent has the trust bundle.`,
 		Example: `  certctl ca continue

@@ -217,6 +217,8 @@ func stepSays(r *meshcav1.RolloutStatus) string {
 		return fmt.Sprintf("%s signs for all; what %s has begun is being finished", stays, goes)
 	case "retired":
 		switch {
+		case r.GetSpared():
+			return fmt.Sprintf("%s signs for all; %s was trusted before, and stays in the trust bundle when the last certificate of this rollout has ended", stays, goes)
 		case r.GetLastEnd() == nil:
 			return fmt.Sprintf("%s signs for all; nothing lives under %s, and it leaves the trust bundle", stays, goes)
 		case r.GetWithin() != nil:
@@ -226,6 +228,9 @@ func stepSays(r *meshcav1.RolloutStatus) string {
 	case "leaving":
 		return fmt.Sprintf("%s is being taken out of the trust bundle; there is no way back any more", goes)
 	case "out":
+		if r.GetSpared() {
+			return fmt.Sprintf("%s signs for all, and %s, which was trusted before, stays in the trust bundle", stays, goes)
+		}
 		return fmt.Sprintf("%s signs for all, and %s has left the trust bundle", stays, goes)
 	}
 	return "a step that this certctl does not know: it is older than the CA"
@@ -275,7 +280,7 @@ func atMost(p *page, a *meshcav1.GetAuthoritiesResponse) cell {
 	case r.GetStep() == "canary":
 		return text("no bound: `certctl ca continue` has the new root sign for all, `certctl ca abort` goes back")
 	case r.GetStep() != "published" && r.GetError() != "":
-		return text("no bound: it is tried until it succeeds; `certctl ca abort` goes back")
+		return textf("no bound: it is tried until it succeeds; %s", wayOut(r))
 	case r.GetStep() != "published" || len(r.GetWaits()) == 0:
 		return cell{}
 	}
@@ -297,6 +302,19 @@ func atMost(p *page, a *meshcav1.GetAuthoritiesResponse) cell {
 	c := p.moment(last)
 	c.text += ": who is silent then counts no more, for all below it has ended; who comes back before gets the trust bundle first"
 	return c
+}
+
+// wayOut says what leads out of a step that fails.
+func wayOut(r *meshcav1.RolloutStatus) string {
+	switch {
+	case r.GetWithin() != nil:
+		return fmt.Sprintf("from a root that is tainted there is no way back: `certctl ca taint root %s` goes to another one", shortID(stays(r)))
+	case r.GetAborted() && r.GetStep() == "confirmed" && r.GetNewShare() > 0:
+		return "`certctl ca continue` turns it forward again"
+	case r.GetAborted():
+		return "it is being aborted, which needs no order"
+	}
+	return "`certctl ca abort` goes back"
 }
 
 func latest(a, b time.Time) time.Time {

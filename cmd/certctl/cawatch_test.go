@@ -358,6 +358,21 @@ func TestAtMost(t *testing.T) {
 	}
 }
 
+// What leads out of a step that fails is a command that the CA takes then.
+func TestWayOut(t *testing.T) {
+	for want, adjust := range map[string]func(r *meshcav1.RolloutStatus){
+		"`certctl ca abort` goes back":                 func(*meshcav1.RolloutStatus) {},
+		"`certctl ca continue` turns it forward":       func(r *meshcav1.RolloutStatus) { r.Aborted, r.NewShare = true, 5 },
+		"it is being aborted, which needs no order":    func(r *meshcav1.RolloutStatus) { r.Aborted, r.NewShare = true, 0 },
+		"`certctl ca taint root " + shortID("b") + "`": func(r *meshcav1.RolloutStatus) { r.Within, r.NewRoot = durationpb.New(time.Minute), "b" },
+	} {
+		a := rolled("confirmed", func(r *meshcav1.RolloutStatus) { r.Error = "sealed"; adjust(r) })
+		if got := atMost(&page{}, a).text; !strings.Contains(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 // What the CA cannot bring the bundle to is named with its fault.
 func TestAReaderThatIsNotReached(t *testing.T) {
 	a := rolled("published", func(r *meshcav1.RolloutStatus) { r.Waits = []string{"reader prod/configmap/x"} })

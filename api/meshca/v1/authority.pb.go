@@ -493,7 +493,9 @@ type RolloutStatus struct {
 	// Roots beside these two that leave the trust bundle.
 	Behind []string `protobuf:"bytes,19,rep,name=behind,proto3" json:"behind,omitempty"`
 	// The steps that are over, in their order.
-	Passed        []*RolloutPassage `protobuf:"bytes,20,rep,name=passed,proto3" json:"passed,omitempty"`
+	Passed []*RolloutPassage `protobuf:"bytes,20,rep,name=passed,proto3" json:"passed,omitempty"`
+	// The one that goes was trusted before the rollout, and stays in the trust bundle.
+	Spared        bool `protobuf:"varint,21,opt,name=spared,proto3" json:"spared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -666,6 +668,13 @@ func (x *RolloutStatus) GetPassed() []*RolloutPassage {
 		return x.Passed
 	}
 	return nil
+}
+
+func (x *RolloutStatus) GetSpared() bool {
+	if x != nil {
+		return x.Spared
+	}
+	return false
 }
 
 // RolloutPassage is a step that is over.
@@ -1543,7 +1552,7 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04root\x18\x03 \x01(\tR\x04root\x127\n" +
 	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x14\n" +
-	"\x05fault\x18\x05 \x01(\tR\x05fault\"\xad\x05\n" +
+	"\x05fault\x18\x05 \x01(\tR\x05fault\"\xc5\x05\n" +
 	"\rRolloutStatus\x12\x19\n" +
 	"\bold_root\x18\x01 \x01(\tR\aoldRoot\x12\x19\n" +
 	"\bnew_root\x18\x02 \x01(\tR\anewRoot\x12\x12\n" +
@@ -1566,7 +1575,8 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x05until\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x14\n" +
 	"\x05error\x18\x12 \x01(\tR\x05error\x12\x16\n" +
 	"\x06behind\x18\x13 \x03(\tR\x06behind\x121\n" +
-	"\x06passed\x18\x14 \x03(\v2\x19.meshca.v1.RolloutPassageR\x06passed\"t\n" +
+	"\x06passed\x18\x14 \x03(\v2\x19.meshca.v1.RolloutPassageR\x06passed\x12\x16\n" +
+	"\x06spared\x18\x15 \x01(\bR\x06spared\"t\n" +
 	"\x0eRolloutPassage\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x124\n" +
 	"\aentered\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aentered\x12\x18\n" +
