@@ -126,23 +126,6 @@ func (s *Socket) Intact() bool { return s.s.intact() }
 // Close ends it.
 func (s *Socket) Close() error { return s.s.Close() }
 
-// open hands the socket, which was born private, to its owner.
-func open(path string, mode fs.FileMode, uid, gid *int) error {
-	if uid != nil || gid != nil {
-		u, g := -1, -1
-		if uid != nil {
-			u = *uid
-		}
-		if gid != nil {
-			g = *gid
-		}
-		if err := os.Lchown(path, u, g); err != nil {
-			return err
-		}
-	}
-	return os.Chmod(path, mode.Perm())
-}
-
 // Close stops listening and removes the socket file, if it is still the one that was made.
 func (s *socket) Close() error {
 	if s.intact() {

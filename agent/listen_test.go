@@ -176,6 +176,48 @@ func TestListenSetsTheOwner(t *testing.T) {
 	}
 }
 
+// Who can write to the directory, as root in a pod that shares it, puts a link in the socket's place as often as he can. No file
+// that it leads to is given away.
+func TestListenGivesAwayNothingElse(t *testing.T) {
+	dir, away := shortDir(t), t.TempDir()
+	victim, path := filepath.Join(away, "victim"), filepath.Join(dir, "s")
+	must(t, os.WriteFile(victim, nil, 0o600))
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		link := filepath.Join(dir, "link")
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Symlink(victim, link)
+				_ = os.Rename(link, path)
+			}
+		}
+	}()
+	opened := 0
+	for range 1500 {
+		if s, _, err := TakeAt(path, 0o666); err == nil {
+			opened++
+			must(t, s.Close())
+		}
+		if info, err := os.Stat(victim); err != nil || info.Mode().Perm() != 0o600 {
+			t.Fatalf("the file behind the link: %v, %v", info.Mode(), err)
+		}
+	}
+	close(stop)
+	<-done
+	_ = os.Remove(path)
+	s, _, err := TakeAt(path, 0o666)
+	must(t, err)
+	defer s.Close()
+	if info, err := os.Lstat(path); err != nil || info.Mode().Perm() != 0o666 {
+		t.Errorf("left alone, it has %v, %v", info.Mode(), err)
+	}
+	t.Log(opened, "opened amid that")
+}
+
 // Between bind and chmod nobody else may get in, whatever the umask.
 func TestSocketsAreBornPrivate(t *testing.T) {
 	before := syscall.Umask(0)

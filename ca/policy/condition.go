@@ -76,6 +76,9 @@ func (l *language) compile(text string) (*condition, error) {
 	if !checked.OutputType().IsExactType(cel.BoolType) {
 		return nil, fmt.Errorf("the condition must be true or false, and this one is of type %s", checked.OutputType())
 	}
+	if err := patternsAreWritten(checked); err != nil {
+		return nil, err
+	}
 	c := &condition{text: text, keys: map[string][]string{}}
 	c.survey(checked)
 	var err error
@@ -134,6 +137,21 @@ func everything() string {
 		names[i] = v.name
 	}
 	return strings.Join(names, ", ")
+}
+
+// patternsAreWritten refuses a regular expression that is not a text of the condition itself: what somebody else writes, such as
+// a pod's owner, can take half a gigabyte and a second to compile, and neither a cost limit nor a context ends that.
+func patternsAreWritten(checked *cel.Ast) (err error) {
+	ast.PreOrderVisit(checked.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
+		if e.Kind() != ast.CallKind || e.AsCall().FunctionName() != "matches" {
+			return
+		}
+		args := e.AsCall().Args()
+		if len(args) == 0 || args[len(args)-1].Kind() != ast.LiteralKind {
+			err = errors.New("the pattern of matches must be a text that stands in the condition: one that is put together, or comes from a pod, can cost anything")
+		}
+	}))
+	return err
 }
 
 // survey notes what a condition can come to ask for.
