@@ -290,6 +290,14 @@ func TestValuesThatDoNothing(t *testing.T) {
 	}
 }
 
+// TestAnUnreadyCAIsRolled: a StatefulSet of the default kind rolls nothing while its pod is not ready.
+func TestAnUnreadyCAIsRolled(t *testing.T) {
+	rendered := must(chart.Render(t.Context()))(t)
+	if set := objects[appsv1.StatefulSet](t, rendered, "StatefulSet")["meshca"].Spec; set.PodManagementPolicy != appsv1.ParallelPodManagement || *set.Replicas != 1 {
+		t.Errorf("%s, %d replicas", set.PodManagementPolicy, *set.Replicas)
+	}
+}
+
 // TestVaultInPlaceOfTheDisk: the CA logs in with a token that its pod has, and nothing makes a root for it.
 func TestVaultInPlaceOfTheDisk(t *testing.T) {
 	rendered := must(chart.Render(t.Context(), "--set", "ca.upstream.vault.address=https://v,ca.upstream.vault.auth.kubernetes.role=meshca,ca.vaultAudience=v"))(t)
