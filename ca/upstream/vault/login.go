@@ -134,7 +134,7 @@ func (l *login) logIn(ctx context.Context) (*session, error) {
 func unprepared(err error) *Fault {
 	f := &Fault{Kind: KindFile, What: "preparing the connection to Vault", Why: scrub(err.Error()), Do: "Look at the files that upstream.vault names", cause: err}
 	var set []string
-	for _, variable := range os.Environ() {
+	for _, variable := range os.Environ() { //nolint:forbidigo // it sets nothing here: names alone, for the sentence
 		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") {
 			set = append(set, name)
 		}
