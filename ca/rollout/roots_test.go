@@ -326,7 +326,7 @@ func TestARootIsReplaced(t *testing.T) {
 	first := h.issue("web")
 	r, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{By: "test"})
 	h.must(err)
-	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{}); !errors.Is(err, rotation.ErrRolling) || !strings.Contains(err.Error(), "certctl ca abort") {
+	if _, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{}); !errors.Is(err, rotation.ErrRolling) || !strings.Contains(err.Error(), "certctl ca status") {
 		t.Errorf("a second rotation: %v", err)
 	}
 	h.at(rotation.StepPublished)
