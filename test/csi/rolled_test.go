@@ -11,9 +11,9 @@ import (
 
 // rolled rolls the agents' DaemonSet and tells how long a pod's proxy had nobody at its socket: from the end of its stream
 // until it was served again, trying all the time. The image is on the node. Most is what an agent takes that has to be
-// killed.
+// killed; half of the rolls must do without, since a machine that stops for a moment does not hold up so many.
 func rolled(t *testing.T, s *site, h *helm.Site) {
-	const times, most = 3, 30 * time.Second
+	const times, aim, most = 3, 5 * time.Second, 30 * time.Second
 	ctx, sheet := t.Context(), figures.For(t)
 	web := s.create(t, identified(podOf(namespace, "web", "watch", socket)))
 	serial := s.said(t, web, "secret", 2)[1].Serial
@@ -32,8 +32,8 @@ func rolled(t *testing.T, s *site, h *helm.Site) {
 	}
 	slices.Sort(away)
 	sheet.Add("the DaemonSet rolled %d times: a pod's socket was away for %v to %v", times, away[0].Round(time.Millisecond), away[times-1].Round(time.Millisecond))
-	if away[times-1] > most {
-		t.Errorf("a pod's socket was away for %v, more than %v", away[times-1], most)
+	if away[times/2] > aim || away[times-1] > most {
+		t.Errorf("a pod's socket was away for %v; half of the rolls are to take %v at most, and none more than %v", away, aim, most)
 	}
 	s.runs(t, web)
 	s.delete(t, web)
