@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/meshca/meshca/api/refusal"
+	"github.com/meshca/meshca/api/sds"
 )
 
 // verdict is what the CA says of one request for an SVID. An error of the call as a whole is none: it speaks of the
@@ -77,13 +78,15 @@ func (w *workload) expire() {
 	w.withdraw()
 }
 
-// drop withdraws the SVID because the identity is denied, by an operator or by policy. The streams stay: bundles are served on.
+// drop withdraws the SVID because the identity is denied, by an operator or by policy, and ends the streams that had it: a
+// proxy's log says why then. Those that come back are served the bundle.
 func (w *workload) drop(why error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
 	case w.state.held != nil:
-		w.log.Warn("an SVID is dropped", "spiffe_id", w.state.held.svid.ID.String(), "why", why.Error())
+		w.log.Warn("an SVID is dropped, and the streams that had it end", "spiffe_id", w.state.held.svid.ID.String(), "why", why.Error())
+		w.state.parting = &sds.Parting{Why: why}
 	case refusal.Of(w.state.refused) != refusal.Of(why):
 		w.log.Warn("no SVID is granted", "why", why.Error())
 	}

@@ -150,8 +150,13 @@ func TestDenialSaysWhyAndWhom(t *testing.T) {
 	id := n.workload("web")
 	a := n.start()
 	eventually(t, "fresh", func() bool { return a.state(0) == "fresh" && a.status().GetConnected() })
+	p := newProxy(t, n.path("web.sock"), "default")
+	p.ack(p.next())
 	n.ca.Order(stateOf(id))
 	eventually(t, "denied", func() bool { return a.state(0) == "denied" })
+	if err := p.ended(); refusal.Of(err) != refusal.IdentityDenied || !contains(err.Error(), id) {
+		t.Errorf("the stream ended with %v", err)
+	}
 	w := a.status1()
 	if why := w.GetLastRefusal(); why.GetReason() != string(refusal.IdentityDenied) || !contains(why.GetMessage(), id) || w.GetLastRefusalAt() == nil {
 		t.Errorf("refused %v", why)

@@ -13,8 +13,8 @@ import (
 	"github.com/meshca/meshca/test/fakeca"
 )
 
-// A policy that grants an identity no longer: the CA has the agent ask again, refuses, and what is held is gone. When
-// policy grants it again, it comes back at the CA's word, and not at the end of a backoff.
+// A policy that grants an identity no longer: the CA has the agent ask again, refuses, and what is held is gone; streams hear
+// why. When policy grants it again, it comes back at the CA's word, and not at the end of a backoff.
 func TestWhatPolicyGrantsNoLongerIsDropped(t *testing.T) {
 	for _, reason := range []refusal.Reason{refusal.PolicyDenied, refusal.PolicyNoRule, refusal.NodeVouchedNotAllowed} {
 		t.Run(string(reason), func(t *testing.T) {
@@ -32,10 +32,15 @@ func TestWhatPolicyGrantsNoLongerIsDropped(t *testing.T) {
 			})
 			eventually(t, "the SVID is dropped", func() bool { return a.state(0) == "refused" })
 			w := a.status1()
-			if w.GetLastRefusal().GetReason() != string(reason) || w.GetOpenStreams() != 1 || w.GetLastSpiffeId() != id {
+			if w.GetLastRefusal().GetReason() != string(reason) || w.GetLastSpiffeId() != id {
 				t.Errorf("status %v", w)
 			}
-			// The stream stays, and has the bundle.
+			if got := refusal.Of(p.ended()); got != reason {
+				t.Errorf("the stream ended with %s", got)
+			}
+			// Its proxy comes back and stays, and has the bundle.
+			p = newProxy(t, n.path("web.sock"), "default", "ROOTCA")
+			p.ack(p.next())
 			if got := fetch(t, n.path("web.sock"), "ROOTCA"); got["ROOTCA"] == nil {
 				t.Error("the bundle is served no longer")
 			}
@@ -46,7 +51,7 @@ func TestWhatPolicyGrantsNoLongerIsDropped(t *testing.T) {
 			n.ca.Refuse(nil)
 			n.ca.Order(fakeca.State{Reviewed: timestamppb.New(reviewed.Add(time.Second))})
 			eventually(t, "the SVID is back", func() bool { return a.state(0) == "fresh" })
-			if fetch(t, n.path("web.sock"), "default")["default"] == nil {
+			if certificateIn(t, p.next()) == "" {
 				t.Error("it is not served again")
 			}
 		})

@@ -66,10 +66,11 @@ type state struct {
 	held *held // nil: nothing is served but bundles
 	// withheld: held comes from an earlier run, and is not served before it is known what is denied.
 	withheld bool
-	lastID   spiffeid.ID // of what is or was held, or was denied
-	had      bool        // something was served once
-	denied   bool        // what was held, or would be, is denied: by an operator, or by policy
-	gone     error       // why there is nobody any more to serve: the end of the streams
+	lastID   spiffeid.ID  // of what is or was held, or was denied
+	had      bool         // something was served once
+	denied   bool         // what was held, or would be, is denied: by an operator, or by policy
+	parting  *sds.Parting // of the streams that had what was last dropped
+	gone     error        // why there is nobody any more to serve: the end of the streams
 	expired  bool
 	// untrusted is why the bundle that is served with held refuses it; nil: it does not.
 	untrusted *refusal.Error
@@ -249,7 +250,7 @@ func (w *workload) publish() {
 	}
 	b := w.roots.current.Value()
 	w.verify(b)
-	var c sds.SecretsConfig
+	c := sds.SecretsConfig{Parting: w.state.parting}
 	if w.state.held != nil {
 		c.SVIDs = []*x509svid.SVID{w.state.held.svid}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -59,6 +60,58 @@ func TestEndEndsTheStreams(t *testing.T) {
 		wantReason(t, d.sotw().ended(), refusal.PodGone)
 		_, err := d.client.FetchSecrets(t.Context(), ask())
 		wantReason(t, err, refusal.PodGone)
+	})
+}
+
+// What was taken away ends the streams that were open, once, also where other news came before they looked. Who comes back
+// stays, and has what is left; so does who still waited for the first secrets.
+func TestPartingEndsWhatWasOpen(t *testing.T) {
+	withDoor(t, nil, func(t *testing.T, d *door) {
+		bundles := []*spiffebundle.Bundle{fixture().root.Bundle(1)}
+		left := func(p *Parting) *Secrets {
+			s, err := NewSecrets(SecretsConfig{Bundles: bundles, Parting: p})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		first, second := &Parting{refusal.New(refusal.IdentityDenied, "denied")}, &Parting{refusal.New(refusal.PolicyDenied, "and again")}
+		all := []string{NameDefault, NameRootCA}
+
+		p, q := d.sotw(), d.delta()
+		p.say(ask(all...))
+		q.say(subscribe(all...))
+		p.next()
+		q.next()
+		d.source.Set(left(first))
+		d.source.Set(left(first)) // the next bundle
+		wantReason(t, p.ended(), refusal.IdentityDenied)
+		wantReason(t, q.ended(), refusal.IdentityDenied)
+
+		p, q = d.sotw(), d.delta()
+		p.say(ask(all...))
+		q.say(subscribe(all...))
+		if got := p.next(); len(got.GetResources()) != 1 {
+			t.Errorf("who comes back has %v", got)
+		}
+		if got := q.next(); len(got.GetResources()) != 1 || !slices.Equal(got.GetRemovedResources(), []string{NameDefault}) {
+			t.Errorf("who comes back has %v", got)
+		}
+		d.source.Set(left(first))
+		p.quiet()
+		q.quiet()
+
+		d.source.Set(left(second))
+		wantReason(t, p.ended(), refusal.PolicyDenied)
+		wantReason(t, q.ended(), refusal.PolicyDenied)
+
+		d.source.Set(nil)
+		p = d.sotw()
+		p.say(ask(all...))
+		p.quiet()
+		d.source.Set(left(&Parting{refusal.New(refusal.PolicyDenied, "it had nothing of it")}))
+		p.next()
+		p.quiet()
 	})
 }
 

@@ -23,6 +23,7 @@ type Secrets struct {
 	own      []string
 	sequence uint64
 	end      error
+	parting  *Parting
 }
 
 // SecretsConfig is what Secrets are made of. Neither it nor what it points to may change afterwards.
@@ -32,12 +33,19 @@ type SecretsConfig struct {
 	SVIDs []*x509svid.SVID
 	// Bundles are the trust bundles, the own trust domain's first; none without X.509 roots. It may be empty.
 	Bundles []*spiffebundle.Bundle
+	// Parting is the last one of this source, and stays in all its Secrets from then on; nil: there was none.
+	Parting *Parting
 }
+
+// Parting ends the streams that were open when a source took something away from its peers, say because their identity was
+// denied: they hear why. Who comes back is served what is left. A source makes a new one each time: which one it is counts,
+// not what it says.
+type Parting struct{ Why error }
 
 // NewSecrets checks that what it is given belongs together (a key to its leaf, an ID to its certificate) and makes
 // Secrets of it. It copies nothing that is large.
 func NewSecrets(c SecretsConfig) (*Secrets, error) {
-	s := &Secrets{}
+	s := &Secrets{parting: c.Parting}
 	for v := range s.byName {
 		s.byName[v] = make(map[string]*resource, len(c.SVIDs)+len(c.Bundles)+3)
 	}

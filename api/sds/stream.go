@@ -32,6 +32,9 @@ type stream struct {
 	taken taken
 	// waiting: there are no secrets yet.
 	waiting bool
+	// met: there were some; parting is the one that they had first.
+	met     bool
+	parting *Parting
 	// unread is how many bytes went out since the peer last showed that it had read everything.
 	unread int
 	// owing: the secrets or the subscription changed, or the last answer did not hold everything.
@@ -90,8 +93,8 @@ func (st *stream) run(ctx context.Context) error {
 		if st.owing { // what is sent is what the source vouches for now, not when it last changed
 			secrets, stale = st.source.Secrets()
 		}
-		if secrets != nil && secrets.end != nil {
-			return secrets.end
+		if err := st.over(secrets); err != nil {
+			return err
 		}
 		st.waiting = secrets == nil
 		if err := st.answer(ctx, secrets); err != nil {
@@ -127,6 +130,20 @@ func (st *stream) run(ctx context.Context) error {
 			return st.tooLate()
 		}
 	}
+}
+
+// over is why the stream ends by what its source serves now; nil: it goes on.
+func (st *stream) over(s *Secrets) error {
+	switch {
+	case s == nil:
+	case s.end != nil:
+		return s.end
+	case !st.met:
+		st.met, st.parting = true, s.parting
+	case s.parting != st.parting && s.parting != nil:
+		return s.parting.Why
+	}
+	return nil
 }
 
 // receive reads requests for as long as the stream lasts, each when it is the peer's turn.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -240,7 +241,7 @@ func die(t *testing.T, mode string) {
 	if out, code := s.certctl("--socket", s.file("admin.sock"), "explain", "pod", "shop/pods-0", "-o", "json"); code != 0 || !strings.Contains(out, `"event": "end"`) {
 		t.Errorf("certctl explain (exit %d):\n%s", code, out)
 	}
-	s.dropped(one, kept)
+	s.dropped(one, stay, kept)
 	if err := two.agent.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("the agent whose node went has ended: %v", err)
 	}
@@ -257,9 +258,9 @@ func (s *site) audited(want map[string]int) {
 	}
 }
 
-// dropped measures what ends what is held and leaves the streams, to which trust bundles still go: an operator's word, and
-// policy's.
-func (s *site) dropped(n *agentNode, kept []*sdsStream) {
+// dropped measures what ends what is held and the streams that had it, while the proxy stays: an operator's word, and
+// policy's. The proxy comes back for the trust bundle.
+func (s *site) dropped(n *agentNode, pods []*corev1.Pod, proxies []*sdsStream) {
 	const id = "spiffe://mesh.test/ns/shop/sa/web"
 	for _, c := range []struct {
 		what, state, reason string
@@ -278,13 +279,39 @@ func (s *site) dropped(n *agentNode, kept []*sdsStream) {
 		{"policy changed", "refused", "POLICY_DENIED", func() { s.policy("rules: [{serviceAccounts: [web], deny: closed}, {}]") }},
 	} {
 		c.do()
-		began := time.Now()
+		word := time.Now()
+		if c.reason == "" {
+			n.await("shop-web-0", c.state, c.reason)
+			n.await("shop-web-1", c.state, c.reason)
+			proxies = n.connectAll(pods)
+			continue
+		}
+		var took []time.Duration
+		for _, p := range proxies {
+			took = append(took, p.end(word, refusal.Reason(c.reason)))
+		}
+		report(s.t, s.mode+": "+c.what, took, endAim)
 		n.await("shop-web-0", c.state, c.reason)
 		n.await("shop-web-1", c.state, c.reason)
-		report(s.t, s.mode+": "+c.what, []time.Duration{time.Since(began)}, endAim)
 	}
-	for _, p := range kept {
-		p.open("a proxy of an identity that is denied")
+	n.trusts("shop-web-0")
+}
+
+// trusts fails unless a proxy that comes back to a workload's socket gets the trust bundle.
+func (n *agentNode) trusts(name string) {
+	t := n.site.t
+	t.Helper()
+	conn, err := grpc.NewClient("unix:"+n.socket(name), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	check(t, err)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), endLimit)
+	defer cancel()
+	got, err := secretv3.NewSecretDiscoveryServiceClient(conn).FetchSecrets(ctx, &discoveryv3.DiscoveryRequest{
+		Node: &corev3.Node{Id: name}, ResourceNames: []string{"default", "ROOTCA"}, TypeUrl: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+	})
+	check(t, err)
+	if len(got.GetResources()) != 1 {
+		t.Errorf("who comes back to %s has %d secrets, want the trust bundle alone", name, len(got.GetResources()))
 	}
 }
 
