@@ -72,11 +72,17 @@ func Prepare(ctx context.Context, n *node.Node, say func(string)) (*Site, error)
 // Install installs the chart, with further arguments of Helm's if need be, and waits until the CA and the agent are ready. The
 // README's test does the same by the README's own words.
 func (s *Site) Install(ctx context.Context, args ...string) error {
-	args = append([]string{"--create-namespace", "--set", "image.registry=" + Registry}, args...)
-	if _, err := s.Helm(ctx, s.release("install", args...)...); err != nil {
+	if err := s.Begin(ctx, args...); err != nil {
 		return err
 	}
 	return s.RolledOut(ctx)
+}
+
+// Begin is Install without the wait.
+func (s *Site) Begin(ctx context.Context, args ...string) error {
+	args = append([]string{"--create-namespace", "--set", "image.registry=" + Registry}, args...)
+	_, err := s.Helm(ctx, s.release("install", args...)...)
+	return err
 }
 
 // Upgrade changes values; those of before stay.

@@ -53,7 +53,8 @@ ca:
 	check(t, err)
 	_, err = s.Kubectl(ctx, "--namespace", helm.Namespace, "create", "configmap", "vault-ca", "--from-file=ca.pem="+filepath.Join(s.Dir(), "vault", "tls", "vault-ca.pem"))
 	check(t, err)
-	check(t, s.Install(ctx, "--values", values))
+	neverReady(t, s, values)
+	check(t, s.Upgrade(ctx, "--values", values))
 	check(t, s.ApplyExample(ctx, strict(t, s)))
 	check(t, s.Send(ctx, "traffic", "visitor", rate))
 	check(t, s.PodReady(ctx, "demo", "traffic"))
@@ -77,6 +78,30 @@ ca:
 	_, err = s.Kubectl(ctx, "delete", "namespace", "demo", "--timeout=3m")
 	check(t, err)
 	check(t, s.Uninstall(ctx))
+}
+
+// neverReady installs the chart with a role that Vault does not know, so that the CA has nothing to sign with and never was ready.
+// An upgrade mends it only if a pod that is not ready is rolled, too: what holds that up is seen in a real StatefulSet alone.
+func neverReady(t *testing.T, s *helm.Site, values string) {
+	t.Helper()
+	ctx := t.Context()
+	check(t, s.Begin(ctx, "--values", values, "--set", "ca.upstream.vault.auth.kubernetes.role=meshka"))
+	await(t, s, 3*time.Minute, "the CA to say that it cannot sign", func(ctx context.Context) error {
+		pod, err := s.Clientset.CoreV1().Pods(helm.Namespace).Get(ctx, "meshca-0", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, c := range pod.Status.ContainerStatuses {
+			if c.Ready {
+				t.Fatalf("container %s is ready though Vault refuses the login", c.Name)
+			}
+		}
+		log, err := s.Kubectl(ctx, "--namespace", helm.Namespace, "logs", "meshca-0")
+		if err == nil && !strings.Contains(log, "meshka") {
+			err = fmt.Errorf("its log is\n%s", log)
+		}
+		return err
+	})
 }
 
 // startVault has a Vault run on the node, which the node's pods reach and which reaches the API server.
