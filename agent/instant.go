@@ -17,7 +17,7 @@ type instant struct {
 
 // machineClocks returns what reads the machine's clocks.
 func machineClocks() func() instant {
-	boot := bootID()
+	boot := BootID()
 	return func() instant {
 		i := instant{wall: time.Now()}
 		if since, ok := sinceBoot(); ok {
@@ -36,8 +36,8 @@ func (i instant) after(earlier instant) (d time.Duration, ok bool) {
 	return i.since - earlier.since, true
 }
 
-// bootID is random(4)'s name for this boot; empty where there is none.
-func bootID() string {
+// BootID is random(4)'s name for this boot; empty where there is none.
+func BootID() string {
 	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return ""

@@ -13,6 +13,6 @@
 //   - serve, peer: the sockets, and who may call.
 //
 // A volume is known by what stands on the node: its state below the runtime directory, and its directory mounted at the
-// kubelet's target path. Both outlive the agent. A volume whose directory is mounted there is one that a pod uses, and
-// what the kubelet then asks for is a republish, which never fails.
+// kubelet's target path. Both outlive the agent. Where anything is mounted there, or was in this boot, a pod uses the
+// volume, and what the kubelet then asks for is a republish, which never fails.
 package csi

@@ -31,6 +31,7 @@ type Driver struct {
 	log          *slog.Logger
 	registration registration
 	label        func(path string) error // gives a directory the label that SELinux has for containers
+	boot         string                  // names the boot that the machine is in; empty: nothing does
 	// What Run sets before anybody calls:
 	agent   *agent.Agent
 	running context.Context //nolint:containedctx // that of Run: what the kubelet waits for ends with it
@@ -57,7 +58,7 @@ func New(c Config) (*Driver, error) {
 	if c.Version == "" {
 		return nil, errors.New("csi: the version is missing")
 	}
-	return &Driver{config: c, log: c.Log, label: selinux.Label, volumes: make(map[string]*volume)}, nil
+	return &Driver{config: c, log: c.Log, label: selinux.Label, boot: agent.BootID(), volumes: make(map[string]*volume)}, nil
 }
 
 // Run serves the kubelet until ctx ends. A socket that cannot be opened is tried again, and until then the agent is not
@@ -216,7 +217,7 @@ func (d *Driver) note(v *volume, fault error) {
 	if v.state != nil {
 		whose = v.state.Pod.String()
 	}
-	d.log.Error("a volume that a pod uses cannot be kept as it should; the kubelet's next call tries again", "volume", v.key(), "pod", whose, "error", fault)
+	d.log.Error("a volume that a pod uses is not as it should be; the kubelet's next call tries what can be tried again", "volume", v.key(), "pod", whose, "error", fault)
 }
 
 // Standing is how the driver is: registered or not, and what is wrong with volumes.

@@ -37,6 +37,7 @@ type node struct {
 	csi    Config
 	config agent.Config
 	label  func(path string) error // nil: the driver's own
+	boot   *string                 // nil: the machine's own
 
 	agent  *agent.Agent
 	driver *Driver
@@ -109,6 +110,9 @@ func (n *node) start() {
 	must(n.t, err)
 	if n.label != nil {
 		n.driver.label = n.label
+	}
+	if n.boot != nil {
+		n.driver.boot = *n.boot
 	}
 	config := n.config
 	config.Sources = []agent.Source{n.driver}
@@ -283,7 +287,7 @@ func (p *made) left() (things []string) {
 
 // kept is what the agent keeps of keys.
 func (n *node) kept() int {
-	list, err := filepath.Glob(n.path("run/keys/svid-*"))
+	list, err := filepath.Glob(filepath.Join(n.config.RuntimeDir, "keys/svid-*"))
 	must(n.t, err)
 	return len(list)
 }

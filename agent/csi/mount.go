@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -62,6 +63,12 @@ func over(all []mountPoint, path string) (found mountPoint, ok bool) {
 		}
 	}
 	return found, ok
+}
+
+// mountPointAt reports whether something is mounted at path.
+func mountPointAt(all []mountPoint, path string) bool {
+	path = filepath.Join(resolved(filepath.Dir(path)), filepath.Base(path)) // a link in its place is no mount
+	return slices.ContainsFunc(all, func(m mountPoint) bool { return m.at == path })
 }
 
 // bound is a directory of dir that is mounted somewhere.

@@ -20,8 +20,10 @@ const (
 	abandoned = 10 * time.Minute
 )
 
-// Known are the volumes that are mounted where the kubelet wanted them. What else is left of an earlier run goes: what was
-// never mounted, and what a reboot unmounted, the kubelet asks for anew.
+// Known are the volumes that pods use: they are mounted where the kubelet wanted them, or were in this boot and somebody
+// took the mount away, which the kubelet's next call mends. What else is left of an earlier run goes: what was never
+// mounted, and what a reboot unmounted, the kubelet asks for anew. Mounts themselves are left where they are, also those of
+// directories that are gone: they tell that a pod uses its volume, until the kubelet ends it.
 func (d *Driver) Known() ([]agent.Workload, error) {
 	if err := private(d.config.Dir); err != nil {
 		return nil, fmt.Errorf("the directory for volumes: %w", err)
@@ -36,7 +38,7 @@ func (d *Driver) Known() ([]agent.Workload, error) {
 		v := newVolume(d.config.Dir, e.Name())
 		s, err := v.load()
 		switch {
-		case err == nil && v.at(s.Target):
+		case err == nil && (v.at(s.Target) || s.Boot != "" && s.Boot == d.boot):
 			v.state, v.mounted, v.asked, v.podUID = s, true, time.Now(), s.Pod.UID
 			d.volumes[v.key()] = v
 			known = append(known, v.workload())
@@ -49,7 +51,6 @@ func (d *Driver) Known() ([]agent.Workload, error) {
 			}
 		}
 	}
-	d.unmountDead(mounted)
 	return known, nil
 }
 
@@ -81,22 +82,6 @@ func resolved(path string) string {
 		return p
 	}
 	return path
-}
-
-// unmountDead takes away mounts of directories that are gone: nothing can be served in them any more.
-func (d *Driver) unmountDead(mounted map[string][]string) {
-	for key, places := range mounted {
-		v := newVolume(d.config.Dir, key)
-		for _, at := range places {
-			if v.at(at) {
-				continue
-			}
-			d.log.Warn("a mount of a volume that is gone is taken away", "at", at)
-			if err := unmount(at); err != nil {
-				d.log.Error("a mount of a volume that is gone cannot be taken away", "error", err)
-			}
-		}
-	}
 }
 
 // sweepUntilDone looks again and again for volumes that nobody asks for any more.

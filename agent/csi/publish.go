@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -43,8 +44,8 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 	if err := v.free(a, r.GetTargetPath()); err != nil {
 		return nil, err
 	}
-	if v.used(a, r.GetTargetPath()) {
-		if err := d.surviving(func() error { d.republish(v, a, wrong); return nil }); err != nil {
+	if v.used(a, r.GetTargetPath()) || d.occupied(r.GetTargetPath()) {
+		if err := d.surviving(func() error { d.republish(v, a, r.GetTargetPath(), wrong); return nil }); err != nil {
 			d.note(v, err)
 		}
 		return &csi.NodePublishVolumeResponse{}, nil
@@ -73,11 +74,23 @@ func (d *Driver) surviving(f func() error) (err error) {
 	return f()
 }
 
-// used reports whether the pod uses the volume at target: it is mounted there, or this run of the agent mounted it there
-// for this pod and somebody unmounted it.
+// used reports whether the pod uses the volume at target: it is mounted there, or was in this boot, for this pod, and
+// somebody unmounted it.
 func (v *volume) used(a *ask, target string) bool {
-	was := v.state != nil && v.mounted && v.state.Target == target && (a == nil || a.pod.UID == v.state.Pod.UID)
-	return was || v.at(target)
+	return v.state != nil && v.mounted && v.state.fits(a, target) || v.at(target)
+}
+
+// occupied reports whether anything is mounted at a target below the kubelet's directory. Nobody but this driver mounts
+// there, so the pod uses its volume: an agent with another runtime directory made it, or the directory was wiped.
+func (d *Driver) occupied(target string) bool {
+	if !strings.HasPrefix(target, d.config.KubeletDir+"/") {
+		return false
+	}
+	all, err := mounts()
+	if err != nil {
+		d.log.Error("the mounts of this node cannot be read; a volume that a pod uses may be taken for a new one", "error", err)
+	}
+	return mountPointAt(all, target)
 }
 
 // free refuses a volume that another pod uses, or that is used elsewhere: who asks now must not get its identity, nor
@@ -86,7 +99,7 @@ func (v *volume) free(a *ask, target string) error {
 	if v.state == nil || !v.at(v.state.Target) {
 		return nil
 	}
-	if v.state.Target != target || a != nil && a.pod.UID != v.state.Pod.UID {
+	if !v.state.fits(a, target) {
 		return refusal.New(refusal.VolumeTaken, "the volume is mounted for pod %s (UID %s)", v.state.Pod, v.state.Pod.UID)
 	}
 	return nil
@@ -119,7 +132,9 @@ func (d *Driver) publish(ctx context.Context, v *volume, a *ask) error {
 	if err := d.mount(v); err != nil {
 		return d.undone(v, err)
 	}
-	v.mounted = true
+	if err := v.settle(d.boot); err != nil { // the mount says it, too
+		d.log.Warn("a mount cannot be written down; if it is lost while the agent is away, the pod has to wait again", "volume", v.key(), "error", err)
+	}
 	d.log.Info("a pod's volume is mounted", "volume", v.key(), "pod", a.pod.String(), "service_account", a.pod.ServiceAccount)
 	return nil
 }
@@ -209,36 +224,4 @@ func (d *Driver) mount(v *volume) error {
 		return failed(err)
 	}
 	return nil
-}
-
-// republish refreshes a volume that a pod uses. What goes wrong is for logs and checks.
-func (d *Driver) republish(v *volume, a *ask, wrong error) {
-	errs := []error{wrong}
-	changed := false
-	if v.state == nil && a != nil { // what an earlier run wrote down was damaged
-		errs = append(errs, v.prepare(a.state(), d.label), d.claim(v, a.pod))
-	}
-	if v.state == nil {
-		d.note(v, errors.Join(errs...))
-		return
-	}
-	if !v.at(v.state.Target) {
-		d.log.Warn("a pod's volume was unmounted by somebody; it is mounted anew, for containers that start from now on", "volume", v.key(), "pod", v.state.Pod.String())
-		if err := v.prepare(v.state, d.label); err != nil {
-			errs = append(errs, err)
-		} else {
-			errs = append(errs, d.mount(v))
-		}
-	}
-	v.mounted = true
-	if a != nil && a.token.reveal() != "" {
-		var err error
-		changed, err = v.saveToken(a.token)
-		errs = append(errs, err)
-	}
-	k, anew, err := d.keep(v)
-	if err == nil && changed && !anew {
-		k.TokenChanged()
-	}
-	d.note(v, errors.Join(append(errs, err)...))
 }

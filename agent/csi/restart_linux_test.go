@@ -70,6 +70,8 @@ func TestAReboot(t *testing.T) {
 			must(t, web.publish())
 			must(t, gone.publish())
 			n.halt()
+			next := "the next boot"
+			n.boot = &next
 			for _, p := range []*made{web, gone} {
 				must(t, unix.Unmount(p.target, 0))
 			}
@@ -138,23 +140,6 @@ func TestDamagedStateIsHealed(t *testing.T) {
 	}
 	if web.sees() == "" {
 		t.Error("the volume of a pod that runs was swept away")
-	}
-}
-
-func TestMountsOfNothingAreTakenAway(t *testing.T) {
-	n := newNode(t)
-	n.start()
-	web := n.pod("web")
-	must(t, web.publish())
-	n.halt()
-	must(t, os.RemoveAll(n.csi.Dir))
-	n.start()
-	if left := web.left(); len(left) != 1 || left[0] != web.target {
-		t.Errorf("left are %v", left)
-	}
-	must(t, web.publish())
-	if web.sees() == "" {
-		t.Error("nothing is served")
 	}
 }
 

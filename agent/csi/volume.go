@@ -47,6 +47,11 @@ type state struct {
 	Pod     pod    `json:"pod"`
 	GID     *int   `json:"gid,omitempty"`
 	Wish    wish   `json:"wish"`
+	// Boot is the one in which the volume was mounted; empty: it was not, or boots have no names. A mount that is gone in
+	// the same boot somebody took away.
+	Boot string `json:"boot,omitempty"`
+	// Replaced: containers of the pod may run that have another directory mounted than this one.
+	Replaced bool `json:"replaced,omitempty"`
 }
 
 func newVolume(parent, key string) *volume {
@@ -55,6 +60,11 @@ func newVolume(parent, key string) *volume {
 
 func (a *ask) state() *state {
 	return &state{Version: stateVersion, ID: a.id, Target: a.target, Pod: a.pod, GID: a.gid, Wish: a.wish}
+}
+
+// fits reports whether the state is of the volume that is asked for; a is nil where who asks is not told.
+func (s *state) fits(a *ask, target string) bool {
+	return s.Target == target && (a == nil || a.pod.UID == s.Pod.UID)
 }
 
 func (s *state) equal(other *state) bool { return reflect.DeepEqual(s, other) }
@@ -113,15 +123,29 @@ func (v *volume) prepare(s *state, label func(path string) error) error {
 	if err := label(v.inside()); err != nil {
 		return err
 	}
-	data, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	if err := replace(v.stateFile(), data); err != nil {
+	if err := v.write(s); err != nil {
 		return err
 	}
 	v.state = s
 	return nil
+}
+
+// settle notes, also for the next run, that a pod uses the volume.
+func (v *volume) settle(boot string) error {
+	v.mounted = true
+	if v.state.Boot == boot {
+		return nil
+	}
+	v.state.Boot = boot
+	return v.write(v.state)
+}
+
+func (v *volume) write(s *state) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return replace(v.stateFile(), data)
 }
 
 // remove takes away what lies on the node; nothing of it is mounted any more.

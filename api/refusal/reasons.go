@@ -130,6 +130,7 @@ const (
 const (
 	VolumeInvalid       Reason = "VOLUME_INVALID"
 	VolumeTaken         Reason = "VOLUME_TAKEN"
+	VolumeReplaced      Reason = "VOLUME_REPLACED"
 	MountFailed         Reason = "MOUNT_FAILED"
 	KubeletUnregistered Reason = "KUBELET_UNREGISTERED"
 )
@@ -408,6 +409,9 @@ var table = map[Reason]entry{
 	VolumeTaken: {codes.FailedPrecondition,
 		"The volume is mounted for another pod, or elsewhere.",
 		"Kubelets make an ID for each volume of each pod, so this is none's doing: find out what else speaks to the driver's socket."},
+	VolumeReplaced: {codes.FailedPrecondition,
+		"The pod's volume is served in another directory than the one that containers saw which ran before: the agent's runtimeDir was changed or wiped.",
+		"Delete the pod, so that its controller makes it anew: a container that ran before keeps what it holds, until that ends, and finds no socket."},
 	MountFailed: {codes.Internal,
 		"The pod's directory could not be made or mounted on the node.",
 		"The detail has the system's words; look at the agent's mounts and privileges: kubelet's directory must be mounted into it with `mountPropagation: Bidirectional`."},
