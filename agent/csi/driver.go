@@ -187,8 +187,10 @@ func (d *Driver) end(v *volume) error {
 	if k := d.agent.Find(v.socket()); k != nil {
 		errs = append(errs, k.Remove())
 	}
+	target := ""
 	if v.state != nil {
-		errs = append(errs, d.unmountTarget(v.state.Target))
+		target = v.state.Target
+		errs = append(errs, unmount(target))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return refusal.New(refusal.MountFailed, "%w", err)
@@ -201,7 +203,10 @@ func (d *Driver) end(v *volume) error {
 	v.podUID = ""
 	d.mu.Unlock()
 	d.note(v, nil)
-	return nil
+	if target == "" {
+		return nil
+	}
+	return removeTarget(target)
 }
 
 // note remembers what is wrong with a volume that a pod uses, for checks, and tells it once.

@@ -11,8 +11,8 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 )
 
-// NodeUnpublishVolume ends everything: the streams and the socket, the key, the token, the mount. It succeeds where
-// nothing is there.
+// NodeUnpublishVolume ends everything: the streams and the socket, the key, the token, the mount. It succeeds where nothing
+// is there.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
 	if err := errors.Join(checkID(r.GetVolumeId()), checkPath(r.GetTargetPath())); err != nil {
 		return nil, err
@@ -25,32 +25,42 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVo
 	if err := v.checkTarget(r.GetTargetPath(), d.config.KubeletDir); err != nil {
 		return nil, err
 	}
-	if v.state != nil && v.state.Target != r.GetTargetPath() && v.at(v.state.Target) {
-		// Another pod uses it: what was refused to this one leaves nothing but a directory.
-		if err := d.unmountTarget(r.GetTargetPath()); err != nil {
-			return nil, refusal.New(refusal.MountFailed, "%w", err)
-		}
-		return &csi.NodeUnpublishVolumeResponse{}, nil
-	}
-	if v.state != nil {
-		d.log.Info("a pod's volume ends", "volume", v.key(), "pod", v.state.Pod.String())
-	}
-	if err := d.unmountTarget(r.GetTargetPath()); err != nil {
-		return nil, refusal.New(refusal.MountFailed, "%w", err)
-	}
-	if err := d.end(v); err != nil {
+	if err := d.unpublish(v, r.GetTargetPath()); err != nil {
+		d.log.Error("of a pod's volume that ends not all can be taken away; the kubelet tries again", "volume", v.key(), "error", err)
 		return nil, err
 	}
 	return &csi.NodeUnpublishVolumeResponse{}, nil
 }
 
-// unmountTarget takes away what is mounted at a target, and the target itself, as the CSI spec wants.
-func (d *Driver) unmountTarget(target string) error {
-	if err := unmount(target); err != nil {
-		return err
+// unpublish ends the volume whatever becomes of the target: with an error, too, nobody has the pod's identity any more.
+func (d *Driver) unpublish(v *volume, target string) error {
+	var err error
+	elsewhere := v.state != nil && v.state.Target != target
+	if v.state == nil || elsewhere {
+		if err = unmount(target); err != nil {
+			err = refusal.New(refusal.MountFailed, "%w", err)
+		} else {
+			err = removeTarget(target)
+		}
 	}
-	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if elsewhere && v.at(v.state.Target) {
+		return err // another pod uses it: what was refused to this one leaves nothing but a directory
+	}
+	if v.state != nil {
+		d.log.Info("a pod's volume ends", "volume", v.key(), "pod", v.state.Pod.String())
+	}
+	return errors.Join(err, d.end(v))
+}
+
+// removeTarget takes a target away, as the CSI spec wants, where nothing is mounted any more. What somebody put there when
+// the volume was not mounted stays: a container could not have written it.
+func removeTarget(target string) error {
+	err := os.Remove(target)
+	switch {
+	case errors.Is(err, fs.ErrExist): // ENOTEMPTY
+		return refusal.New(refusal.MountFailed, "the volume is gone, but %s holds something that is not this driver's: empty it, and the pod can end", target)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return refusal.New(refusal.MountFailed, "%w", err)
 	}
 	return nil
 }
