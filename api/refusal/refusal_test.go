@@ -62,6 +62,18 @@ func TestEveryReasonSaysWhatToDo(t *testing.T) {
 	}
 }
 
+// What the CA and the agent both say is true of either.
+func TestReasonsOfBothSpeakOfBoth(t *testing.T) {
+	for _, r := range []refusal.Reason{refusal.Stopping, refusal.CallEnded, refusal.Internal} {
+		if text := r.What() + " " + r.Do(); !strings.Contains(text, "CA") || !strings.Contains(text, "agent") {
+			t.Errorf("%s: %q", r, text)
+		}
+	}
+	if do := refusal.SocketInUse.Do(); !strings.Contains(do, "the other agent") || !strings.Contains(do, "a pod") || !strings.Contains(do, "`readOnly: true`") {
+		t.Errorf("%s is an agent's, and at the shared socket a pod's doing: %q", refusal.SocketInUse, do)
+	}
+}
+
 // A dependency that is down is Unavailable, an overload ResourceExhausted; neither is ever a final no.
 func TestWhatPassesIsNeverFinal(t *testing.T) {
 	for r, passing := range map[refusal.Reason]bool{
