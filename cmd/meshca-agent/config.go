@@ -177,7 +177,7 @@ func parseConfig(data []byte) (*Config, error) {
 	if _, err := c.agent(nil); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(c.CSI.check(c.RuntimeDir), c.SharedSocket.check(c.RuntimeDir)); err != nil {
+	if err := errors.Join(c.CSI.check(c.RuntimeDir), c.SharedSocket.check(&c)); err != nil {
 		return nil, err
 	}
 	if _, err := c.logLevel(); err != nil {

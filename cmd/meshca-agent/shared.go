@@ -33,8 +33,8 @@ func (c SharedSocketConfig) path(runtimeDir string) string {
 	return filepath.Clean(c.Path)
 }
 
-// check finds what is wrong with the section.
-func (c SharedSocketConfig) check(runtimeDir string) error {
+// check finds what is wrong with the section; whole is the configuration that it is part of.
+func (c SharedSocketConfig) check(whole *Config) error {
 	if !c.Enabled {
 		if c != (SharedSocketConfig{}) {
 			return errors.New("sharedSocket: it has settings, and is not enabled: set sharedSocket.enabled to true, or take them out")
@@ -45,12 +45,43 @@ func (c SharedSocketConfig) check(runtimeDir string) error {
 	if c.CgroupRoot != "" && (!path.IsAbs(c.CgroupRoot) || path.Clean(c.CgroupRoot) != c.CgroupRoot) {
 		errs = append(errs, fmt.Errorf("sharedSocket.cgroupRoot: %q is no absolute path without detours: name the kubelet's --cgroup-root", c.CgroupRoot))
 	}
-	// Pods that run as root would find the keys of all others beside the socket.
-	run := filepath.Clean(runtimeDir)
-	if dir := filepath.Dir(c.path(runtimeDir)); dir == run || dir == filepath.Join(run, "keys") || dir == filepath.Join(run, "pods") || strings.HasPrefix(run, strings.TrimSuffix(dir, "/")+"/") {
-		errs = append(errs, fmt.Errorf("sharedSocket.path: pods mount its directory, and %s holds keys: leave the path out, or name one in a directory of its own", dir))
+	return errors.Join(append(errs, c.apart(whole))...)
+}
+
+// apart refuses a directory in which there is more than the socket: pods that run as root would find it, such as the keys
+// of all others.
+func (c SharedSocketConfig) apart(whole *Config) error {
+	const mend = "leave the path out, or name one in a directory of its own"
+	socket := c.path(whole.RuntimeDir)
+	dir := filepath.Dir(socket)
+	for _, name := range []string{"keys", "pods", "streams"} {
+		if own := filepath.Join(whole.RuntimeDir, name); within(own, dir) {
+			return fmt.Errorf("sharedSocket.path: %s lies in %s, which the agent keeps to itself: %s", socket, own, mend)
+		}
 	}
-	return errors.Join(errs...)
+	type place struct{ path, what string }
+	others := []place{
+		{whole.RuntimeDir, "keys"}, {whole.StateDir, "the trust bundle"}, {whole.AdminSocket, "the admin socket"},
+		{whole.TokenFile, "the agent's token"}, {whole.BundleFile, "the bundle file"},
+	}
+	for i, w := range whole.Workloads {
+		whose := fmt.Sprintf("workloads[%d]'s ", i)
+		others = append(others, place{w.Socket, whose + "socket"}, place{w.TokenFile, whose + "token"})
+		for _, f := range w.Files {
+			others = append(others, place{f.Dir, whose + "files"})
+		}
+	}
+	for _, other := range others {
+		if within(dir, filepath.Clean(other.path)) {
+			return fmt.Errorf("sharedSocket.path: pods mount its directory, and %s holds %s: %s", dir, other.what, mend)
+		}
+	}
+	return nil
+}
+
+// within reports whether path is dir or lies below it.
+func within(dir, path string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
 // source is the section as the agent takes it.
