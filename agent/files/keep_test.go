@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/meshca/meshca/agent"
@@ -454,6 +455,28 @@ func TestWhatAnEarlierRunLeft(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestWhatAnEarlierRunLeftOfAnotherTrustDomain is nobody's identity here, though its chain leads to a root that is trusted.
+func TestWhatAnEarlierRunLeftOfAnotherTrustDomain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, newRoot(t), nil)
+		svid := s.svid()
+		s.give(svid, 1)
+		s.start()
+		s.stop()
+		s.root = s.root.As(spiffeid.RequireTrustDomainFromString("other.test"))
+		s.give(nil, 7)
+		s.start()
+		s.expect(nil)
+		if n := s.keys(); n != 0 || s.reader.last() != 7 {
+			t.Errorf("%d keys are left, the bundle is %d", n, s.reader.last())
+		}
+		next := s.svid()
+		s.give(next, 7)
+		s.expect(next)
+		s.stop()
+	})
 }
 
 func TestTheAgentsStopTouchesNothing(t *testing.T) {
