@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -317,6 +318,35 @@ func TestVaultInPlaceOfTheDisk(t *testing.T) {
 	}
 	if config := configMaps(t, rendered)["meshca"]["meshca.yaml"]; token == "" || !strings.Contains(config, "tokenFile: "+token) || strings.Contains(config, "disk") {
 		t.Errorf("the token is at %q, and the CA is told\n%s", token, config)
+	}
+}
+
+// TestTheRuntimeLeavesRoomBelowTheLimit: what the daemons give back in time the kernel does not end them for, and it counts
+// more than the runtime does. Whoever changes the limit need not think of it.
+func TestTheRuntimeLeavesRoomBelowTheLimit(t *testing.T) {
+	for _, limit := range []string{"512Mi", "1Gi", "300M"} {
+		rendered := must(chart.Render(t.Context(), "--set", "agent.resources.limits.memory="+limit+",ca.resources.limits.memory="+limit))(t)
+		for name, c := range map[string]corev1.Container{
+			"agent": objects[appsv1.DaemonSet](t, rendered, "DaemonSet")["meshca-agent"].Spec.Template.Spec.Containers[0],
+			"CA":    objects[appsv1.StatefulSet](t, rendered, "StatefulSet")["meshca"].Spec.Template.Spec.Containers[0],
+		} {
+			env := map[string]string{}
+			for _, e := range c.Env { // as the kubelet makes it
+				value := e.Value
+				for known, is := range env {
+					value = strings.ReplaceAll(value, "$("+known+")", is)
+				}
+				if e.ValueFrom != nil && e.ValueFrom.ResourceFieldRef.Resource == "limits.memory" {
+					divisor := max(e.ValueFrom.ResourceFieldRef.Divisor.Value(), 1)
+					value = strconv.FormatInt((c.Resources.Limits.Memory().Value()+divisor-1)/divisor, 10)
+				}
+				env[e.Name] = value
+			}
+			got, err := strconv.ParseFloat(env["GOMEMLIMIT"], 64)
+			if share := got / c.Resources.Limits.Memory().AsApproximateFloat64(); err != nil || share < 0.9 || share > 0.96 {
+				t.Errorf("%s with %s: GOMEMLIMIT %q is %.3f of it, error %v", name, limit, env["GOMEMLIMIT"], share, err)
+			}
+		}
 	}
 }
 

@@ -33,6 +33,16 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{/* Has a daemon collect what it took before the container's memory limit, whatever that is set to. Kubernetes does no
+arithmetic, so the limit's MiB are taken for as many million bytes, which is 95 % of it: the rest is for what the kernel
+counts and the runtime does not. */}}
+{{- define "meshca.memoryLimit" -}}
+# What callers made it take is collected before the limit, not beyond it: at 95 %, the limit's MiB as millions of bytes.
+env:
+  - {name: MEMORY_MIB, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
+  - {name: GOMEMLIMIT, value: $(MEMORY_MIB)000000}
+{{- end }}
+
 {{/* What a container needs to call the API server as the pod's service account: for those alone that mount it. */}}
 {{- define "meshca.apiAccess" -}}
 - name: api
