@@ -82,7 +82,10 @@ func (c *Cluster) accountOf(ctx context.Context, ev *attestor.Evidence, w attest
 		return account{}, refusal.New(refusal.ServiceAccountGone, "pod %s has no service account", nameOf(pods, ev)).On("spec.serviceAccountName")
 	}
 	n := name{id.Namespace(), id.ServiceAccount()}
-	// A token names its account's UID. A pod does not, but cannot be older than the account that it was made for.
+	// A token names its account's UID. A pod does not, but cannot be older than the account that it was made for. Both times
+	// are in whole seconds, and one apply makes both objects within one. So an account that was deleted and made anew in the
+	// second of the pod's creation is taken for the pod's: nothing tells them apart, for UIDs have no order and an object's
+	// version is that of its last change. The API server is no stricter: it gives such a pod tokens of the new account.
 	found, err := c.look(ctx, serviceAccounts, n, w, func(o object, found bool) *refusal.Error {
 		switch {
 		case !found || passed(o.deletion, now):
