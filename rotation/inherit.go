@@ -117,7 +117,7 @@ func (r Rollout) PutBack(unrecorded, now time.Time) Rollout {
 	r.Behind = slices.Clone(r.Behind)
 	if _, tainted := r.tainted(r.Goes()); r.Step == StepLeaving && !tainted {
 		goes := r.Goes()
-		r = r.enter(StepOut, r.NewShare, now)
+		r = r.enter(StepOut, r.NewShare, now).remember(r)
 		r.Behind = append(r.Behind, Behind{Party: goes, By: unrecorded})
 	}
 	for i, b := range r.Behind {

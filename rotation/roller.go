@@ -133,6 +133,7 @@ func (x *Roller) Change(ctx context.Context, command func(Rollout) (Rollout, err
 		if err != nil {
 			return now, err
 		}
+		next = next.remember(now)
 		// gofail: var rolloutOrdered struct{}
 		err = x.o.Journal.SwapRollout(ctx, version, next)
 		// gofail: var rolloutOrderEntered struct{}
@@ -176,6 +177,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 		return false
 	}
 	next, s := x.step(ctx, now)
+	next = next.remember(now)
 	if s.Rollout = now; next.Step == now.Step && next.Aborted == now.Aborted && len(next.Behind) == len(now.Behind) {
 		x.stand(s)
 		return false

@@ -98,12 +98,6 @@ type Rollout struct {
 	Owed []Owed `json:"owed,omitempty"`
 }
 
-// Passage is a step that is over.
-type Passage struct {
-	Step    Step      `json:"step"`
-	Entered time.Time `json:"entered"`
-}
-
 // Errors of commands that a Rollout is not in the state for.
 var (
 	ErrRolling    = errors.New("a rollout is under way: `certctl ca status` shows what it waits for, and what ends it; then begin another one")

@@ -59,7 +59,7 @@ func TestPassages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Passage{{StepChosen, begun}, {StepPublished, begun.Add(time.Second)}}
+	want := []Passage{{Step: StepChosen, Entered: begun}, {Step: StepPublished, Entered: begun.Add(time.Second)}}
 	for _, got := range []Rollout{confirmed, aborted} {
 		if !slices.Equal(got.Passed, want) {
 			t.Errorf("%s: %v, want %v", got.Step, got.Passed, want)

@@ -143,9 +143,22 @@ func encodeRollout(r rotation.Rollout) *meshcav1.RolloutStatus {
 		out.Behind = append(out.Behind, b.ID)
 	}
 	for _, x := range r.Passed {
-		out.Passed = append(out.Passed, &meshcav1.RolloutPassage{
-			Step: string(x.Step), Entered: stamp(x.Entered), Aborted: r.Aborted && !x.Entered.Before(r.AbortedAt),
-		})
+		out.Passed = append(out.Passed, encodePassage(r, x))
+	}
+	return out
+}
+
+func encodePassage(r rotation.Rollout, x rotation.Passage) *meshcav1.RolloutPassage {
+	out := &meshcav1.RolloutPassage{Step: string(x.Step), Entered: stamp(x.Entered), Aborted: r.Aborted && !x.Entered.Before(r.AbortedAt)}
+	if x.Had == nil {
+		return out
+	}
+	out.Aborted = x.Had.Aborted
+	out.Had = &meshcav1.RolloutPassage_Had{
+		AbortedBy: x.Had.AbortedBy, NewShare: uint32(x.Had.NewShare), BundleSequence: x.Had.Set, GivenUp: x.Had.GivenUp, LastEnd: stamp(x.Had.LastEnd), Spared: x.Had.Spared,
+	}
+	if x.Had.Within > 0 {
+		out.Had.Within = durationpb.New(x.Had.Within)
 	}
 	return out
 }

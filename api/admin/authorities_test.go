@@ -105,6 +105,26 @@ func TestAuthoritiesAreShown(t *testing.T) {
 	}
 }
 
+// A step that is over is told by what the journal kept of it, and by what can be told of one of which it kept nothing.
+func TestPassagesAreShown(t *testing.T) {
+	at := time.Unix(1000, 0)
+	r := rotation.Rollout{Old: rotation.Party{ID: "a"}, New: rotation.Party{ID: "b"}, Step: rotation.StepOut, Aborted: true, AbortedAt: at.Add(time.Minute), Passed: []rotation.Passage{
+		{Step: rotation.StepPublished, Entered: at},
+		{Step: rotation.StepSigning, Entered: at.Add(time.Minute)},
+		{Step: rotation.StepRetired, Entered: at, Had: &rotation.Had{Aborted: true, AbortedBy: "uid 7", NewShare: 5, Set: 4, Within: time.Minute, GivenUp: true, LastEnd: at, Spared: true}},
+		{Step: rotation.StepRetired, Entered: at.Add(time.Minute), Had: &rotation.Had{}},
+	}}
+	got := encodeRollout(r).GetPassed()
+	if len(got) != 4 || got[0].GetAborted() || got[0].GetHad() != nil || !got[1].GetAborted() || got[1].GetHad() != nil || got[3].GetAborted() || got[3].GetHad() == nil || got[3].GetHad().GetWithin() != nil {
+		t.Fatalf("got %v", got)
+	}
+	had := got[2].GetHad()
+	if !got[2].GetAborted() || had.GetAbortedBy() != "uid 7" || had.GetNewShare() != 5 || had.GetBundleSequence() != 4 || had.GetWithin().AsDuration() != time.Minute || !had.GetGivenUp() ||
+		!had.GetLastEnd().AsTime().Equal(at) || !had.GetSpared() {
+		t.Errorf("got %v", had)
+	}
+}
+
 func TestAuthorityVerbsAreTaken(t *testing.T) {
 	f := start(t, "rules: []")
 	by := fmt.Sprintf("uid %d", os.Getuid())

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
@@ -124,13 +123,7 @@ func (w *watch) passed(r *meshcav1.RolloutStatus) error {
 		if i < w.steps {
 			continue
 		}
-		then := proto.CloneOf(r)
-		then.Step, then.Aborted, then.NewShare = x.GetStep(), x.GetAborted(), r.GetCanary() // a share is told of in the canary alone
-		says := x.GetStep() + ": " + stepSays(then)
-		if x.GetAborted() {
-			says = "aborted by " + r.GetAbortedBy() + ", " + says
-		}
-		if _, err := fmt.Fprintf(w.c.out, "%s %s\n", absolute(x.GetEntered().AsTime()), plain(says)); err != nil {
+		if _, err := fmt.Fprintf(w.c.out, "%s %s\n", absolute(x.GetEntered().AsTime()), plain(passageSays(r, x))); err != nil {
 			return err
 		}
 	}
@@ -162,10 +155,7 @@ func (w *watch) showSilence(since time.Time, err error) error {
 // lineSays is a change for people who read a log.
 func lineSays(a *meshcav1.GetAuthoritiesResponse) string {
 	r := a.GetRollout()
-	line := r.GetStep() + ": " + stepSays(r)
-	if r.GetAborted() {
-		line = "aborted by " + r.GetAbortedBy() + ", " + line
-	}
+	line := inStep(r, stepSays(r))
 	var waits []string
 	for _, name := range r.GetWaits() {
 		if agent := confirmation(a, name); agent != nil && r.GetStep() == "published" {

@@ -117,7 +117,7 @@ func TestWatchTellsStepsThatPassed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		at := func(second int64, steps ...string) (all []*meshcav1.RolloutPassage) {
 			for i, s := range steps {
-				all = append(all, &meshcav1.RolloutPassage{Step: s, Entered: timestamppb.New(time.Unix(946684800+second+int64(i), 0))})
+				all = append(all, &meshcav1.RolloutPassage{Step: s, Entered: timestamppb.New(time.Unix(946684800+second+int64(i), 0)), Had: &meshcav1.RolloutPassage_Had{BundleSequence: 4}})
 			}
 			return all
 		}

@@ -683,7 +683,9 @@ type RolloutPassage struct {
 	Step    string                 `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
 	Entered *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=entered,proto3" json:"entered,omitempty"`
 	// It was entered on the way back.
-	Aborted       bool `protobuf:"varint,3,opt,name=aborted,proto3" json:"aborted,omitempty"`
+	Aborted bool `protobuf:"varint,3,opt,name=aborted,proto3" json:"aborted,omitempty"`
+	// Unset for steps that passed under a CA that did not keep it yet.
+	Had           *RolloutPassage_Had `protobuf:"bytes,4,opt,name=had,proto3" json:"had,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -737,6 +739,13 @@ func (x *RolloutPassage) GetAborted() bool {
 		return x.Aborted
 	}
 	return false
+}
+
+func (x *RolloutPassage) GetHad() *RolloutPassage_Had {
+	if x != nil {
+		return x.Had
+	}
+	return nil
 }
 
 type AgentConfirmation struct {
@@ -1506,6 +1515,105 @@ func (x *RemoveRootResponse) GetBundleSequence() uint64 {
 	return 0
 }
 
+// Had is what the rollout had while it was in the step: orders that came later changed that.
+type RolloutPassage_Had struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who had ordered the way back.
+	AbortedBy string `protobuf:"bytes,1,opt,name=aborted_by,json=abortedBy,proto3" json:"aborted_by,omitempty"`
+	// The share of identities, in percent, that the new root signed for.
+	NewShare       uint32 `protobuf:"varint,2,opt,name=new_share,json=newShare,proto3" json:"new_share,omitempty"`
+	BundleSequence uint64 `protobuf:"varint,3,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
+	// The bound of an emergency; unset: none.
+	Within *durationpb.Duration `protobuf:"bytes,4,opt,name=within,proto3" json:"within,omitempty"`
+	// Some confirmations were given up.
+	GivenUp bool `protobuf:"varint,5,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"`
+	// When the last certificate under the one that goes was to end; unset: nothing lived under it, or it had not retired.
+	LastEnd *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_end,json=lastEnd,proto3" json:"last_end,omitempty"`
+	// The one that went was trusted before the rollout, and was to stay in the trust bundle.
+	Spared        bool `protobuf:"varint,7,opt,name=spared,proto3" json:"spared,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutPassage_Had) Reset() {
+	*x = RolloutPassage_Had{}
+	mi := &file_meshca_v1_authority_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutPassage_Had) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutPassage_Had) ProtoMessage() {}
+
+func (x *RolloutPassage_Had) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_authority_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutPassage_Had.ProtoReflect.Descriptor instead.
+func (*RolloutPassage_Had) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{6, 0}
+}
+
+func (x *RolloutPassage_Had) GetAbortedBy() string {
+	if x != nil {
+		return x.AbortedBy
+	}
+	return ""
+}
+
+func (x *RolloutPassage_Had) GetNewShare() uint32 {
+	if x != nil {
+		return x.NewShare
+	}
+	return 0
+}
+
+func (x *RolloutPassage_Had) GetBundleSequence() uint64 {
+	if x != nil {
+		return x.BundleSequence
+	}
+	return 0
+}
+
+func (x *RolloutPassage_Had) GetWithin() *durationpb.Duration {
+	if x != nil {
+		return x.Within
+	}
+	return nil
+}
+
+func (x *RolloutPassage_Had) GetGivenUp() bool {
+	if x != nil {
+		return x.GivenUp
+	}
+	return false
+}
+
+func (x *RolloutPassage_Had) GetLastEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastEnd
+	}
+	return nil
+}
+
+func (x *RolloutPassage_Had) GetSpared() bool {
+	if x != nil {
+		return x.Spared
+	}
+	return false
+}
+
 var File_meshca_v1_authority_proto protoreflect.FileDescriptor
 
 const file_meshca_v1_authority_proto_rawDesc = "" +
@@ -1576,11 +1684,21 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x05error\x18\x12 \x01(\tR\x05error\x12\x16\n" +
 	"\x06behind\x18\x13 \x03(\tR\x06behind\x121\n" +
 	"\x06passed\x18\x14 \x03(\v2\x19.meshca.v1.RolloutPassageR\x06passed\x12\x16\n" +
-	"\x06spared\x18\x15 \x01(\bR\x06spared\"t\n" +
+	"\x06spared\x18\x15 \x01(\bR\x06spared\"\xaf\x03\n" +
 	"\x0eRolloutPassage\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x124\n" +
 	"\aentered\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aentered\x12\x18\n" +
-	"\aaborted\x18\x03 \x01(\bR\aaborted\"\x9a\x02\n" +
+	"\aaborted\x18\x03 \x01(\bR\aaborted\x12/\n" +
+	"\x03had\x18\x04 \x01(\v2\x1d.meshca.v1.RolloutPassage.HadR\x03had\x1a\x87\x02\n" +
+	"\x03Had\x12\x1d\n" +
+	"\n" +
+	"aborted_by\x18\x01 \x01(\tR\tabortedBy\x12\x1b\n" +
+	"\tnew_share\x18\x02 \x01(\rR\bnewShare\x12'\n" +
+	"\x0fbundle_sequence\x18\x03 \x01(\x04R\x0ebundleSequence\x121\n" +
+	"\x06within\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06within\x12\x19\n" +
+	"\bgiven_up\x18\x05 \x01(\bR\agivenUp\x125\n" +
+	"\blast_end\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\alastEnd\x12\x16\n" +
+	"\x06spared\x18\a \x01(\bR\x06spared\"\x9a\x02\n" +
 	"\x11AgentConfirmation\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x122\n" +
 	"\x15acked_bundle_sequence\x18\x02 \x01(\x04R\x13ackedBundleSequence\x12\x1c\n" +
@@ -1651,7 +1769,7 @@ func file_meshca_v1_authority_proto_rawDescGZIP() []byte {
 	return file_meshca_v1_authority_proto_rawDescData
 }
 
-var file_meshca_v1_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_meshca_v1_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_meshca_v1_authority_proto_goTypes = []any{
 	(*GetAuthoritiesRequest)(nil),      // 0: meshca.v1.GetAuthoritiesRequest
 	(*GetAuthoritiesResponse)(nil),     // 1: meshca.v1.GetAuthoritiesResponse
@@ -1674,8 +1792,9 @@ var file_meshca_v1_authority_proto_goTypes = []any{
 	(*TrustRootResponse)(nil),          // 18: meshca.v1.TrustRootResponse
 	(*RemoveRootRequest)(nil),          // 19: meshca.v1.RemoveRootRequest
 	(*RemoveRootResponse)(nil),         // 20: meshca.v1.RemoveRootResponse
-	(*timestamppb.Timestamp)(nil),      // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 22: google.protobuf.Duration
+	(*RolloutPassage_Had)(nil),         // 21: meshca.v1.RolloutPassage.Had
+	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 23: google.protobuf.Duration
 }
 var file_meshca_v1_authority_proto_depIdxs = []int32{
 	2,  // 0: meshca.v1.GetAuthoritiesResponse.roots:type_name -> meshca.v1.RootStatus
@@ -1683,51 +1802,54 @@ var file_meshca_v1_authority_proto_depIdxs = []int32{
 	5,  // 2: meshca.v1.GetAuthoritiesResponse.rollout:type_name -> meshca.v1.RolloutStatus
 	7,  // 3: meshca.v1.GetAuthoritiesResponse.agents:type_name -> meshca.v1.AgentConfirmation
 	8,  // 4: meshca.v1.GetAuthoritiesResponse.readers:type_name -> meshca.v1.ReaderConfirmation
-	21, // 5: meshca.v1.GetAuthoritiesResponse.issues_until:type_name -> google.protobuf.Timestamp
-	21, // 6: meshca.v1.RootStatus.not_before:type_name -> google.protobuf.Timestamp
-	21, // 7: meshca.v1.RootStatus.not_after:type_name -> google.protobuf.Timestamp
-	21, // 8: meshca.v1.RootStatus.last_end:type_name -> google.protobuf.Timestamp
+	22, // 5: meshca.v1.GetAuthoritiesResponse.issues_until:type_name -> google.protobuf.Timestamp
+	22, // 6: meshca.v1.RootStatus.not_before:type_name -> google.protobuf.Timestamp
+	22, // 7: meshca.v1.RootStatus.not_after:type_name -> google.protobuf.Timestamp
+	22, // 8: meshca.v1.RootStatus.last_end:type_name -> google.protobuf.Timestamp
 	3,  // 9: meshca.v1.RootStatus.intermediate:type_name -> meshca.v1.AuthorityIntermediate
-	21, // 10: meshca.v1.RootStatus.tainted:type_name -> google.protobuf.Timestamp
-	21, // 11: meshca.v1.AuthorityIntermediate.not_after:type_name -> google.protobuf.Timestamp
-	21, // 12: meshca.v1.AuthorityIntermediate.last_try:type_name -> google.protobuf.Timestamp
-	21, // 13: meshca.v1.IssuerCandidate.not_after:type_name -> google.protobuf.Timestamp
-	21, // 14: meshca.v1.RolloutStatus.entered:type_name -> google.protobuf.Timestamp
-	21, // 15: meshca.v1.RolloutStatus.begun:type_name -> google.protobuf.Timestamp
-	22, // 16: meshca.v1.RolloutStatus.within:type_name -> google.protobuf.Duration
-	21, // 17: meshca.v1.RolloutStatus.last_end:type_name -> google.protobuf.Timestamp
-	21, // 18: meshca.v1.RolloutStatus.until:type_name -> google.protobuf.Timestamp
+	22, // 10: meshca.v1.RootStatus.tainted:type_name -> google.protobuf.Timestamp
+	22, // 11: meshca.v1.AuthorityIntermediate.not_after:type_name -> google.protobuf.Timestamp
+	22, // 12: meshca.v1.AuthorityIntermediate.last_try:type_name -> google.protobuf.Timestamp
+	22, // 13: meshca.v1.IssuerCandidate.not_after:type_name -> google.protobuf.Timestamp
+	22, // 14: meshca.v1.RolloutStatus.entered:type_name -> google.protobuf.Timestamp
+	22, // 15: meshca.v1.RolloutStatus.begun:type_name -> google.protobuf.Timestamp
+	23, // 16: meshca.v1.RolloutStatus.within:type_name -> google.protobuf.Duration
+	22, // 17: meshca.v1.RolloutStatus.last_end:type_name -> google.protobuf.Timestamp
+	22, // 18: meshca.v1.RolloutStatus.until:type_name -> google.protobuf.Timestamp
 	6,  // 19: meshca.v1.RolloutStatus.passed:type_name -> meshca.v1.RolloutPassage
-	21, // 20: meshca.v1.RolloutPassage.entered:type_name -> google.protobuf.Timestamp
-	21, // 21: meshca.v1.AgentConfirmation.last_seen:type_name -> google.protobuf.Timestamp
-	21, // 22: meshca.v1.AgentConfirmation.counts_until:type_name -> google.protobuf.Timestamp
-	22, // 23: meshca.v1.ReaderConfirmation.refresh:type_name -> google.protobuf.Duration
-	21, // 24: meshca.v1.ReaderConfirmation.until:type_name -> google.protobuf.Timestamp
-	22, // 25: meshca.v1.RotateIntermediateRequest.tainted_within:type_name -> google.protobuf.Duration
-	21, // 26: meshca.v1.RotateIntermediateResponse.trusted_until:type_name -> google.protobuf.Timestamp
-	22, // 27: meshca.v1.RotateRootRequest.tainted_within:type_name -> google.protobuf.Duration
-	5,  // 28: meshca.v1.RotateRootResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	5,  // 29: meshca.v1.ContinueRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	5,  // 30: meshca.v1.AbortRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	0,  // 31: meshca.v1.AuthorityService.GetAuthorities:input_type -> meshca.v1.GetAuthoritiesRequest
-	9,  // 32: meshca.v1.AuthorityService.RotateIntermediate:input_type -> meshca.v1.RotateIntermediateRequest
-	11, // 33: meshca.v1.AuthorityService.RotateRoot:input_type -> meshca.v1.RotateRootRequest
-	13, // 34: meshca.v1.AuthorityService.ContinueRollout:input_type -> meshca.v1.ContinueRolloutRequest
-	15, // 35: meshca.v1.AuthorityService.AbortRollout:input_type -> meshca.v1.AbortRolloutRequest
-	17, // 36: meshca.v1.AuthorityService.TrustRoot:input_type -> meshca.v1.TrustRootRequest
-	19, // 37: meshca.v1.AuthorityService.RemoveRoot:input_type -> meshca.v1.RemoveRootRequest
-	1,  // 38: meshca.v1.AuthorityService.GetAuthorities:output_type -> meshca.v1.GetAuthoritiesResponse
-	10, // 39: meshca.v1.AuthorityService.RotateIntermediate:output_type -> meshca.v1.RotateIntermediateResponse
-	12, // 40: meshca.v1.AuthorityService.RotateRoot:output_type -> meshca.v1.RotateRootResponse
-	14, // 41: meshca.v1.AuthorityService.ContinueRollout:output_type -> meshca.v1.ContinueRolloutResponse
-	16, // 42: meshca.v1.AuthorityService.AbortRollout:output_type -> meshca.v1.AbortRolloutResponse
-	18, // 43: meshca.v1.AuthorityService.TrustRoot:output_type -> meshca.v1.TrustRootResponse
-	20, // 44: meshca.v1.AuthorityService.RemoveRoot:output_type -> meshca.v1.RemoveRootResponse
-	38, // [38:45] is the sub-list for method output_type
-	31, // [31:38] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	22, // 20: meshca.v1.RolloutPassage.entered:type_name -> google.protobuf.Timestamp
+	21, // 21: meshca.v1.RolloutPassage.had:type_name -> meshca.v1.RolloutPassage.Had
+	22, // 22: meshca.v1.AgentConfirmation.last_seen:type_name -> google.protobuf.Timestamp
+	22, // 23: meshca.v1.AgentConfirmation.counts_until:type_name -> google.protobuf.Timestamp
+	23, // 24: meshca.v1.ReaderConfirmation.refresh:type_name -> google.protobuf.Duration
+	22, // 25: meshca.v1.ReaderConfirmation.until:type_name -> google.protobuf.Timestamp
+	23, // 26: meshca.v1.RotateIntermediateRequest.tainted_within:type_name -> google.protobuf.Duration
+	22, // 27: meshca.v1.RotateIntermediateResponse.trusted_until:type_name -> google.protobuf.Timestamp
+	23, // 28: meshca.v1.RotateRootRequest.tainted_within:type_name -> google.protobuf.Duration
+	5,  // 29: meshca.v1.RotateRootResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	5,  // 30: meshca.v1.ContinueRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	5,  // 31: meshca.v1.AbortRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	23, // 32: meshca.v1.RolloutPassage.Had.within:type_name -> google.protobuf.Duration
+	22, // 33: meshca.v1.RolloutPassage.Had.last_end:type_name -> google.protobuf.Timestamp
+	0,  // 34: meshca.v1.AuthorityService.GetAuthorities:input_type -> meshca.v1.GetAuthoritiesRequest
+	9,  // 35: meshca.v1.AuthorityService.RotateIntermediate:input_type -> meshca.v1.RotateIntermediateRequest
+	11, // 36: meshca.v1.AuthorityService.RotateRoot:input_type -> meshca.v1.RotateRootRequest
+	13, // 37: meshca.v1.AuthorityService.ContinueRollout:input_type -> meshca.v1.ContinueRolloutRequest
+	15, // 38: meshca.v1.AuthorityService.AbortRollout:input_type -> meshca.v1.AbortRolloutRequest
+	17, // 39: meshca.v1.AuthorityService.TrustRoot:input_type -> meshca.v1.TrustRootRequest
+	19, // 40: meshca.v1.AuthorityService.RemoveRoot:input_type -> meshca.v1.RemoveRootRequest
+	1,  // 41: meshca.v1.AuthorityService.GetAuthorities:output_type -> meshca.v1.GetAuthoritiesResponse
+	10, // 42: meshca.v1.AuthorityService.RotateIntermediate:output_type -> meshca.v1.RotateIntermediateResponse
+	12, // 43: meshca.v1.AuthorityService.RotateRoot:output_type -> meshca.v1.RotateRootResponse
+	14, // 44: meshca.v1.AuthorityService.ContinueRollout:output_type -> meshca.v1.ContinueRolloutResponse
+	16, // 45: meshca.v1.AuthorityService.AbortRollout:output_type -> meshca.v1.AbortRolloutResponse
+	18, // 46: meshca.v1.AuthorityService.TrustRoot:output_type -> meshca.v1.TrustRootResponse
+	20, // 47: meshca.v1.AuthorityService.RemoveRoot:output_type -> meshca.v1.RemoveRootResponse
+	41, // [41:48] is the sub-list for method output_type
+	34, // [34:41] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_authority_proto_init() }
@@ -1741,7 +1863,7 @@ func file_meshca_v1_authority_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_authority_proto_rawDesc), len(file_meshca_v1_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,8 @@ func testRollout(t *testing.T, open Opener) {
 		Since: at, Taints: []rotation.Taint{{ID: "c", Key: "k", At: at, By: "uid 2"}}, Gone: []string{"d"},
 		Behind: []rotation.Behind{{Party: rotation.Party{ID: "e", Ref: "3"}, By: at, Kept: true}}, Lives: map[string]time.Time{"f": at},
 		Owed: []rotation.Owed{{ID: "g", Signer: "4", At: at, Within: time.Minute}},
+		Passed: []rotation.Passage{{Step: rotation.StepChosen, Entered: at}, {Step: rotation.StepPublished, Entered: at,
+			Had: &rotation.Had{Aborted: true, AbortedBy: "uid 1", NewShare: 5, Set: 7, Within: time.Minute, GivenUp: true, LastEnd: at, Spared: true}}},
 	}
 	must(t, s.SwapRollout(t.Context(), 0, want))
 	for _, version := range []uint64{0, 2} {
