@@ -202,7 +202,7 @@ func TestWrongCertificateReturned(t *testing.T) {
 		"nothing": {answer: func(data map[string]any) { clear(data) }, want: "the new certificate: no PEM certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			u := w.open(func(x *upstream.Config) { x.Address = w.wire(t, c.ask, c.answer, 0) })
+			u := w.open(func(x *upstream.Config) { x.Address = w.wire(t, c.ask, c.answer) })
 			l := line(t, u, named(t, u))
 			_, err := l.Renew(t.Context())
 			if c.want == "" {
@@ -219,23 +219,8 @@ func TestWrongCertificateReturned(t *testing.T) {
 	}
 }
 
-// TestClocksDiffer: Vault's answers carry a clock ten minutes off.
-func TestClocksDiffer(t *testing.T) {
-	w := newWorld(t, shared)
-	for _, ahead := range []time.Duration{10 * time.Minute, -10 * time.Minute} {
-		u := w.open(func(c *upstream.Config) { c.Address = w.wire(t, nil, nil, ahead) })
-		found := u.Check(t.Context())
-		if len(found) != 1 || !strings.Contains(found[0].Do, "NTP") || found[0].Warning != (ahead < 0) {
-			t.Errorf("%s: check: %+v", ahead, found)
-		}
-		if got := u.Status().ClockAhead; (got - ahead).Abs() > 5*time.Second {
-			t.Errorf("%s: measured %s", ahead, got)
-		}
-	}
-}
-
-// wire is a proxy before Vault that changes what is asked and answered when something is signed, and Vault's clock.
-func (w *world) wire(t *testing.T, ask func(path *string, body map[string]any), answer func(data map[string]any), ahead time.Duration) string {
+// wire is a proxy before Vault that changes what is asked and answered when something is signed.
+func (w *world) wire(t *testing.T, ask func(path *string, body map[string]any), answer func(data map[string]any)) string {
 	t.Helper()
 	to, err := url.Parse(w.Address)
 	must(t, err)
@@ -255,9 +240,6 @@ func (w *world) wire(t *testing.T, ask func(path *string, body map[string]any), 
 			r.Out.Body, r.Out.ContentLength = encoded(body)
 		},
 		ModifyResponse: func(r *http.Response) error {
-			if ahead != 0 {
-				r.Header.Set("Date", time.Now().Add(ahead).UTC().Format(http.TimeFormat))
-			}
 			if answer == nil || !strings.HasSuffix(r.Request.URL.Path, "/sign-intermediate") {
 				return nil
 			}

@@ -67,7 +67,7 @@ func newWorld(t *testing.T, s *vault.Server) *world {
 	w := &world{Server: s, t: t, mount: fmt.Sprintf("pki-%d", n), approle: fmt.Sprintf("approle-%d", n), policy: fmt.Sprintf("meshca-%d", n), dir: t.TempDir()}
 	must(t, s.Client.Sys().MountWithContext(t.Context(), w.mount, &api.MountInput{Type: "pki", Config: api.MountConfigInput{MaxLeaseTTL: "87600h"}}))
 	w.write(w.mount+"/root/generate/internal", map[string]any{"common_name": "mesh.example root", "issuer_name": "root-1", "exclude_cn_from_sans": true,
-		"key_type": "ec", "key_bits": 256, "ttl": "87600h", "max_path_length": 1})
+		"key_type": "ec", "key_bits": 256, "ttl": "87600h", "max_path_length": 1, "not_before_duration": "1h"})
 	w.setPolicy(w.documented())
 	must(t, s.Client.Sys().EnableAuthWithOptionsWithContext(t.Context(), w.approle, &api.EnableAuthOptions{Type: "approle"}))
 	w.write("auth/"+w.approle+"/role/meshca", map[string]any{"token_policies": w.policy, "token_no_default_policy": true, "token_period": "1h"})
@@ -133,14 +133,16 @@ func (w *world) open(change func(*upstream.Config)) *upstream.Upstream {
 	if change != nil {
 		change(&c)
 	}
-	u, err := upstream.New(c, upstream.Options{Observe: func(c upstream.Call) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.calls = append(w.calls, c)
-	}})
+	u, err := upstream.New(c, upstream.Options{Observe: w.observe})
 	must(w.t, err)
 	w.t.Cleanup(func() { _ = u.Close() })
 	return u
+}
+
+func (w *world) observe(c upstream.Call) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls = append(w.calls, c)
 }
 
 // run has an Upstream keep its login until the test ends.

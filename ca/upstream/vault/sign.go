@@ -51,7 +51,7 @@ func (u *Upstream) SignIntermediate(ctx context.Context, ref string, r ca.Interm
 	u.observe(told)
 	if told.Shortened() {
 		u.o.Log.Warn("Vault gave an intermediate a shorter life than it was asked for", "asked", told.Asked, "got", told.Got,
-			"issuer", ref, "why", u.shortened(ref, chain[0]), "vault_says", scrub(strings.Join(warnings, "; ")))
+			"issuer", ref, "why", u.shortened(ref, chain[0], told.Asked-told.Got), "vault_says", scrub(strings.Join(warnings, "; ")))
 	}
 	return chain, err
 }
@@ -152,10 +152,13 @@ func (u *Upstream) assemble(ref string, got signed, anchors []*x509.Certificate)
 	return path[:len(path)-1], nil
 }
 
-// shortened says why a life was shortened, as far as can be seen.
-func (u *Upstream) shortened(ref string, got *x509.Certificate) string {
+// shortened says why a life was shortened by so much, as far as can be seen.
+func (u *Upstream) shortened(ref string, got *x509.Certificate, by time.Duration) string {
 	if seen, ok := u.state.issuer(ref); ok && !seen.NotAfter.IsZero() && !got.NotAfter.Before(seen.NotAfter.Add(-time.Minute)) {
 		return fmt.Sprintf("the issuer's chain itself ends at %s: rotate to one that lasts longer", stamp(seen.NotAfter))
+	}
+	if behind := -u.skew.ahead(); behind > 0 && by < behind+time.Minute {
+		return fmt.Sprintf("Vault's clock is %s behind ours, and what it signs ends that much earlier: set the clocks of both machines (NTP)", behind.Round(time.Second))
 	}
 	return fmt.Sprintf("the mount's longest lease, or the clock: `vault secrets tune -max-lease-ttl=%dh %s` lengthens it", int(u.o.Life.Hours())+1, u.c.Mount)
 }

@@ -1,9 +1,11 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -243,9 +245,32 @@ func TestClockAhead(t *testing.T) {
 	if _, err := u.SignIntermediate(t.Context(), f.issuers[0].id, newRequest(t)); err != nil {
 		t.Errorf("a clock 3 minutes ahead: %v", err)
 	}
-	f.set(func() { f.clock = -10 * time.Minute })
-	if _, err := u.SignIntermediate(t.Context(), f.issuers[0].id, newRequest(t)); err != nil {
-		t.Errorf("a clock 10 minutes behind: %v", err)
+}
+
+// A clock that is behind shortens what is signed, and that is said: nothing in Vault mends it.
+func TestClockBehind(t *testing.T) {
+	f := newFake(t)
+	f.clock = -10 * time.Minute
+	var log bytes.Buffer
+	var last Call
+	u, err := New(f.upstream(nil).c, Options{Log: slog.New(slog.NewTextHandler(&log, nil)), Observe: func(c Call) { last = c }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = u.Close() })
+	chain, err := u.SignIntermediate(t.Context(), f.issuers[0].id, newRequest(t))
+	if err != nil || time.Now().Before(chain[0].NotBefore) || !last.Shortened() {
+		t.Fatalf("a clock 10 minutes behind: %v, observed %+v", err, last)
+	}
+	const why = "behind ours, and what it signs ends that much earlier: set the clocks of both machines (NTP)"
+	if got := log.String(); !strings.Contains(got, why) || strings.Contains(got, "vault secrets tune") {
+		t.Errorf("the log says %q", got)
+	}
+	// What is shortened by more than that has another cause.
+	log.Reset()
+	f.set(func() { f.tamper = func(c *x509.Certificate) { c.NotAfter = time.Now().Add(10 * time.Hour) } })
+	if _, err := u.SignIntermediate(t.Context(), f.issuers[0].id, newRequest(t)); err != nil || strings.Contains(log.String(), why) || !strings.Contains(log.String(), "vault secrets tune") {
+		t.Errorf("%v, the log says %q", err, log.String())
 	}
 }
 
