@@ -244,22 +244,24 @@ func atMost(p *page, a *meshcav1.GetAuthoritiesResponse) cell {
 		return cell{}
 	}
 	var last time.Time
+	var agents, readers string // what the wait for them is
 	for _, w := range r.GetWaits() {
 		agent, reader := confirmation(a, w), readerOf(a, w)
 		switch {
 		case reader != nil && reader.GetUntil() == nil:
 			return text("no bound while the CA cannot bring it to a reader: see why below; `certctl ca continue --despite READER` gives it up, `certctl ca abort` goes back")
 		case reader != nil:
-			last = latest(last, reader.GetUntil().AsTime())
+			last, readers = latest(last, reader.GetUntil().AsTime()), "a reader cannot confirm: its refresh time is waited out, and then it has the trust bundle"
 		case agent == nil || agent.GetConnected():
 			// It may renew for ever, and so count for ever.
 			return text("no bound while an agent is connected and does not confirm: `certctl ca continue --despite AGENT` gives it up, `certctl ca abort` goes back")
 		default:
 			last = latest(last, agent.GetCountsUntil().AsTime())
+			agents = "who is silent then counts no more, for all below it has ended; who comes back before gets the trust bundle first"
 		}
 	}
 	c := p.moment(last)
-	c.text += ": who is silent then counts no more, for all below it has ended; who comes back before gets the trust bundle first"
+	c.text += ": " + strings.Join(slices.DeleteFunc([]string{agents, readers}, func(s string) bool { return s == "" }), "; ")
 	return c
 }
 

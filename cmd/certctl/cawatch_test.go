@@ -339,9 +339,11 @@ func TestAtMost(t *testing.T) {
 		err   string
 		want  string
 	}{
-		"an end that is known":  {"published", []string{"spiffe://d/n4"}, at(2), "", "in 2h (2000-01-01 02:00:00Z)"},
-		"the silent ones":       {"published", []string{"spiffe://d/n2", "spiffe://d/n3"}, nil, "", "in 5h (2000-01-01 05:00:00Z): who is silent"},
-		"a reader, longest":     {"published", []string{"spiffe://d/n2", "reader x"}, nil, "", "in 4h (2000-01-01 04:00:00Z)"},
+		"an end that is known": {"published", []string{"spiffe://d/n4"}, at(2), "", "in 2h (2000-01-01 02:00:00Z)"},
+		"the silent ones":      {"published", []string{"spiffe://d/n2", "spiffe://d/n3"}, nil, "", "in 5h (2000-01-01 05:00:00Z): who is silent"},
+		"a reader, longest": {"published", []string{"spiffe://d/n2", "reader x"}, nil, "",
+			"in 4h (2000-01-01 04:00:00Z): who is silent then counts no more, for all below it has ended; who comes back before gets the trust bundle first; a reader cannot confirm: its refresh time is waited out"},
+		"readers alone":         {"published", []string{"reader x"}, nil, "", "in 4h (2000-01-01 04:00:00Z): a reader cannot confirm: its refresh time is waited out, and then it has the trust bundle"},
 		"a reader, unreachable": {"published", []string{"spiffe://d/n2", "reader x", "reader y"}, nil, "", "no bound while the CA cannot bring it to a reader"},
 		"one that is connected": {"published", []string{"spiffe://d/n2", "spiffe://d/n4"}, nil, "", "no bound while an agent is connected"},
 		"one that is not known": {"published", []string{"spiffe://d/n9"}, nil, "", "no bound while an agent is connected"},
