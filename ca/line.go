@@ -118,7 +118,7 @@ func (l *Line) obtain(ctx context.Context) (_ *Signer, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("ca: the intermediate that the upstream returned: %w", err)
 	}
-	if left, least := notAfter.Sub(now), margin(c.LeafTTL); left <= 2*least {
+	if left := notAfter.Sub(now); l.authority.tooSoon(left) {
 		return nil, fmt.Errorf("ca: the intermediate that the upstream returned ends in %s, too soon to issue under it: "+
 			"look at the ends of the upstream's own certificates", left.Round(time.Second))
 	}

@@ -41,6 +41,8 @@ type Roots interface {
 	TrustRoots(ctx context.Context, roots []*x509.Certificate) (added []string, err error)
 	// RemoveRoot takes one out that nothing needs.
 	RemoveRoot(ctx context.Context, id string) error
+	// PlanIntermediates is what RotateIntermediate would do.
+	PlanIntermediates(ctx context.Context) []rollout.IntermediatePlan
 }
 
 var (
@@ -118,14 +120,19 @@ func encodeRoot(r rollout.RootView) *meshcav1.RootStatus {
 		Tainted: stamp(r.Tainted),
 	}
 	if r.Line != nil {
-		out.Intermediate = &meshcav1.AuthorityIntermediate{NotAfter: stamp(r.Line.NotAfter), LastTry: stamp(r.Line.LastTry)}
-		if len(r.Line.Chain) > 0 {
-			out.Intermediate.Subject = r.Line.Chain[0].Subject.String()
-			out.Intermediate.Serial = serial.String(r.Line.Chain[0].SerialNumber)
-		}
-		if r.Line.LastError != nil {
-			out.Intermediate.LastError = r.Line.LastError.Error()
-		}
+		out.Intermediate = encodeLine(*r.Line)
+	}
+	return out
+}
+
+func encodeLine(l ca.LineStatus) *meshcav1.AuthorityIntermediate {
+	out := &meshcav1.AuthorityIntermediate{NotAfter: stamp(l.NotAfter), LastTry: stamp(l.LastTry)}
+	if len(l.Chain) > 0 {
+		out.Subject = l.Chain[0].Subject.String()
+		out.Serial = serial.String(l.Chain[0].SerialNumber)
+	}
+	if l.LastError != nil {
+		out.LastError = l.LastError.Error()
 	}
 	return out
 }
@@ -285,6 +292,22 @@ func (s *Server) RotateIntermediate(ctx context.Context, r *meshcav1.RotateInter
 		if root.Line != nil && len(root.Line.Chain) > 0 {
 			answer.NewSerials = append(answer.NewSerials, serial.String(root.Line.Chain[0].SerialNumber))
 		}
+	}
+	return answer, nil
+}
+
+// PlanIntermediates says what RotateIntermediate would do.
+func (s *Server) PlanIntermediates(ctx context.Context, _ *meshcav1.PlanIntermediatesRequest) (*meshcav1.PlanIntermediatesResponse, error) {
+	answer := &meshcav1.PlanIntermediatesResponse{}
+	for _, x := range s.c.Roots.PlanIntermediates(ctx) {
+		out := &meshcav1.IntermediatePlan{Root: x.Line.Root.ID, Issuer: x.Line.Root.Ref, NotAfter: stamp(x.NotAfter)}
+		if len(x.Line.Chain) > 0 {
+			out.Replaces = encodeLine(x.Line)
+		}
+		if x.Fault != nil {
+			out.Fault = x.Fault.Error()
+		}
+		answer.Plans = append(answer.Plans, out)
 	}
 	return answer, nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"strings"
 	"testing"
@@ -24,6 +25,7 @@ import (
 type operator struct {
 	view   rollout.View
 	told   []string
+	plans  []rollout.IntermediatePlan
 	broken error
 }
 
@@ -40,6 +42,8 @@ func (o *operator) TrustRoots(_ context.Context, roots []*x509.Certificate) ([]s
 	o.told = append(o.told, fmt.Sprintf("trust %d roots", len(roots)))
 	return []string{ca.RootID(roots[0])}, o.broken
 }
+
+func (o *operator) PlanIntermediates(context.Context) []rollout.IntermediatePlan { return o.plans }
 
 func (o *operator) RemoveRoot(_ context.Context, id string) error {
 	o.told = append(o.told, "remove "+id)
@@ -211,6 +215,31 @@ func TestAStolenIntermediateThatIsNotReplaced(t *testing.T) {
 	}
 	if _, err := f.Authorities.RotateIntermediate(t.Context(), &meshcav1.RotateIntermediateRequest{}); err == nil || strings.Contains(err.Error(), "stolen") {
 		t.Errorf("nothing is stolen: %v", err)
+	}
+}
+
+// What would become of intermediates is told, leaves no audit line, and is no order.
+func TestIntermediatesArePlanned(t *testing.T) {
+	f := start(t, "rules: []")
+	end := time.Unix(1000, 0)
+	f.operator.plans = []rollout.IntermediatePlan{
+		{Line: ca.LineStatus{Root: ca.Root{ID: "a", Ref: "r1"}, Chain: []*x509.Certificate{{SerialNumber: big.NewInt(90)}}, NotAfter: end}, NotAfter: end.Add(time.Hour)},
+		{Line: ca.LineStatus{Root: ca.Root{ID: "b", Ref: "r2"}}, Fault: errors.New("sealed")},
+	}
+	got, err := f.Authorities.PlanIntermediates(t.Context(), &meshcav1.PlanIntermediatesRequest{})
+	if err != nil || len(got.GetPlans()) != 2 {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	a, b := got.GetPlans()[0], got.GetPlans()[1]
+	if a.GetRoot() != "a" || a.GetIssuer() != "r1" || !strings.HasSuffix(a.GetReplaces().GetSerial(), "5a") || !a.GetReplaces().GetNotAfter().AsTime().Equal(end) ||
+		!a.GetNotAfter().AsTime().Equal(end.Add(time.Hour)) || a.GetFault() != "" {
+		t.Errorf("got %v", a)
+	}
+	if b.GetRoot() != "b" || b.GetReplaces() != nil || b.GetNotAfter() != nil || b.GetFault() != "sealed" {
+		t.Errorf("got %v", b)
+	}
+	if len(f.operator.told) != 0 || strings.Contains(f.audited(), "ca rotate") {
+		t.Errorf("it was told %q, and audited:\n%s", f.operator.told, f.audited())
 	}
 }
 

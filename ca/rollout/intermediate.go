@@ -21,8 +21,7 @@ import (
 func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration) (until time.Time, err error) {
 	all, _ := o.roots.c.Authority.Lines()
 	signs := o.roots.c.Authority.Assignment().Signs
-	// A root that is to sign and waits for its first intermediate has none that could be replaced.
-	lines := slices.DeleteFunc(slices.Clone(all), func(l *ca.Line) bool { return !signs(l.Root().ID) && len(l.Status().Chain) == 0 })
+	lines := o.replaceable()
 	for _, l := range lines {
 		if end := l.Status().NotAfter; end.After(until) {
 			until = end
@@ -59,6 +58,53 @@ func (o *Operator) RotateIntermediate(ctx context.Context, tainted time.Duration
 		}
 	}
 	return until, errors.Join(failed...)
+}
+
+// replaceable are the lines whose intermediates RotateIntermediate replaces. A root that is to sign and waits for its first
+// one has none that could be.
+func (o *Operator) replaceable() []*ca.Line {
+	all, _ := o.roots.c.Authority.Lines()
+	signs := o.roots.c.Authority.Assignment().Signs
+	return slices.DeleteFunc(slices.Clone(all), func(l *ca.Line) bool { return !signs(l.Root().ID) && len(l.Status().Chain) == 0 })
+}
+
+// IntermediatePlan is what RotateIntermediate would do below one root.
+type IntermediatePlan struct {
+	// Line is how it is now: its root, the issuer that would sign, and the intermediate that would be replaced.
+	Line ca.LineStatus
+	// NotAfter is when the new one would end, at most; zero where that is not known.
+	NotAfter time.Time
+	// Fault says why it could not be had now; nil where nothing is seen that hinders. That the upstream signs is seen only
+	// when it does.
+	Fault error
+}
+
+// PlanIntermediates says what RotateIntermediate would do. It asks the upstream for its issuers, and changes nothing.
+func (o *Operator) PlanIntermediates(ctx context.Context) []IntermediatePlan {
+	lines := o.replaceable()
+	var refs []string
+	for _, l := range lines {
+		refs = append(refs, l.Root().Ref)
+	}
+	ask, cancel := context.WithTimeout(ctx, viewPatience)
+	defer cancel()
+	issuers, err := o.roots.issuers(ask, refs...)
+	var plans []IntermediatePlan
+	for _, l := range lines {
+		p := IntermediatePlan{Line: l.Status()}
+		i := slices.IndexFunc(issuers, func(x ca.UpstreamIssuer) bool { return x.Ref == p.Line.Root.Ref })
+		switch {
+		case err != nil:
+			p.Fault = fmt.Errorf("the upstream could not be asked for its issuers: %w", err)
+		case i < 0:
+			p.Fault = fmt.Errorf("the upstream has no issuer %s any more: bring it back. Where the same root was imported again, `certctl ca rotate root --issuer` "+
+				"with the reference that it got then goes on with it", p.Line.Root.Ref)
+		default:
+			p.NotAfter, p.Fault = l.Foresee(issuers[i])
+		}
+		plans = append(plans, p)
+	}
+	return plans
 }
 
 // unreplaced says of an intermediate that is not replaced what follows; owed: also that what it signed is renewed then.

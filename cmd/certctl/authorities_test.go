@@ -216,6 +216,22 @@ func (x *roots) RotateIntermediate(context.Context, time.Duration) (time.Time, e
 	return x.f.at(71 * time.Hour), nil
 }
 
+// PlanIntermediates has one line, below the root that signs.
+func (x *roots) PlanIntermediates(ctx context.Context) []rollout.IntermediatePlan {
+	v, _ := x.View(ctx)
+	for _, r := range v.Roots {
+		if r.Line != nil {
+			r.Line.Root = ca.Root{ID: r.ID, Ref: r.Issuer}
+			p := rollout.IntermediatePlan{Line: *r.Line, NotAfter: x.f.at(72 * time.Hour)}
+			if x.upstreamErr != nil {
+				p.NotAfter, p.Fault = time.Time{}, fmt.Errorf("the upstream could not be asked for its issuers: %w", x.upstreamErr)
+			}
+			return []rollout.IntermediatePlan{p}
+		}
+	}
+	return nil
+}
+
 // Repoint knows one issuer more of the root that signs.
 func (x *roots) Repoint(_ context.Context, issuer string, _ bool) (ca.Root, bool, error) {
 	return ca.Root{ID: x.signs(x.Standing().Rollout), Ref: issuer}, issuer == "55e0-again", nil

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/ca/policy"
@@ -110,72 +109,6 @@ func drawPlan(p *page, plan []string) {
 		list = append(list, pair{step, text(what)})
 	}
 	p.pairs(list...)
-}
-
-func (c *cli) rotateIntermediateCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "intermediate", Short: "Replace the intermediates, at once", Args: args(0, 0, "no arguments"),
-		Long: `The CA makes new keys, has the upstream sign intermediates for them, and destroys the old keys. Nobody notices:
-everyone trusts the root, and the intermediate travels with each certificate. What was issued stays good until it ends.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.caOnly(cmd); err != nil {
-				return err
-			}
-			r, err := c.rotateIntermediate(cmd, 0)
-			if err != nil {
-				return err
-			}
-			return c.show(r, func(p *page) { drawNewSerials(p, r) })
-		},
-	}
-}
-
-func drawNewSerials(p *page, r *meshcav1.RotateIntermediateResponse) {
-	p.line("%s: %s; the old keys are destroyed", plural(len(r.GetNewSerials()), "new intermediate signs", "new intermediates sign"), strings.Join(r.GetNewSerials(), ", "))
-}
-
-func (c *cli) rotateIntermediate(cmd *cobra.Command, tainted time.Duration) (*meshcav1.RotateIntermediateResponse, error) {
-	return order(c, cmd, func(ctx context.Context, a meshcav1.AuthorityServiceClient) (*meshcav1.RotateIntermediateResponse, error) {
-		r := &meshcav1.RotateIntermediateRequest{}
-		if tainted > 0 {
-			r.TaintedWithin = durationpb.New(tainted)
-		}
-		return a.RotateIntermediate(ctx, r)
-	})
-}
-
-func (c *cli) taintIntermediateCommand() *cobra.Command {
-	var within time.Duration
-	cmd := &cobra.Command{
-		Use: "intermediate [--within D]", Short: "An intermediate's key was stolen: replace it, and renew all it signed", Args: args(0, 0, "no arguments"),
-		Long: `Replaces the intermediates at once, and orders the renewal of every SVID, spread over the time given. Whoever has
-the old key can go on to make certificates that are accepted until the intermediate ends, for everyone trusts the root
-above it: the answer says until when. Only "certctl ca taint root" cuts that off.`,
-	}
-	cmd.Flags().DurationVar(&within, "within", 10*time.Minute, "spread the renewals over this `time`")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := c.caOnly(cmd); err != nil {
-			return err
-		}
-		if within <= 0 {
-			return usage("--within %s is no time to renew in", within)
-		}
-		r, err := c.rotateIntermediate(cmd, within)
-		if err != nil {
-			return err
-		}
-		return c.show(r, func(p *page) {
-			drawNewSerials(p, r)
-			p.line("all SVIDs are being renewed, spread over %s", spell(within))
-			if r.GetTrustedUntil() == nil {
-				p.line("there was no intermediate before: no old key is trusted")
-				return
-			}
-			p.line("WHOEVER HAS THE OLD KEY can make certificates for any identity that everyone accepts, until it ends %s", p.when(r.GetTrustedUntil()).text)
-			p.line("only `certctl ca taint root --within %s` cuts that off", brief(min(max(within, minTaint), maxTaint)))
-		})
-	}
-	return cmd
 }
 
 // minTaint and maxTaint are the bounds that the CA takes for the taint of a root.

@@ -1004,6 +1004,168 @@ func (x *RotateIntermediateResponse) GetNewSerials() []string {
 	return nil
 }
 
+type PlanIntermediatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanIntermediatesRequest) Reset() {
+	*x = PlanIntermediatesRequest{}
+	mi := &file_meshca_v1_authority_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanIntermediatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanIntermediatesRequest) ProtoMessage() {}
+
+func (x *PlanIntermediatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_authority_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanIntermediatesRequest.ProtoReflect.Descriptor instead.
+func (*PlanIntermediatesRequest) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{11}
+}
+
+type PlanIntermediatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Plans         []*IntermediatePlan    `protobuf:"bytes,1,rep,name=plans,proto3" json:"plans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanIntermediatesResponse) Reset() {
+	*x = PlanIntermediatesResponse{}
+	mi := &file_meshca_v1_authority_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanIntermediatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanIntermediatesResponse) ProtoMessage() {}
+
+func (x *PlanIntermediatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_authority_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanIntermediatesResponse.ProtoReflect.Descriptor instead.
+func (*PlanIntermediatesResponse) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PlanIntermediatesResponse) GetPlans() []*IntermediatePlan {
+	if x != nil {
+		return x.Plans
+	}
+	return nil
+}
+
+// IntermediatePlan is what would become of the intermediate below one root.
+type IntermediatePlan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The root below which it would be signed: SHA-256 of its certificate, lower-case hex.
+	Root string `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	// The upstream's issuer that would sign it.
+	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// The one in use, which it would replace; unset where there is none.
+	Replaces *AuthorityIntermediate `protobuf:"bytes,3,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	// When it would end, at most: the upstream may shorten its life without a word.
+	NotAfter *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// Why it could not be had now; empty where nothing is seen that hinders.
+	Fault         string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IntermediatePlan) Reset() {
+	*x = IntermediatePlan{}
+	mi := &file_meshca_v1_authority_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IntermediatePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IntermediatePlan) ProtoMessage() {}
+
+func (x *IntermediatePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_meshca_v1_authority_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IntermediatePlan.ProtoReflect.Descriptor instead.
+func (*IntermediatePlan) Descriptor() ([]byte, []int) {
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *IntermediatePlan) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *IntermediatePlan) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *IntermediatePlan) GetReplaces() *AuthorityIntermediate {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+func (x *IntermediatePlan) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *IntermediatePlan) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
 type RotateRootRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The upstream's issuer to go to, by its reference or name; empty: one that the upstream makes, or the only other one
@@ -1024,7 +1186,7 @@ type RotateRootRequest struct {
 
 func (x *RotateRootRequest) Reset() {
 	*x = RotateRootRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[11]
+	mi := &file_meshca_v1_authority_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1198,7 @@ func (x *RotateRootRequest) String() string {
 func (*RotateRootRequest) ProtoMessage() {}
 
 func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[11]
+	mi := &file_meshca_v1_authority_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1211,7 @@ func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRootRequest.ProtoReflect.Descriptor instead.
 func (*RotateRootRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{11}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RotateRootRequest) GetIssuer() string {
@@ -1103,7 +1265,7 @@ type RotateRootResponse struct {
 
 func (x *RotateRootResponse) Reset() {
 	*x = RotateRootResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[12]
+	mi := &file_meshca_v1_authority_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1277,7 @@ func (x *RotateRootResponse) String() string {
 func (*RotateRootResponse) ProtoMessage() {}
 
 func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[12]
+	mi := &file_meshca_v1_authority_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1290,7 @@ func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateRootResponse.ProtoReflect.Descriptor instead.
 func (*RotateRootResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{12}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RotateRootResponse) GetRollout() *RolloutStatus {
@@ -1169,7 +1331,7 @@ type ContinueRolloutRequest struct {
 
 func (x *ContinueRolloutRequest) Reset() {
 	*x = ContinueRolloutRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[13]
+	mi := &file_meshca_v1_authority_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1343,7 @@ func (x *ContinueRolloutRequest) String() string {
 func (*ContinueRolloutRequest) ProtoMessage() {}
 
 func (x *ContinueRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[13]
+	mi := &file_meshca_v1_authority_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1356,7 @@ func (x *ContinueRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueRolloutRequest.ProtoReflect.Descriptor instead.
 func (*ContinueRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{13}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ContinueRolloutRequest) GetDespite() []string {
@@ -1213,7 +1375,7 @@ type ContinueRolloutResponse struct {
 
 func (x *ContinueRolloutResponse) Reset() {
 	*x = ContinueRolloutResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[14]
+	mi := &file_meshca_v1_authority_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1387,7 @@ func (x *ContinueRolloutResponse) String() string {
 func (*ContinueRolloutResponse) ProtoMessage() {}
 
 func (x *ContinueRolloutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[14]
+	mi := &file_meshca_v1_authority_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1400,7 @@ func (x *ContinueRolloutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueRolloutResponse.ProtoReflect.Descriptor instead.
 func (*ContinueRolloutResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{14}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ContinueRolloutResponse) GetRollout() *RolloutStatus {
@@ -1256,7 +1418,7 @@ type AbortRolloutRequest struct {
 
 func (x *AbortRolloutRequest) Reset() {
 	*x = AbortRolloutRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[15]
+	mi := &file_meshca_v1_authority_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1430,7 @@ func (x *AbortRolloutRequest) String() string {
 func (*AbortRolloutRequest) ProtoMessage() {}
 
 func (x *AbortRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[15]
+	mi := &file_meshca_v1_authority_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1443,7 @@ func (x *AbortRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRolloutRequest.ProtoReflect.Descriptor instead.
 func (*AbortRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{15}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{18}
 }
 
 type AbortRolloutResponse struct {
@@ -1293,7 +1455,7 @@ type AbortRolloutResponse struct {
 
 func (x *AbortRolloutResponse) Reset() {
 	*x = AbortRolloutResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[16]
+	mi := &file_meshca_v1_authority_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1467,7 @@ func (x *AbortRolloutResponse) String() string {
 func (*AbortRolloutResponse) ProtoMessage() {}
 
 func (x *AbortRolloutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[16]
+	mi := &file_meshca_v1_authority_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1480,7 @@ func (x *AbortRolloutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRolloutResponse.ProtoReflect.Descriptor instead.
 func (*AbortRolloutResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{16}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AbortRolloutResponse) GetRollout() *RolloutStatus {
@@ -1338,7 +1500,7 @@ type TrustRootRequest struct {
 
 func (x *TrustRootRequest) Reset() {
 	*x = TrustRootRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[17]
+	mi := &file_meshca_v1_authority_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1512,7 @@ func (x *TrustRootRequest) String() string {
 func (*TrustRootRequest) ProtoMessage() {}
 
 func (x *TrustRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[17]
+	mi := &file_meshca_v1_authority_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1525,7 @@ func (x *TrustRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustRootRequest.ProtoReflect.Descriptor instead.
 func (*TrustRootRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{17}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TrustRootRequest) GetPem() []byte {
@@ -1384,7 +1546,7 @@ type TrustRootResponse struct {
 
 func (x *TrustRootResponse) Reset() {
 	*x = TrustRootResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[18]
+	mi := &file_meshca_v1_authority_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1558,7 @@ func (x *TrustRootResponse) String() string {
 func (*TrustRootResponse) ProtoMessage() {}
 
 func (x *TrustRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[18]
+	mi := &file_meshca_v1_authority_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1571,7 @@ func (x *TrustRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustRootResponse.ProtoReflect.Descriptor instead.
 func (*TrustRootResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{18}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TrustRootResponse) GetBundleSequence() uint64 {
@@ -1436,7 +1598,7 @@ type RemoveRootRequest struct {
 
 func (x *RemoveRootRequest) Reset() {
 	*x = RemoveRootRequest{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[19]
+	mi := &file_meshca_v1_authority_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1610,7 @@ func (x *RemoveRootRequest) String() string {
 func (*RemoveRootRequest) ProtoMessage() {}
 
 func (x *RemoveRootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[19]
+	mi := &file_meshca_v1_authority_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1623,7 @@ func (x *RemoveRootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRootRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRootRequest) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{19}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveRootRequest) GetId() string {
@@ -1480,7 +1642,7 @@ type RemoveRootResponse struct {
 
 func (x *RemoveRootResponse) Reset() {
 	*x = RemoveRootResponse{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[20]
+	mi := &file_meshca_v1_authority_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1654,7 @@ func (x *RemoveRootResponse) String() string {
 func (*RemoveRootResponse) ProtoMessage() {}
 
 func (x *RemoveRootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[20]
+	mi := &file_meshca_v1_authority_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1667,7 @@ func (x *RemoveRootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRootResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRootResponse) Descriptor() ([]byte, []int) {
-	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{20}
+	return file_meshca_v1_authority_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemoveRootResponse) GetBundleSequence() uint64 {
@@ -1537,7 +1699,7 @@ type RolloutPassage_Had struct {
 
 func (x *RolloutPassage_Had) Reset() {
 	*x = RolloutPassage_Had{}
-	mi := &file_meshca_v1_authority_proto_msgTypes[21]
+	mi := &file_meshca_v1_authority_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1711,7 @@ func (x *RolloutPassage_Had) String() string {
 func (*RolloutPassage_Had) ProtoMessage() {}
 
 func (x *RolloutPassage_Had) ProtoReflect() protoreflect.Message {
-	mi := &file_meshca_v1_authority_proto_msgTypes[21]
+	mi := &file_meshca_v1_authority_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1880,16 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x1aRotateIntermediateResponse\x12?\n" +
 	"\rtrusted_until\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\ftrustedUntil\x12\x1f\n" +
 	"\vnew_serials\x18\x02 \x03(\tR\n" +
-	"newSerials\"\xbf\x01\n" +
+	"newSerials\"\x1a\n" +
+	"\x18PlanIntermediatesRequest\"N\n" +
+	"\x19PlanIntermediatesResponse\x121\n" +
+	"\x05plans\x18\x01 \x03(\v2\x1b.meshca.v1.IntermediatePlanR\x05plans\"\xcb\x01\n" +
+	"\x10IntermediatePlan\x12\x12\n" +
+	"\x04root\x18\x01 \x01(\tR\x04root\x12\x16\n" +
+	"\x06issuer\x18\x02 \x01(\tR\x06issuer\x12<\n" +
+	"\breplaces\x18\x03 \x01(\v2 .meshca.v1.AuthorityIntermediateR\breplaces\x127\n" +
+	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x14\n" +
+	"\x05fault\x18\x05 \x01(\tR\x05fault\"\xbf\x01\n" +
 	"\x11RotateRootRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x14\n" +
 	"\x05share\x18\x02 \x01(\rR\x05share\x12\x17\n" +
@@ -1745,10 +1916,11 @@ const file_meshca_v1_authority_proto_rawDesc = "" +
 	"\x11RemoveRootRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"=\n" +
 	"\x12RemoveRootResponse\x12'\n" +
-	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence2\xd5\x04\n" +
+	"\x0fbundle_sequence\x18\x01 \x01(\x04R\x0ebundleSequence2\xb5\x05\n" +
 	"\x10AuthorityService\x12U\n" +
 	"\x0eGetAuthorities\x12 .meshca.v1.GetAuthoritiesRequest\x1a!.meshca.v1.GetAuthoritiesResponse\x12a\n" +
-	"\x12RotateIntermediate\x12$.meshca.v1.RotateIntermediateRequest\x1a%.meshca.v1.RotateIntermediateResponse\x12I\n" +
+	"\x12RotateIntermediate\x12$.meshca.v1.RotateIntermediateRequest\x1a%.meshca.v1.RotateIntermediateResponse\x12^\n" +
+	"\x11PlanIntermediates\x12#.meshca.v1.PlanIntermediatesRequest\x1a$.meshca.v1.PlanIntermediatesResponse\x12I\n" +
 	"\n" +
 	"RotateRoot\x12\x1c.meshca.v1.RotateRootRequest\x1a\x1d.meshca.v1.RotateRootResponse\x12X\n" +
 	"\x0fContinueRollout\x12!.meshca.v1.ContinueRolloutRequest\x1a\".meshca.v1.ContinueRolloutResponse\x12O\n" +
@@ -1769,7 +1941,7 @@ func file_meshca_v1_authority_proto_rawDescGZIP() []byte {
 	return file_meshca_v1_authority_proto_rawDescData
 }
 
-var file_meshca_v1_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_meshca_v1_authority_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_meshca_v1_authority_proto_goTypes = []any{
 	(*GetAuthoritiesRequest)(nil),      // 0: meshca.v1.GetAuthoritiesRequest
 	(*GetAuthoritiesResponse)(nil),     // 1: meshca.v1.GetAuthoritiesResponse
@@ -1782,19 +1954,22 @@ var file_meshca_v1_authority_proto_goTypes = []any{
 	(*ReaderConfirmation)(nil),         // 8: meshca.v1.ReaderConfirmation
 	(*RotateIntermediateRequest)(nil),  // 9: meshca.v1.RotateIntermediateRequest
 	(*RotateIntermediateResponse)(nil), // 10: meshca.v1.RotateIntermediateResponse
-	(*RotateRootRequest)(nil),          // 11: meshca.v1.RotateRootRequest
-	(*RotateRootResponse)(nil),         // 12: meshca.v1.RotateRootResponse
-	(*ContinueRolloutRequest)(nil),     // 13: meshca.v1.ContinueRolloutRequest
-	(*ContinueRolloutResponse)(nil),    // 14: meshca.v1.ContinueRolloutResponse
-	(*AbortRolloutRequest)(nil),        // 15: meshca.v1.AbortRolloutRequest
-	(*AbortRolloutResponse)(nil),       // 16: meshca.v1.AbortRolloutResponse
-	(*TrustRootRequest)(nil),           // 17: meshca.v1.TrustRootRequest
-	(*TrustRootResponse)(nil),          // 18: meshca.v1.TrustRootResponse
-	(*RemoveRootRequest)(nil),          // 19: meshca.v1.RemoveRootRequest
-	(*RemoveRootResponse)(nil),         // 20: meshca.v1.RemoveRootResponse
-	(*RolloutPassage_Had)(nil),         // 21: meshca.v1.RolloutPassage.Had
-	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 23: google.protobuf.Duration
+	(*PlanIntermediatesRequest)(nil),   // 11: meshca.v1.PlanIntermediatesRequest
+	(*PlanIntermediatesResponse)(nil),  // 12: meshca.v1.PlanIntermediatesResponse
+	(*IntermediatePlan)(nil),           // 13: meshca.v1.IntermediatePlan
+	(*RotateRootRequest)(nil),          // 14: meshca.v1.RotateRootRequest
+	(*RotateRootResponse)(nil),         // 15: meshca.v1.RotateRootResponse
+	(*ContinueRolloutRequest)(nil),     // 16: meshca.v1.ContinueRolloutRequest
+	(*ContinueRolloutResponse)(nil),    // 17: meshca.v1.ContinueRolloutResponse
+	(*AbortRolloutRequest)(nil),        // 18: meshca.v1.AbortRolloutRequest
+	(*AbortRolloutResponse)(nil),       // 19: meshca.v1.AbortRolloutResponse
+	(*TrustRootRequest)(nil),           // 20: meshca.v1.TrustRootRequest
+	(*TrustRootResponse)(nil),          // 21: meshca.v1.TrustRootResponse
+	(*RemoveRootRequest)(nil),          // 22: meshca.v1.RemoveRootRequest
+	(*RemoveRootResponse)(nil),         // 23: meshca.v1.RemoveRootResponse
+	(*RolloutPassage_Had)(nil),         // 24: meshca.v1.RolloutPassage.Had
+	(*timestamppb.Timestamp)(nil),      // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 26: google.protobuf.Duration
 }
 var file_meshca_v1_authority_proto_depIdxs = []int32{
 	2,  // 0: meshca.v1.GetAuthoritiesResponse.roots:type_name -> meshca.v1.RootStatus
@@ -1802,54 +1977,59 @@ var file_meshca_v1_authority_proto_depIdxs = []int32{
 	5,  // 2: meshca.v1.GetAuthoritiesResponse.rollout:type_name -> meshca.v1.RolloutStatus
 	7,  // 3: meshca.v1.GetAuthoritiesResponse.agents:type_name -> meshca.v1.AgentConfirmation
 	8,  // 4: meshca.v1.GetAuthoritiesResponse.readers:type_name -> meshca.v1.ReaderConfirmation
-	22, // 5: meshca.v1.GetAuthoritiesResponse.issues_until:type_name -> google.protobuf.Timestamp
-	22, // 6: meshca.v1.RootStatus.not_before:type_name -> google.protobuf.Timestamp
-	22, // 7: meshca.v1.RootStatus.not_after:type_name -> google.protobuf.Timestamp
-	22, // 8: meshca.v1.RootStatus.last_end:type_name -> google.protobuf.Timestamp
+	25, // 5: meshca.v1.GetAuthoritiesResponse.issues_until:type_name -> google.protobuf.Timestamp
+	25, // 6: meshca.v1.RootStatus.not_before:type_name -> google.protobuf.Timestamp
+	25, // 7: meshca.v1.RootStatus.not_after:type_name -> google.protobuf.Timestamp
+	25, // 8: meshca.v1.RootStatus.last_end:type_name -> google.protobuf.Timestamp
 	3,  // 9: meshca.v1.RootStatus.intermediate:type_name -> meshca.v1.AuthorityIntermediate
-	22, // 10: meshca.v1.RootStatus.tainted:type_name -> google.protobuf.Timestamp
-	22, // 11: meshca.v1.AuthorityIntermediate.not_after:type_name -> google.protobuf.Timestamp
-	22, // 12: meshca.v1.AuthorityIntermediate.last_try:type_name -> google.protobuf.Timestamp
-	22, // 13: meshca.v1.IssuerCandidate.not_after:type_name -> google.protobuf.Timestamp
-	22, // 14: meshca.v1.RolloutStatus.entered:type_name -> google.protobuf.Timestamp
-	22, // 15: meshca.v1.RolloutStatus.begun:type_name -> google.protobuf.Timestamp
-	23, // 16: meshca.v1.RolloutStatus.within:type_name -> google.protobuf.Duration
-	22, // 17: meshca.v1.RolloutStatus.last_end:type_name -> google.protobuf.Timestamp
-	22, // 18: meshca.v1.RolloutStatus.until:type_name -> google.protobuf.Timestamp
+	25, // 10: meshca.v1.RootStatus.tainted:type_name -> google.protobuf.Timestamp
+	25, // 11: meshca.v1.AuthorityIntermediate.not_after:type_name -> google.protobuf.Timestamp
+	25, // 12: meshca.v1.AuthorityIntermediate.last_try:type_name -> google.protobuf.Timestamp
+	25, // 13: meshca.v1.IssuerCandidate.not_after:type_name -> google.protobuf.Timestamp
+	25, // 14: meshca.v1.RolloutStatus.entered:type_name -> google.protobuf.Timestamp
+	25, // 15: meshca.v1.RolloutStatus.begun:type_name -> google.protobuf.Timestamp
+	26, // 16: meshca.v1.RolloutStatus.within:type_name -> google.protobuf.Duration
+	25, // 17: meshca.v1.RolloutStatus.last_end:type_name -> google.protobuf.Timestamp
+	25, // 18: meshca.v1.RolloutStatus.until:type_name -> google.protobuf.Timestamp
 	6,  // 19: meshca.v1.RolloutStatus.passed:type_name -> meshca.v1.RolloutPassage
-	22, // 20: meshca.v1.RolloutPassage.entered:type_name -> google.protobuf.Timestamp
-	21, // 21: meshca.v1.RolloutPassage.had:type_name -> meshca.v1.RolloutPassage.Had
-	22, // 22: meshca.v1.AgentConfirmation.last_seen:type_name -> google.protobuf.Timestamp
-	22, // 23: meshca.v1.AgentConfirmation.counts_until:type_name -> google.protobuf.Timestamp
-	23, // 24: meshca.v1.ReaderConfirmation.refresh:type_name -> google.protobuf.Duration
-	22, // 25: meshca.v1.ReaderConfirmation.until:type_name -> google.protobuf.Timestamp
-	23, // 26: meshca.v1.RotateIntermediateRequest.tainted_within:type_name -> google.protobuf.Duration
-	22, // 27: meshca.v1.RotateIntermediateResponse.trusted_until:type_name -> google.protobuf.Timestamp
-	23, // 28: meshca.v1.RotateRootRequest.tainted_within:type_name -> google.protobuf.Duration
-	5,  // 29: meshca.v1.RotateRootResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	5,  // 30: meshca.v1.ContinueRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	5,  // 31: meshca.v1.AbortRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
-	23, // 32: meshca.v1.RolloutPassage.Had.within:type_name -> google.protobuf.Duration
-	22, // 33: meshca.v1.RolloutPassage.Had.last_end:type_name -> google.protobuf.Timestamp
-	0,  // 34: meshca.v1.AuthorityService.GetAuthorities:input_type -> meshca.v1.GetAuthoritiesRequest
-	9,  // 35: meshca.v1.AuthorityService.RotateIntermediate:input_type -> meshca.v1.RotateIntermediateRequest
-	11, // 36: meshca.v1.AuthorityService.RotateRoot:input_type -> meshca.v1.RotateRootRequest
-	13, // 37: meshca.v1.AuthorityService.ContinueRollout:input_type -> meshca.v1.ContinueRolloutRequest
-	15, // 38: meshca.v1.AuthorityService.AbortRollout:input_type -> meshca.v1.AbortRolloutRequest
-	17, // 39: meshca.v1.AuthorityService.TrustRoot:input_type -> meshca.v1.TrustRootRequest
-	19, // 40: meshca.v1.AuthorityService.RemoveRoot:input_type -> meshca.v1.RemoveRootRequest
-	1,  // 41: meshca.v1.AuthorityService.GetAuthorities:output_type -> meshca.v1.GetAuthoritiesResponse
-	10, // 42: meshca.v1.AuthorityService.RotateIntermediate:output_type -> meshca.v1.RotateIntermediateResponse
-	12, // 43: meshca.v1.AuthorityService.RotateRoot:output_type -> meshca.v1.RotateRootResponse
-	14, // 44: meshca.v1.AuthorityService.ContinueRollout:output_type -> meshca.v1.ContinueRolloutResponse
-	16, // 45: meshca.v1.AuthorityService.AbortRollout:output_type -> meshca.v1.AbortRolloutResponse
-	18, // 46: meshca.v1.AuthorityService.TrustRoot:output_type -> meshca.v1.TrustRootResponse
-	20, // 47: meshca.v1.AuthorityService.RemoveRoot:output_type -> meshca.v1.RemoveRootResponse
-	41, // [41:48] is the sub-list for method output_type
-	34, // [34:41] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	25, // 20: meshca.v1.RolloutPassage.entered:type_name -> google.protobuf.Timestamp
+	24, // 21: meshca.v1.RolloutPassage.had:type_name -> meshca.v1.RolloutPassage.Had
+	25, // 22: meshca.v1.AgentConfirmation.last_seen:type_name -> google.protobuf.Timestamp
+	25, // 23: meshca.v1.AgentConfirmation.counts_until:type_name -> google.protobuf.Timestamp
+	26, // 24: meshca.v1.ReaderConfirmation.refresh:type_name -> google.protobuf.Duration
+	25, // 25: meshca.v1.ReaderConfirmation.until:type_name -> google.protobuf.Timestamp
+	26, // 26: meshca.v1.RotateIntermediateRequest.tainted_within:type_name -> google.protobuf.Duration
+	25, // 27: meshca.v1.RotateIntermediateResponse.trusted_until:type_name -> google.protobuf.Timestamp
+	13, // 28: meshca.v1.PlanIntermediatesResponse.plans:type_name -> meshca.v1.IntermediatePlan
+	3,  // 29: meshca.v1.IntermediatePlan.replaces:type_name -> meshca.v1.AuthorityIntermediate
+	25, // 30: meshca.v1.IntermediatePlan.not_after:type_name -> google.protobuf.Timestamp
+	26, // 31: meshca.v1.RotateRootRequest.tainted_within:type_name -> google.protobuf.Duration
+	5,  // 32: meshca.v1.RotateRootResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	5,  // 33: meshca.v1.ContinueRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	5,  // 34: meshca.v1.AbortRolloutResponse.rollout:type_name -> meshca.v1.RolloutStatus
+	26, // 35: meshca.v1.RolloutPassage.Had.within:type_name -> google.protobuf.Duration
+	25, // 36: meshca.v1.RolloutPassage.Had.last_end:type_name -> google.protobuf.Timestamp
+	0,  // 37: meshca.v1.AuthorityService.GetAuthorities:input_type -> meshca.v1.GetAuthoritiesRequest
+	9,  // 38: meshca.v1.AuthorityService.RotateIntermediate:input_type -> meshca.v1.RotateIntermediateRequest
+	11, // 39: meshca.v1.AuthorityService.PlanIntermediates:input_type -> meshca.v1.PlanIntermediatesRequest
+	14, // 40: meshca.v1.AuthorityService.RotateRoot:input_type -> meshca.v1.RotateRootRequest
+	16, // 41: meshca.v1.AuthorityService.ContinueRollout:input_type -> meshca.v1.ContinueRolloutRequest
+	18, // 42: meshca.v1.AuthorityService.AbortRollout:input_type -> meshca.v1.AbortRolloutRequest
+	20, // 43: meshca.v1.AuthorityService.TrustRoot:input_type -> meshca.v1.TrustRootRequest
+	22, // 44: meshca.v1.AuthorityService.RemoveRoot:input_type -> meshca.v1.RemoveRootRequest
+	1,  // 45: meshca.v1.AuthorityService.GetAuthorities:output_type -> meshca.v1.GetAuthoritiesResponse
+	10, // 46: meshca.v1.AuthorityService.RotateIntermediate:output_type -> meshca.v1.RotateIntermediateResponse
+	12, // 47: meshca.v1.AuthorityService.PlanIntermediates:output_type -> meshca.v1.PlanIntermediatesResponse
+	15, // 48: meshca.v1.AuthorityService.RotateRoot:output_type -> meshca.v1.RotateRootResponse
+	17, // 49: meshca.v1.AuthorityService.ContinueRollout:output_type -> meshca.v1.ContinueRolloutResponse
+	19, // 50: meshca.v1.AuthorityService.AbortRollout:output_type -> meshca.v1.AbortRolloutResponse
+	21, // 51: meshca.v1.AuthorityService.TrustRoot:output_type -> meshca.v1.TrustRootResponse
+	23, // 52: meshca.v1.AuthorityService.RemoveRoot:output_type -> meshca.v1.RemoveRootResponse
+	45, // [45:53] is the sub-list for method output_type
+	37, // [37:45] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_meshca_v1_authority_proto_init() }
@@ -1863,7 +2043,7 @@ func file_meshca_v1_authority_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshca_v1_authority_proto_rawDesc), len(file_meshca_v1_authority_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AuthorityService_GetAuthorities_FullMethodName     = "/meshca.v1.AuthorityService/GetAuthorities"
 	AuthorityService_RotateIntermediate_FullMethodName = "/meshca.v1.AuthorityService/RotateIntermediate"
+	AuthorityService_PlanIntermediates_FullMethodName  = "/meshca.v1.AuthorityService/PlanIntermediates"
 	AuthorityService_RotateRoot_FullMethodName         = "/meshca.v1.AuthorityService/RotateRoot"
 	AuthorityService_ContinueRollout_FullMethodName    = "/meshca.v1.AuthorityService/ContinueRollout"
 	AuthorityService_AbortRollout_FullMethodName       = "/meshca.v1.AuthorityService/AbortRollout"
@@ -41,6 +42,9 @@ type AuthorityServiceClient interface {
 	GetAuthorities(ctx context.Context, in *GetAuthoritiesRequest, opts ...grpc.CallOption) (*GetAuthoritiesResponse, error)
 	// RotateIntermediate replaces the intermediates at once, and destroys their keys.
 	RotateIntermediate(ctx context.Context, in *RotateIntermediateRequest, opts ...grpc.CallOption) (*RotateIntermediateResponse, error)
+	// PlanIntermediates says what RotateIntermediate would do now, and changes nothing. It is a call of its own: a CA that
+	// does not know it says so, and overlooks no field that only asks.
+	PlanIntermediates(ctx context.Context, in *PlanIntermediatesRequest, opts ...grpc.CallOption) (*PlanIntermediatesResponse, error)
 	// RotateRoot begins to replace the root that signs. Nothing changes with dry_run.
 	RotateRoot(ctx context.Context, in *RotateRootRequest, opts ...grpc.CallOption) (*RotateRootResponse, error)
 	// ContinueRollout ends the canary, or goes on without the confirmations of the agents named.
@@ -75,6 +79,16 @@ func (c *authorityServiceClient) RotateIntermediate(ctx context.Context, in *Rot
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RotateIntermediateResponse)
 	err := c.cc.Invoke(ctx, AuthorityService_RotateIntermediate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authorityServiceClient) PlanIntermediates(ctx context.Context, in *PlanIntermediatesRequest, opts ...grpc.CallOption) (*PlanIntermediatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanIntermediatesResponse)
+	err := c.cc.Invoke(ctx, AuthorityService_PlanIntermediates_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -142,6 +156,9 @@ type AuthorityServiceServer interface {
 	GetAuthorities(context.Context, *GetAuthoritiesRequest) (*GetAuthoritiesResponse, error)
 	// RotateIntermediate replaces the intermediates at once, and destroys their keys.
 	RotateIntermediate(context.Context, *RotateIntermediateRequest) (*RotateIntermediateResponse, error)
+	// PlanIntermediates says what RotateIntermediate would do now, and changes nothing. It is a call of its own: a CA that
+	// does not know it says so, and overlooks no field that only asks.
+	PlanIntermediates(context.Context, *PlanIntermediatesRequest) (*PlanIntermediatesResponse, error)
 	// RotateRoot begins to replace the root that signs. Nothing changes with dry_run.
 	RotateRoot(context.Context, *RotateRootRequest) (*RotateRootResponse, error)
 	// ContinueRollout ends the canary, or goes on without the confirmations of the agents named.
@@ -167,6 +184,9 @@ func (UnimplementedAuthorityServiceServer) GetAuthorities(context.Context, *GetA
 }
 func (UnimplementedAuthorityServiceServer) RotateIntermediate(context.Context, *RotateIntermediateRequest) (*RotateIntermediateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateIntermediate not implemented")
+}
+func (UnimplementedAuthorityServiceServer) PlanIntermediates(context.Context, *PlanIntermediatesRequest) (*PlanIntermediatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanIntermediates not implemented")
 }
 func (UnimplementedAuthorityServiceServer) RotateRoot(context.Context, *RotateRootRequest) (*RotateRootResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateRoot not implemented")
@@ -236,6 +256,24 @@ func _AuthorityService_RotateIntermediate_Handler(srv interface{}, ctx context.C
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AuthorityServiceServer).RotateIntermediate(ctx, req.(*RotateIntermediateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AuthorityService_PlanIntermediates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanIntermediatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthorityServiceServer).PlanIntermediates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuthorityService_PlanIntermediates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthorityServiceServer).PlanIntermediates(ctx, req.(*PlanIntermediatesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -344,6 +382,10 @@ var AuthorityService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RotateIntermediate",
 			Handler:    _AuthorityService_RotateIntermediate_Handler,
+		},
+		{
+			MethodName: "PlanIntermediates",
+			Handler:    _AuthorityService_PlanIntermediates_Handler,
 		},
 		{
 			MethodName: "RotateRoot",
