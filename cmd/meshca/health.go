@@ -63,6 +63,7 @@ func (d *daemon) upstreamCalled(c vault.Call) {
 	switch kind := vault.KindOf(c.Err); {
 	case c.Operation == vault.OpSign: // the line that asked for it tells, and stops to when it is needed no more
 	case kind == vault.KindCanceled, c.Operation == vault.OpRead && (kind == vault.KindMissing || kind == vault.KindMalformed): // an issuer's own
+	case c.Candidate && kind == vault.KindDenied: // the policy is for others
 	default:
 		d.health.answered(string(c.Operation), c.Err)
 		if c.Operation == vault.OpLogin && c.Err == nil {

@@ -169,6 +169,8 @@ func TestUpstreamHealth(t *testing.T) {
 			err  error
 			down bool
 		}{
+			{vault.OpRead, failed(vault.KindDenied), true},
+			{vault.OpRead, nil, false},
 			{vault.OpList, nil, false},
 			{vault.OpRead, failed(vault.KindMissing), false},
 			{vault.OpList, failed(vault.KindCanceled), false},
@@ -186,11 +188,15 @@ func TestUpstreamHealth(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
+		d.upstreamCalled(vault.Call{Operation: vault.OpRead, Err: failed(vault.KindDenied), Candidate: true})
+		if o := d.health.longest(); o.err != nil {
+			t.Errorf("an issuer that a policy for others denies is a failure: %v", o.err)
+		}
 		for range 3 {
 			d.health.answered("sign below x", failed(vault.KindTimeout))
 			time.Sleep(time.Minute)
 		}
-		if o := d.health.longest(); !o.since.Equal(began.Add(10 * time.Second)) {
+		if o := d.health.longest(); !o.since.Equal(began.Add(12 * time.Second)) {
 			t.Errorf("failing since %s", o.since)
 		}
 		d.health.forget("sign below x")

@@ -1,7 +1,7 @@
 # What meshca may do in Vault, and no more. The PKI mount is called pki_mesh here; it holds issuers for meshca alone.
 #
 # A rule with "+" stands for every issuer of the mount, so that a successor of the root needs no new policy. To allow one
-# issuer alone, write its issuer_id in place of the "+".
+# issuer alone, write its issuer_id in place of the "+". meshca lists others of the mount then as such that it may not read.
 
 # Which issuers there are, their chains and what they may be used for.
 path "pki_mesh/issuers" {

@@ -191,3 +191,26 @@ func (w *world) revokeLogins() {
 	w.t.Helper()
 	w.write("sys/leases/revoke-prefix/auth/"+w.approle+"/login", nil)
 }
+
+// TestAPolicyForOneIssuerAlone: as deploy/vault/meshca.hcl says. Another issuer of the mount is a candidate that cannot be
+// read, and nothing else: no failure, and no login.
+func TestAPolicyForOneIssuerAlone(t *testing.T) {
+	w := newWorld(t, shared)
+	alone := named(t, w.open(nil)).Ref
+	w.setPolicy(strings.ReplaceAll(w.documented(), w.mount+"/issuer/+", w.mount+"/issuer/"+alone))
+	w.write(w.mount+"/root/rotate/internal", map[string]any{"common_name": "mesh.example root", "issuer_name": "root-2", "key_type": "ec", "ttl": "87600h"})
+	u, before := w.open(nil), w.made(upstream.OpLogin)
+	for range 3 {
+		issuers, err := u.Issuers(t.Context())
+		if err != nil || len(issuers) != 2 || issuers[0].Fault != nil || issuers[1].Name != "root-2" || upstream.KindOf(issuers[1].Fault) != upstream.KindDenied {
+			t.Fatalf("got %+v, %v", issuers, err)
+		}
+	}
+	renew(t, line(t, u, named(t, u)))
+	if logins := w.made(upstream.OpLogin) - before; logins != 1 || u.Status().LastError != nil {
+		t.Errorf("%d logins, and the status says %v", logins, u.Status().LastError)
+	}
+	if found := u.Check(t.Context()); len(found) != 0 {
+		t.Errorf("check: %+v", found)
+	}
+}

@@ -34,6 +34,8 @@ type Call struct {
 	Err error
 	// Asked and Got are the lives of an intermediate, for OpSign. Vault shortens without an error.
 	Asked, Got time.Duration
+	// Candidate says that it was about an issuer that nobody named. That it is denied says nothing of Vault or our login.
+	Candidate bool
 }
 
 // Shortened reports whether Vault gave an intermediate a shorter life than it was asked for, beyond what clocks differ by.
@@ -48,6 +50,8 @@ type request struct {
 	capability string
 	query      map[string][]string
 	body       any // nil: GET
+	// candidate says that it is about an issuer that nobody named.
+	candidate bool
 }
 
 // envelope is the form of Vault's answers.
@@ -142,13 +146,16 @@ func (e envelope) into(data any) error {
 }
 
 // call makes a call under our login. A 403 has it log in afresh, once, and try again: the login may have been revoked, or
-// its role have got other policies. Nothing else is tried again.
+// its role have got other policies. Nothing else is tried again. A policy may leave out what nobody named, so there a 403
+// is no failure, and brings no login.
 func (u *Upstream) call(ctx context.Context, r request, data any) (envelope, error) {
 	began := time.Now()
 	e, err := u.tryCall(ctx, r, data)
-	u.state.called(r.operation, err)
+	if !r.candidate || KindOf(err) != KindDenied {
+		u.state.called(r.operation, err)
+	}
 	if r.operation != OpSign { // which is observed with the lives that were asked for and given
-		u.observe(Call{Operation: r.operation, Took: time.Since(began), Err: err})
+		u.observe(Call{Operation: r.operation, Took: time.Since(began), Err: err, Candidate: r.candidate})
 	}
 	return e, err
 }
@@ -161,7 +168,7 @@ func (u *Upstream) tryCall(ctx context.Context, r request, data any) (envelope, 
 		return envelope{}, err
 	}
 	e, err := send(ctx, s.client, r, data)
-	if denied(err) && u.login.worthwhile(ctx, r.operation) {
+	if denied(err) && !r.candidate && u.login.worthwhile(ctx, s, r.operation) {
 		fresh, failed := u.login.afresh(ctx, s)
 		if failed != nil {
 			return envelope{}, fmt.Errorf("%w (tried because Vault answered 403 to: %s)", failed, r.what)

@@ -79,7 +79,7 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	}
 	named := u.resolve(list)
 	order := u.order(list, named)
-	read, faults, err := u.readIssuers(ctx, list, named, order)
+	read, faults, err := u.readIssuers(ctx, list, order)
 	if err != nil {
 		return nil, err
 	}
@@ -110,22 +110,25 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	return shown, nil
 }
 
-// readIssuers reads them, or says for each why it could not be read. What is not their own fault is an error.
-func (u *Upstream) readIssuers(ctx context.Context, list listing, named string, order []string) (read []*issuer, faults []error, err error) {
+// readIssuers reads them, or says for each why it could not be read. What is not their own fault is an error. A policy may
+// be for some issuers alone, so one that nobody named may be denied, time and again.
+func (u *Upstream) readIssuers(ctx context.Context, list listing, order []string) (read []*issuer, faults []error, err error) {
 	read, faults = make([]*issuer, len(order)), make([]error, len(order))
+	named, asked := u.resolve(list), u.asked(list)
 	for i, id := range order {
 		if !slices.Contains(list.Keys, id) { // Vault answers a question for it with 500
 			faults[i] = fmt.Errorf("the mount %s does not have it any more: bring it back, or rotate to another one: certctl ca rotate root --issuer REF. "+
 				"Where the same root was imported again, REF is the issuer_id that it got then", u.c.Mount)
 			continue
 		}
-		read[i], faults[i] = u.readIssuer(ctx, id)
+		read[i], faults[i] = u.readIssuer(ctx, id, id != named && !slices.Contains(asked, id))
 		switch KindOf(faults[i]) {
 		case KindNone, KindMissing, KindMalformed, KindOther: // the issuer's own
-		case KindDenied: // a policy may be for some issuers alone
+		case KindDenied:
 			if id == named {
 				return nil, nil, faults[i]
 			}
+			u.exclude(id, list.KeyInfo[id].Name) // whoever named it is told; polls need not log in for it from now on
 		default: // what hits one hits all, and says nothing of this issuer
 			return nil, nil, faults[i]
 		}
@@ -202,20 +205,37 @@ func (u *Upstream) Include(names ...string) {
 	u.included = slices.Clone(u.included[max(0, len(u.included)-maxIncluded):])
 }
 
+// exclude forgets that somebody asked for an issuer.
+func (u *Upstream) exclude(id, name string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.included = slices.DeleteFunc(slices.Clone(u.included), func(n string) bool { return n == id || n == name })
+}
+
+// asked are the ids of the issuers that somebody asked for.
+func (u *Upstream) asked(list listing) (ids []string) {
+	u.mu.Lock()
+	included := u.included
+	u.mu.Unlock()
+	for _, name := range included {
+		if id := list.find(name); id != "" && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // LeftOut is how many issuers the mount had beyond those that were read, when they were read last.
 func (u *Upstream) LeftOut() int { return u.Status().LeftOut }
 
 // order is whom to read: the named one first, then those that were asked for, then in the order of their ids.
 func (u *Upstream) order(list listing, named string) []string {
-	u.mu.Lock()
-	included := u.included
-	u.mu.Unlock()
 	var first, rest []string
 	if named != "" {
 		first = append(first, named)
 	}
-	for _, name := range included {
-		if id := list.find(name); id != "" && !slices.Contains(first, id) {
+	for _, id := range u.asked(list) {
+		if id != named {
 			first = append(first, id)
 		}
 	}
@@ -229,9 +249,9 @@ func (u *Upstream) order(list listing, named string) []string {
 	return append(first, rest[:min(len(rest), maxIssuers-len(first))]...)
 }
 
-func (u *Upstream) readIssuer(ctx context.Context, id string) (*issuer, error) {
+func (u *Upstream) readIssuer(ctx context.Context, id string, candidate bool) (*issuer, error) {
 	var e entry
-	r := request{operation: OpRead, what: "reading the issuer " + id, path: u.issuerPath(id), capability: "read"}
+	r := request{operation: OpRead, what: "reading the issuer " + id, path: u.issuerPath(id), capability: "read", candidate: candidate}
 	if _, err := u.call(ctx, r, &e); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,9 +18,11 @@ const (
 	// endless stands for the lease of a token that has no end: it is looked at again after most of it.
 	endless = 24 * time.Hour
 	// patience is how long a 403 that a fresh login did not lift keeps the next 403 of a poll from bringing one, while the
-	// token still stands: polls are many, and secret ids can be made for a few uses alone. It is as long as the pauses
-	// between tries to sign, each of which brings one.
-	patience = 30 * time.Second
+	// token still stands: polls are many, and secret ids can be made for a few uses alone. So it is longer than the usual
+	// pause between polls. Each try to sign brings one all the same.
+	patience = 5 * time.Minute
+	// farewell bounds the giving back of a login.
+	farewell = 2 * time.Second
 )
 
 // session is one login, with connections of its own.
@@ -68,6 +71,7 @@ type login struct {
 	now   atomic.Pointer[session]
 	stuck atomic.Pointer[time.Time] // when a fresh login last did not lift a 403
 	state *state
+	gone  sync.WaitGroup // sessions that are being given back
 
 	watched *watch // owner: Keep's goroutine
 }
@@ -106,8 +110,7 @@ func (l *login) afresh(ctx context.Context, old *session) (*session, error) {
 	}
 	l.now.Store(s)
 	if old != nil {
-		old.over.Store(true)
-		old.close() // idle connections; one that is in use ends with its call
+		l.part(old)
 	}
 	l.rouse()
 	return s, nil
@@ -129,6 +132,24 @@ func (l *login) logIn(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
+// part gives a session back that was replaced, and has nobody wait for that: a token that was answered 403 may well live.
+func (l *login) part(old *session) {
+	old.over.Store(true)
+	l.gone.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), farewell)
+		defer cancel()
+		l.revoke(ctx, old)
+		old.close() // idle connections; one that is in use ends with its call
+	})
+}
+
+// revoke ends a token that came out of a login; one from a file is somebody else's.
+func (l *login) revoke(ctx context.Context, s *session) {
+	if l.c.Auth.TokenFile == "" && s.left() > 0 {
+		_, _ = send(ctx, s.client, request{path: revokeSelf, body: map[string]string{}}, nil)
+	}
+}
+
 // unprepared is the fault where there is no client. Vault's library reads its own variables of the environment, though nothing
 // that they say is used, and gives up where it cannot.
 func unprepared(err error) *Fault {
@@ -145,15 +166,12 @@ func unprepared(err error) *Fault {
 	return f
 }
 
-// worthwhile says whether a 403 is to bring a fresh login. One to a signing always is: a role may have got its policy back,
-// which only those who log in then have, and an intermediate hangs on it.
-func (l *login) worthwhile(ctx context.Context, op Operation) bool {
+// worthwhile says whether a 403 under a session is to bring a fresh one. One to a signing always is: a role may have got
+// its policy back, which only those who log in then have, and an intermediate hangs on it. Where the session was replaced
+// meanwhile, and so given back, the fresh one is there.
+func (l *login) worthwhile(ctx context.Context, s *session, op Operation) bool {
 	at := l.stuck.Load()
-	if at == nil || op == OpSign || time.Since(*at) > patience {
-		return true
-	}
-	s := l.now.Load()
-	if s == nil {
+	if at == nil || op == OpSign || time.Since(*at) > patience || l.now.Load() != s {
 		return true
 	}
 	_, err := send(ctx, s.client, request{path: lookupSelf}, nil)
@@ -258,7 +276,7 @@ func (l *login) watch(s *session) *watch {
 					l.told(Call{Operation: OpRenew})
 				}
 			case err := <-watcher.DoneCh():
-				if err != nil {
+				if err != nil && !s.over.Load() { // of one that was replaced, and so given back, nobody needs to hear
 					err = explain(l.c, request{what: "extending the login", path: renewSelf, capability: "update"}, err, s.secrets...)
 					l.state.called(OpRenew, err)
 					l.told(Call{Operation: OpRenew, Err: err})
@@ -284,17 +302,12 @@ func (w *watch) stop() {
 	<-w.ended
 }
 
-// leave gives a session back: what came out of a login is revoked, a token from a file is somebody else's.
-func (l *login) leave(ctx context.Context) {
-	s := l.now.Swap(nil)
-	if s == nil {
-		return
+// leave gives the session back, after those that it replaced.
+func (l *login) leave() {
+	if s := l.now.Swap(nil); s != nil {
+		l.part(s)
 	}
-	if l.c.Auth.TokenFile == "" && !s.over.Load() {
-		_, _ = send(ctx, s.client, request{path: revokeSelf, body: map[string]string{}}, nil)
-	}
-	s.over.Store(true)
-	s.close()
+	l.gone.Wait()
 }
 
 // shown is the session's part of a Status.

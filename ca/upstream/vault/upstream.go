@@ -149,8 +149,6 @@ func (u *Upstream) Status() Status {
 
 // Close gives the login back, where it is ours to give back, after Run has returned.
 func (u *Upstream) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	u.login.leave(ctx)
+	u.login.leave()
 	return nil
 }
