@@ -91,7 +91,8 @@ func (u *Upstream) checkReach(ctx context.Context) *Finding {
 	}
 	client, closeIdle, err := newClient(open, u.skew)
 	if err != nil {
-		return &Finding{What: "preparing the connection to Vault", Why: err.Error(), Do: "Look at upstream.vault.caFile"}
+		f := finding(unprepared(err), false)
+		return &f
 	}
 	defer closeIdle()
 	ctx, cancel := context.WithTimeout(ctx, u.c.Timeout.Duration)

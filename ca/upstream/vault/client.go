@@ -35,14 +35,14 @@ func newClient(c Config, skew *skew) (*api.Client, func(), error) {
 	if c.CAFile != "" {
 		pool, err := readPool(c.CAFile)
 		if err != nil {
-			return nil, nil, fmt.Errorf("caFile: %w", err)
+			return nil, nil, fmt.Errorf("upstream.vault.caFile: %w", err)
 		}
 		tlsConfig.RootCAs = pool
 	}
 	if x := c.Auth.Cert; x != nil {
 		cert, err := readKeyPair(x)
 		if err != nil {
-			return nil, nil, fmt.Errorf("auth.cert: %w", err)
+			return nil, nil, fmt.Errorf("upstream.vault.auth.cert: %w", err)
 		}
 		tlsConfig.Certificates = []tls.Certificate{cert}
 	}

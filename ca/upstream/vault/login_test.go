@@ -179,6 +179,10 @@ func TestEnvironmentThatCannotBeRead(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "unset "+name) || strings.Contains(err.Error(), "files") || strings.Contains(err.Error(), "hvs.") {
 				t.Errorf("%v", err)
 			}
+			found := f.upstream(nil).Check(t.Context())
+			if len(found) != 1 || !strings.Contains(found[0].Do, "unset "+name) || strings.Contains(found[0].Do, "caFile") || strings.Contains(found[0].Why, "hvs.") {
+				t.Errorf("config check --live says %+v", found)
+			}
 		})
 	}
 }
