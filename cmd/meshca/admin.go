@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -111,19 +112,11 @@ func (d *daemon) ownAuthorities() []*meshcav1.AuthorityStatus {
 	lines, _ := d.authority.Lines()
 	for _, l := range lines {
 		st := l.Status()
-		add("intermediate", signs(d.authority.Assignment(), st.Root), st.Chain, d.planned("intermediate"), st.LastError)
+		add("intermediate", signs(d.authority.Assignment(), st.Root), st.Chain, d.attempts.planned(l), st.LastError)
 	}
 	svid, _, err := d.serving.Status()
-	add("server", "serving", svid.Chain, d.planned("server"), err)
+	add("server", "serving", svid.Chain, d.attempts.planned(d.serving), err)
 	return all
-}
-
-// planned is when Keep will next renew one of the CA's own credentials.
-func (d *daemon) planned(name string) time.Time {
-	if a, ok := d.attempts[name]; ok {
-		return a.Value().Next
-	}
-	return time.Time{}
 }
 
 func (d *daemon) clusterStatus(name string) *meshcav1.ClusterStatus {
@@ -208,5 +201,12 @@ func describe(kind, state string, c *x509.Certificate) *meshcav1.AuthorityStatus
 	}
 }
 
-// attempts hold the last attempt of each of the CA's own credentials.
-type attempts map[string]*rotation.Current[rotation.Attempt]
+// attempts hold the last attempt (rotation.Attempt) at each rotation.Subject that is kept; of intermediates there may be two.
+type attempts struct{ sync.Map }
+
+// planned is when Keep will next renew it; zero where it has not tried yet.
+func (a *attempts) planned(s rotation.Subject) time.Time {
+	last, _ := a.Load(s)
+	attempt, _ := last.(rotation.Attempt)
+	return attempt.Next
+}

@@ -251,7 +251,7 @@ func (d *daemon) keepLines(ctx context.Context, came func()) {
 			lineCtx, cancel := context.WithCancel(ctx)
 			kept[l] = cancel
 			running.Go(func() {
-				observe := d.observe("intermediate", func() {
+				observe := d.observe("intermediate", l, func() {
 					d.roller.Wake()
 					came()
 				})
@@ -260,6 +260,7 @@ func (d *daemon) keepLines(ctx context.Context, came func()) {
 					Wake:    l.Wake(),
 					Retry:   rotation.Retry{Max: 30 * time.Second},
 				})
+				d.attempts.Delete(l)
 			})
 		}
 		for l, cancel := range kept {

@@ -81,7 +81,7 @@ func (d *daemon) keepCredentials(ctx context.Context, g *errgroup.Group) {
 			}
 		}
 		_ = rotation.Keep(ctx, d.serving, rotation.KeepOptions{
-			Wake: d.servingWake, Observe: d.observe("server", func() {}), Retry: rotation.Retry{Max: 30 * time.Second},
+			Wake: d.servingWake, Observe: d.observe("server", d.serving, func() {}), Retry: rotation.Retry{Max: 30 * time.Second},
 		})
 		return nil
 	})
@@ -124,10 +124,10 @@ func (d *daemon) keepParts(ctx context.Context, g *errgroup.Group) {
 }
 
 // observe logs and counts what Keep does with one of the CA's own credentials.
-func (d *daemon) observe(name string, renewed func()) func(rotation.Attempt) {
+func (d *daemon) observe(name string, s rotation.Subject, renewed func()) func(rotation.Attempt) {
 	return func(a rotation.Attempt) {
 		d.metrics.renewed(name, a.Err)
-		d.attempts[name].Set(a)
+		d.attempts.Store(s, a)
 		if a.Err != nil {
 			d.log.Warn("a credential of the CA was not renewed", "credential", name, "cause", string(a.Cause), "failures", a.Failures,
 				"next", a.Next.UTC(), "err", a.Err)

@@ -55,7 +55,7 @@ type daemon struct {
 	ledger       *ca.Sequencer
 	issuer       *ca.Issuer
 	serving      *ca.Serving
-	attempts     attempts
+	attempts     attempts // at the CA's own credentials
 	policy       *policyFile
 	policyText   []byte
 	clusters     map[string]*kubernetes.Cluster
@@ -102,7 +102,7 @@ func openOn(ctx context.Context, c *Config, log *slog.Logger, stderr io.Writer, 
 // openBy puts the CA together, in a straight line. What it opened is closed again when it fails.
 func openBy(ctx context.Context, clock *rotation.Clock, c *Config, log *slog.Logger, stderr io.Writer, upstream openUpstreamFunc) (_ *daemon, err error) {
 	d := &daemon{config: c, log: log, started: time.Now(), clock: clock, registry: prometheus.NewRegistry(), health: newUpstreamHealth(),
-		servingWake: make(chan struct{}, 1), attempts: attempts{"intermediate": {}, "server": {}}}
+		servingWake: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
