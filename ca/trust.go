@@ -95,20 +95,30 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 		}
 		return t, nil
 	}
-	// Where nothing is known of the roots that are named, this tells no other upstream from one that has lost them.
-	if len(c.Roots) > 0 && !slices.ContainsFunc(slices.Concat(c.Roots, c.Others), stored.HasX509Authority) {
-		return nil, fmt.Errorf("%w: the upstream has %q (SHA-256 %x), the bundle of %s (sequence %d) does not hold it. "+
-			"If this is the wrong upstream or the wrong state directory, correct the configuration. A new root comes beside the old "+
-			"one: start with the upstream that has the old one, bring the new one there (on disk as NAME.crt and NAME.key in the "+
-			"state directory's roots/, in Vault as an issuer of the same mount), and `certctl ca rotate root --issuer REF` goes to "+
-			"it. For a root in another upstream, start with the old one, run `certctl ca root import` with the new one's "+
-			"certificate, wait until the agents have that bundle, change the upstream, and then rotate to it",
-			ErrRootUnknown, c.Roots[0].Subject, fingerprint(c.Roots[0]), c.TrustDomain, sequence(stored))
+	if err := t.CheckUpstream(c.Roots, c.Others); err != nil {
+		return nil, err
 	}
 	if err := t.AddRoots(ctx, c.Anchors...); err != nil {
 		return nil, err
 	}
 	return t, nil
+}
+
+// CheckUpstream refuses, with ErrRootUnknown, an upstream of which the bundle has no root, neither one of those issuers that
+// the configuration names nor another one. Where nothing is known of the roots that are named, this tells no other upstream
+// from one that has lost them.
+func (t *Trust) CheckUpstream(named, others []*x509.Certificate) error {
+	bundle := t.current.Value()
+	if len(named) > 0 && !slices.ContainsFunc(slices.Concat(named, others), bundle.HasX509Authority) {
+		return fmt.Errorf("%w: the upstream has %q (SHA-256 %x), the bundle of %s (sequence %d) does not hold it. "+
+			"If this is the wrong upstream or the wrong state directory, correct the configuration. A new root comes beside the old "+
+			"one: start with the upstream that has the old one, bring the new one there (on disk as NAME.crt and NAME.key in the "+
+			"state directory's roots/, in Vault as an issuer of the same mount), and `certctl ca rotate root --issuer REF` goes to "+
+			"it. For a root in another upstream, start with the old one, run `certctl ca root import` with the new one's "+
+			"certificate, wait until the agents have that bundle, change the upstream, and then rotate to it",
+			ErrRootUnknown, named[0].Subject, fingerprint(named[0]), t.td, sequence(bundle))
+	}
+	return nil
 }
 
 // Bundle returns the bundle, which must not be changed, and a channel that closes when it is stale.

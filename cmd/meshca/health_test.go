@@ -25,14 +25,22 @@ import (
 	"github.com/meshca/meshca/rotation"
 )
 
-// distant is an upstream in another place: it can be away, and knows its issuers from polls.
+// distant is an upstream in another place: it can be away, or give no answer, and knows its issuers from polls.
 type distant struct {
 	ca.Upstream
 	away  atomic.Bool
+	slow  atomic.Bool
 	known rotation.Current[[]ca.UpstreamIssuer]
 }
 
 func (u *distant) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
+	if u.slow.Load() {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Minute):
+		}
+	}
 	if u.away.Load() {
 		return nil, errors.New("connection refused")
 	}
@@ -52,16 +60,25 @@ func (u *distant) Known() ([]ca.UpstreamIssuer, <-chan struct{}) { return u.know
 func onDistant(t *testing.T, c *Config) (*daemon, *distant) {
 	t.Helper()
 	u := &distant{}
-	d, err := openOn(t.Context(), c, slog.New(slog.DiscardHandler), io.Discard, func(c *Config, tokens *pkcs11.Modules, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error) {
+	d, err := u.opens(t, c, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, u
+}
+
+// opens is a start of a CA on it.
+func (u *distant) opens(t *testing.T, c *Config, log io.Writer) (*daemon, error) {
+	t.Helper()
+	d, err := openOn(t.Context(), c, slog.New(slog.NewJSONHandler(log, nil)), io.Discard, func(c *Config, tokens *pkcs11.Modules, log *slog.Logger, observe func(vault.Call)) (ca.Upstream, error) {
 		var err error
 		u.Upstream, err = openUpstream(c, tokens, log, observe)
 		return u, err
 	})
-	if err != nil {
-		t.Fatal(err)
+	if err == nil {
+		endWith(t, d)
 	}
-	endWith(t, d)
-	return d, u
+	return d, err
 }
 
 // The upstream is away for longer than half the intermediate's life: issuance goes on, and it is told for how long; when

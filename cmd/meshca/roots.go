@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -26,12 +25,12 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	if u, ok := d.upstream.(rollout.Includer); ok {
 		u.Include(journal.Old.Ref, journal.New.Ref)
 	}
-	issuers, err := d.upstream.Issuers(ctx)
+	issuers, err := d.askIssuers(ctx, journal.Step == "")
 	if err != nil && journal.Step == "" {
 		return fmt.Errorf("the first start needs the upstream: %w", err)
 	}
-	if err != nil {
-		d.log.Warn("the upstream is away; the CA goes on with the root that it knows", "err", err)
+	if d.heard = err == nil; !d.heard {
+		d.log.Warn("the upstream is away, or slow; the CA goes on with the root that it knows, and with what a later poll tells", "err", err)
 	}
 	for _, i := range issuers {
 		if journal.Step == "" && i.Named && i.Fault != nil {
@@ -63,6 +62,28 @@ func (d *daemon) openRoots(ctx context.Context) error {
 		}
 	}
 	return d.assign(rollout.Assignment(journal, ca.Root{}))
+}
+
+// A start asks the upstream before anything listens, so there is a bound to all of it: the chart's startup probe has a CA
+// killed that does not answer within two minutes. What was not told by then a poll tells. A first start cannot do without, and
+// is to say what it lacks.
+const (
+	startPatience = 20 * time.Second
+	firstPatience = 90 * time.Second
+)
+
+func (d *daemon) askIssuers(ctx context.Context, first bool) ([]ca.UpstreamIssuer, error) {
+	patience := startPatience
+	if first {
+		patience = firstPatience
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	issuers, err := d.upstream.Issuers(ctx)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("it did not tell of its issuers within %s: %w", patience, err)
+	}
+	return issuers, err
 }
 
 // withoutUpstream tells, of an upstream that cannot be opened, what leads out: where the CA has signed before, and where it
@@ -292,38 +313,4 @@ func signs(a ca.Assignment, root ca.Root) string {
 		return fmt.Sprintf("signing %d %%", a.Share)
 	}
 	return "prepared"
-}
-
-// trustFound takes roots that appear at the upstream into the trust bundle, where the configuration says so.
-func (d *daemon) trustFound(ctx context.Context) {
-	u, polled := d.upstream.(interface {
-		Known() ([]ca.UpstreamIssuer, <-chan struct{})
-	})
-	if v := d.config.Upstream.Vault; v == nil || !v.AutoTrust || !polled {
-		return
-	}
-	again := time.NewTicker(time.Minute) // for what failed, or was a party of a rollout
-	defer again.Stop()
-	var told string
-	for {
-		issuers, stale := u.Known()
-		added, err := d.operator.TrustFound(ctx, issuers)
-		for _, i := range added {
-			d.log.Warn("a root that appeared at the upstream is trusted from now on, and signs for nobody (upstream.vault.autoTrust)",
-				"root", ca.RootID(i.Root), "subject", i.Root.Subject.String(), "issuer", i.Ref, "name", i.Name)
-			d.journal.Admin(ctx, "ca trust found root", "upstream.vault.autoTrust", slog.String("root", ca.RootID(i.Root)),
-				slog.String("subject", i.Root.Subject.String()), slog.String("issuer", i.Ref), slog.String("outcome", "done"))
-		}
-		if text := errorText(err); text != told && ctx.Err() == nil {
-			if told = text; err != nil {
-				d.log.Warn("a root that appeared at the upstream could not be trusted", "err", err)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-stale:
-		case <-again.C:
-		}
-	}
 }

@@ -43,6 +43,7 @@ type daemon struct {
 	store        *bolt.Store
 	trust        *ca.Trust
 	named        []*x509.Certificate // the roots that the configuration wants trusted, whoever signs
+	heard        bool                // the upstream has told of its issuers. owner: the start, then trustFound
 	tokens       *pkcs11.Modules
 	keys         *keyring.Ring // nil: the intermediates' keys stay in memory
 	upstream     ca.Upstream
