@@ -46,13 +46,11 @@ func checkIntermediate(chain []*x509.Certificate, r IntermediateRequest, roots [
 		return time.Time{}, fmt.Errorf("its name constraints (RFC 5280 §4.2.1.10) leave out %s: nobody would accept what it signs", r.TrustDomain.IDString())
 	case c.NotAfter.After(now.Add(r.Life + lifeSlack)):
 		return time.Time{}, fmt.Errorf("it ends at %s, later than was asked for", c.NotAfter.UTC().Format(time.RFC3339))
-	case restrictsUsage(c):
-		return time.Time{}, errors.New("its extended key usages leave out serverAuth or clientAuth")
 	}
 	return checkPath(chain, roots, now)
 }
 
-// checkPath says whether the chain, in its order and whole, leads to one of the roots by keys that cannot be broken.
+// checkPath says whether the chain, in its order and whole, leads to one of the roots by authorities that may be trusted.
 func checkPath(chain, roots []*x509.Certificate, now time.Time) (time.Time, error) {
 	opts := x509.VerifyOptions{
 		Roots:         x509.NewCertPool(),
@@ -77,16 +75,21 @@ func checkPath(chain, roots []*x509.Certificate, now time.Time) (time.Time, erro
 	}
 	for _, path := range paths {
 		if len(path) == len(chain)+1 && slices.EqualFunc(path[:len(chain)], chain, (*x509.Certificate).Equal) {
-			return earliestEnd(path), checkKeys(path)
+			return earliestEnd(path), checkAuthorities(path)
 		}
 	}
 	return time.Time{}, errors.New("its chain is out of order, or holds what does not belong to it")
 }
 
-// checkKeys says whose key in a path can be broken, the root included.
-func checkKeys(path []*x509.Certificate) error {
+// checkAuthorities says whose key in a path can be broken, and who in it does not allow what SVIDs are for, the root
+// included.
+func checkAuthorities(path []*x509.Certificate) error {
 	for _, c := range path {
-		if err := CheckIssuerKey(c.PublicKey); err != nil {
+		err := CheckIssuerKey(c.PublicKey)
+		if err == nil {
+			err = CheckIssuerUsage(c)
+		}
+		if err != nil {
 			return fmt.Errorf("%q of its path has %w", c.Subject, err)
 		}
 	}
@@ -112,10 +115,26 @@ func constrains(c *x509.Certificate, trustDomain string) bool {
 	return len(c.PermittedURIDomains) > 0 && !slices.ContainsFunc(c.PermittedURIDomains, within) || slices.ContainsFunc(c.ExcludedURIDomains, within)
 }
 
-// restrictsUsage reports whether a CA's extended key usages, which it need not have, exclude what leaves are for.
-func restrictsUsage(c *x509.Certificate) bool {
+// ErrUsage is wrapped by CheckIssuerUsage's errors, which say what an authority has: "extended key usages without
+// serverAuth, …".
+var ErrUsage = errors.New("and none at all or both of serverAuth and clientAuth are needed: TLS verifiers refuse SVIDs below it")
+
+// CheckIssuerUsage says whether a root, or an intermediate, allows what SVIDs are for. It need not have extended key
+// usages; where it has some, Go's verifiers and OpenSSL's hold all below it to them, a root's too, though RFC 5280
+// §4.2.1.12 speaks of the certificate itself alone. The error wraps ErrUsage.
+func CheckIssuerUsage(c *x509.Certificate) error {
 	if len(c.ExtKeyUsage) == 0 && len(c.UnknownExtKeyUsage) == 0 || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
-		return false
+		return nil
 	}
-	return !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) || !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+	var lacks []string
+	if !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		lacks = append(lacks, "serverAuth")
+	}
+	if !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
+		lacks = append(lacks, "clientAuth")
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	return fmt.Errorf("extended key usages without %s, %w", strings.Join(lacks, " and "), ErrUsage)
 }

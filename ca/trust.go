@@ -78,11 +78,13 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A CA must not stay down over an anchor that an earlier build took in, and that stays.
+	c.Anchors = slices.DeleteFunc(slices.Clone(c.Anchors), func(r *x509.Certificate) bool {
+		return CheckIssuerUsage(r) != nil && stored.HasX509Authority(r)
+	})
 	named := slices.Concat(c.Roots, c.Anchors)
 	for i, r := range named {
-		// A CA must not stay down over a root that was replaced because it was about to end, or because its key is weak.
-		replaced := i < len(c.Roots) && !stored.Empty()
-		if err := checkRoot(r, c.TrustDomain, time.Now()); err != nil && !(replaced && (errors.Is(err, errRootEnded) || errors.Is(err, ErrWeakKey))) {
+		if err := checkRoot(r, c.TrustDomain, time.Now()); err != nil && !(i < len(c.Roots) && !stored.Empty() && replaceable(err)) {
 			return nil, err
 		}
 	}
@@ -104,9 +106,9 @@ func NewTrust(ctx context.Context, c TrustConfig) (*Trust, error) {
 	return t, nil
 }
 
-// CheckUpstream refuses, with ErrRootUnknown, an upstream of which the bundle has no root, neither one of those issuers that
-// the configuration names nor another one. Where nothing is known of the roots that are named, this tells no other upstream
-// from one that has lost them.
+// CheckUpstream refuses, with ErrRootUnknown, an upstream of which the bundle has no root, neither one of those issuers
+// that the configuration names nor another one. Where nothing is known of the roots that are named, this tells no other
+// upstream from one that has lost them.
 func (t *Trust) CheckUpstream(named, others []*x509.Certificate) error {
 	bundle := t.current.Value()
 	if len(named) > 0 && !slices.ContainsFunc(slices.Concat(named, others), bundle.HasX509Authority) {
@@ -336,6 +338,11 @@ func (t *Trust) publish(b *spiffebundle.Bundle) {
 	}
 }
 
+// replaceable says whether what is wrong with a root is a reason to replace it, over which a CA must not stay down.
+func replaceable(err error) bool {
+	return errors.Is(err, errRootEnded) || errors.Is(err, ErrWeakKey) || errors.Is(err, ErrUsage)
+}
+
 // checkRoot says whether a certificate can be a trust anchor of the trust domain.
 func checkRoot(r *x509.Certificate, td spiffeid.TrustDomain, now time.Time) error {
 	// X509-SVID §4.1: a signing certificate may have a SPIFFE ID, then one of the trust domain alone. Roots without are common.
@@ -356,6 +363,9 @@ func checkRoot(r *x509.Certificate, td spiffeid.TrustDomain, now time.Time) erro
 	}
 	if err := CheckIssuerKey(r.PublicKey); err != nil {
 		return fmt.Errorf("ca: the root %q (SHA-256 %x) has %w. Bring one with a stronger key", r.Subject, fingerprint(r), err)
+	}
+	if err := CheckIssuerUsage(r); err != nil {
+		return fmt.Errorf("ca: the root %q (SHA-256 %x) has %w. Bring one that is not so restricted", r.Subject, fingerprint(r), err)
 	}
 	return nil
 }

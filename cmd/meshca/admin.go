@@ -201,7 +201,8 @@ func describe(kind, state string, c *x509.Certificate) *meshcav1.AuthorityStatus
 	}
 }
 
-// attempts hold the last attempt (rotation.Attempt) at each rotation.Subject that is kept; of intermediates there may be two.
+// attempts hold the last attempt (rotation.Attempt) at each rotation.Subject that is kept: of intermediates there may be
+// two.
 type attempts struct{ sync.Map }
 
 // planned is when Keep will next renew it; zero where it has not tried yet.

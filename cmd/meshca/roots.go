@@ -65,8 +65,8 @@ func (d *daemon) openRoots(ctx context.Context) error {
 }
 
 // A start asks the upstream before anything listens, so there is a bound to all of it: the chart's startup probe has a CA
-// killed that does not answer within two minutes. What was not told by then a poll tells. A first start cannot do without, and
-// is to say what it lacks.
+// killed that does not answer within two minutes. What was not told by then a poll tells. A first start cannot do without,
+// and is to say what it lacks.
 const (
 	startPatience = 20 * time.Second
 	firstPatience = 90 * time.Second

@@ -331,6 +331,9 @@ func check(f Files, chain []*x509.Certificate, key crypto.Signer, now time.Time)
 		if err := ca.CheckIssuerKey(c.PublicKey); err != nil {
 			return fmt.Errorf("%s: certificate %d (%s) has %w. Bring a root with a stronger key, or make one: meshca root create", f.Cert, i+1, c.Subject, err)
 		}
+		if err := ca.CheckIssuerUsage(c); err != nil {
+			return fmt.Errorf("%s: certificate %d (%s) has %w. Bring a root that is not so restricted, or make one: meshca root create", f.Cert, i+1, c.Subject, err)
+		}
 	}
 	return checkOrder(f, chain)
 }

@@ -55,6 +55,31 @@ func TestWeakKeysAreRefused(t *testing.T) {
 	}
 }
 
+// Nor is one below which verifiers would accept no SVID.
+func TestRestrictedRootsAreRefused(t *testing.T) {
+	clients := func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }
+	key, middleKey := newKey(t), newKey(t)
+	root, good := certificate(t, "root", key, nil, nil, clients), certificate(t, "root", key, nil, nil, nil)
+	for name, c := range map[string]struct {
+		from Files
+		says string
+	}{
+		"a root":                    {put(t, keyPEM(t, key), root), "certificate 1 (CN=root) has extended key usages without serverAuth,"},
+		"a middle":                  {put(t, keyPEM(t, middleKey), certificate(t, "middle", middleKey, good, key, clients), good), "certificate 1 (CN=middle) has extended"},
+		"the root of a good middle": {put(t, keyPEM(t, middleKey), certificate(t, "middle", middleKey, root, key, nil), root), "certificate 2 (CN=root) has extended"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, imported := Import(c.from, filesIn(filepath.Join(t.TempDir(), "state")))
+			_, opened := Open(Options{Root: c.from})
+			for what, err := range map[string]error{"import": imported, "start": opened} {
+				if !errors.Is(err, ca.ErrUsage) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "meshca root create") {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+		})
+	}
+}
+
 // Plain `openssl ecparam -genkey` writes the name of the curve before the key. Other blocks are taken off by hand.
 func TestKeyFilesOfOpenssl(t *testing.T) {
 	key := newKey(t)

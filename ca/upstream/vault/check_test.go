@@ -40,6 +40,7 @@ func TestCheck(t *testing.T) {
 		"clock behind":  {spoil: func(f *fake) { f.clock = -10 * time.Minute }, want: "behind ours", warning: true},
 		"ends soon":     {spoil: func(f *fake) { f.issuers[0] = newRootLike(f.t, f.issuers[0], 20*time.Hour, -1) }, want: "before an intermediate would", warning: true},
 		"wrong usage":   {spoil: func(f *fake) { f.issuers[0].usage = "read-only" }, want: "cannot be used"},
+		"clients alone": {spoil: func(f *fake) { f.issuers[0] = restrictedBelow(f.t, f.issuers[0], true) }, want: "extended key usages without serverAuth"},
 		"login":         {spoil: at("auth/approle/login", 400, nil), want: "logging in by appRole"},
 		"nobody there":  {change: func(c *Config) { c.Address = "http://127.0.0.1:1" }, want: "can be reached from here"},
 		"not a CA file": {change: func(c *Config) { c.CAFile = "/nowhere" }, want: "upstream.vault.caFile"},

@@ -333,6 +333,10 @@ func (u *Upstream) unfit(x *issuer, path []*x509.Certificate, now time.Time) err
 			return fmt.Errorf("%q of its chain has %w. Name another issuer, or make one with `vault write %s/root/rotate/internal key_type=ec key_bits=256 common_name=NAME` and rotate to it",
 				c.Subject, err, u.c.Mount)
 		}
+		if err := ca.CheckIssuerUsage(c); err != nil {
+			return fmt.Errorf("%q of its chain has %w. Name another issuer, or make one with `vault write %s/root/rotate/internal common_name=NAME` and rotate to it",
+				c.Subject, err, u.c.Mount)
+		}
 	}
 	return nil
 }

@@ -29,8 +29,11 @@ func TestIssuersFaults(t *testing.T) {
 			a.key = weakKey(t)
 			*a = *newRootLike(t, a, 1000*time.Hour, -1)
 		}, "1024 bits"},
-		"no certificate":   {func(_ *testing.T, _ *fake, a *authority) { a.cert = &x509.Certificate{} }, "certificate"},
-		"another's answer": {func(_ *testing.T, f *fake, a *authority) { f.answer = asAnother(a.id) }, "another issuer"},
+		"a restricted root": {func(t *testing.T, _ *fake, a *authority) { *a = *restrictedBelow(t, a, true) },
+			`"CN=root above" of its chain has extended key usages without serverAuth,`},
+		"a restricted issuer": {func(t *testing.T, _ *fake, a *authority) { *a = *restrictedBelow(t, a, false) }, "`vault write pki/root/rotate/internal"},
+		"no certificate":      {func(_ *testing.T, _ *fake, a *authority) { a.cert = &x509.Certificate{} }, "certificate"},
+		"another's answer":    {func(_ *testing.T, f *fake, a *authority) { f.answer = asAnother(a.id) }, "another issuer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t)
@@ -60,6 +63,28 @@ func weakKey(t *testing.T) crypto.Signer {
 		t.Fatal(err)
 	}
 	return key
+}
+
+// restrictedBelow makes an issuer below a root in another one's place; the root, or else the issuer, is for clients alone.
+func restrictedBelow(t *testing.T, a *authority, root bool) *authority {
+	t.Helper()
+	clients := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	above := newRoot(t, "root above", 1000*time.Hour)
+	if root {
+		template := *above.cert
+		template.ExtKeyUsage = clients
+		above.cert = mustSign(t, &template, &template, above.key.Public(), above.key)
+		above.chain = []*x509.Certificate{above.cert}
+	}
+	b := newBelow(t, above, "issuer", 1000*time.Hour)
+	if !root {
+		template := *b.cert
+		template.ExtKeyUsage = clients
+		b.cert = mustSign(t, &template, above.cert, b.key.Public(), above.key)
+		b.chain[0] = b.cert
+	}
+	b.id, b.usage = a.id, a.usage
+	return b
 }
 
 // newRootLike makes a root in an issuer's place.
