@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"encoding/json"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -111,4 +112,38 @@ func TestPassagesOfAnOlderJournal(t *testing.T) {
 	if err != nil || len(r.Passed) != 3 || r.Passed[1].Step != StepPublished || r.Passed[0].Had != nil || r.Passed[1].Had != nil || passed(t, r, StepCanary).NewShare != 5 {
 		t.Errorf("got %+v, %v", r.Passed, err)
 	}
+}
+
+// Who observes is told of each step that is entered, also of the one that it was in: an abort that waits for a signer and is
+// turned forward, and one that goes back from there.
+func TestTheSameStepAgainIsObserved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &plain{lastEnd: time.Hour}
+		var told []string
+		x := NewRoller(RollerOptions{Journal: p, Authorities: p, Observe: func(r Rollout) {
+			text := string(r.Step)
+			if r.Aborted {
+				text += " back"
+			}
+			told = append(told, text)
+		}})
+		for _, order := range []func(r Rollout) (Rollout, error){
+			func(r Rollout) (Rollout, error) {
+				return Begin(r, oldRoot, newRoot, BeginOptions{Canary: 5}, time.Now())
+			},
+			func(r Rollout) (Rollout, error) { return r.Abort("uid 7", time.Now()) },
+			func(r Rollout) (Rollout, error) { return r.Continue(time.Now()) },
+			func(r Rollout) (Rollout, error) { return r.Abort("uid 7", time.Now()) },
+		} {
+			if _, err := x.Change(t.Context(), order); err != nil {
+				t.Fatal(err)
+			}
+			for len(told) < 4 && x.Move(t.Context()) {
+			}
+		}
+		want := []string{"chosen", "published", "confirmed", "canary", "confirmed back", "confirmed", "confirmed back"}
+		if !slices.Equal(told, want) {
+			t.Errorf("it was told of %q, want %q", told, want)
+		}
+	})
 }

@@ -143,7 +143,7 @@ func (x *Roller) Change(ctx context.Context, command func(Rollout) (Rollout, err
 		if err != nil {
 			return now, fmt.Errorf("writing the rollout: %w", err)
 		}
-		if next.Step != now.Step || !next.Begun.Equal(now.Begun) {
+		if next.entered(now) {
 			x.o.Observe(next)
 		}
 		x.standing.Set(Standing{Rollout: next})
@@ -178,7 +178,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 	}
 	next, s := x.step(ctx, now)
 	next = next.remember(now)
-	if s.Rollout = now; next.Step == now.Step && next.Aborted == now.Aborted && len(next.Behind) == len(now.Behind) {
+	if s.Rollout = now; !next.entered(now) && len(next.Behind) == len(now.Behind) {
 		x.stand(s)
 		return false
 	}
@@ -192,7 +192,7 @@ func (x *Roller) Move(ctx context.Context) (moved bool) {
 		return false
 	}
 	// gofail: var rolloutStepEntered struct{}
-	if next.Step != now.Step || next.Aborted != now.Aborted {
+	if next.entered(now) {
 		x.o.Observe(next)
 	}
 	x.stand(Standing{Rollout: next})

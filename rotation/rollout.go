@@ -270,6 +270,12 @@ func (r Rollout) enter(s Step, newShare int, now time.Time) Rollout {
 	return r
 }
 
+// entered reports whether a step was entered since before: also the same one again, as where an abort that waits for a signer is
+// turned forward.
+func (r Rollout) entered(before Rollout) bool {
+	return len(r.Passed) != len(before.Passed) || r.Step != before.Step || !r.Begun.Equal(before.Begun)
+}
+
 // staying is the step in which the one that stays begins to sign.
 func (r Rollout) staying(now time.Time) Rollout {
 	switch {
