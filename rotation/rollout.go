@@ -246,12 +246,20 @@ func (r Rollout) Abort(by string, now time.Time) (Rollout, error) {
 	case r.Step == StepLeaving:
 		return Rollout{}, fmt.Errorf("%w: %s. %s is being taken out of the trusted set; to go back, begin a rollout to it", ErrStep, r.Step, r.Goes().ID)
 	case r.Aborted:
-		return Rollout{}, fmt.Errorf("%w: it is being aborted since %s, by %s. Until %s signs again, `certctl ca continue` turns it forward", ErrStep, r.AbortedAt.UTC().Format(time.RFC3339), r.AbortedBy, r.Old.ID)
+		return Rollout{}, fmt.Errorf("%w: it is being aborted since %s, by %s%s", ErrStep, r.AbortedAt.UTC().Format(time.RFC3339), r.AbortedBy, r.wayForth(now))
 	}
 	if t, tainted := r.tainted(r.Old); tainted {
 		return Rollout{}, t.refused(r.Old.ID, "going back would have it sign again. If %s is not to be trusted either, taint that", r.New.ID)
 	}
 	return r.back(by, now), nil
+}
+
+// wayForth says what turns an abort forward again, where an order does.
+func (r Rollout) wayForth(now time.Time) string {
+	if _, err := r.Continue(now); err != nil {
+		return ""
+	}
+	return fmt.Sprintf(". Until %s signs again, `certctl ca continue` turns it forward", r.Old.ID)
 }
 
 // back turns the Rollout round to Old, which is trusted still.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -110,8 +111,13 @@ func TestCommandsInEachStep(t *testing.T) {
 			aborted.Signs("old") != c.oldSignsBehind || aborted.Signs("new") != c.newDoes {
 			t.Errorf("%s: aborted: %+v", c.step, aborted)
 		}
-		if _, err := aborted.Abort("op", now); !errors.Is(err, ErrStep) {
-			t.Errorf("%s: aborted twice: %v", c.step, err)
+		// What a second order is told to give instead is taken.
+		for what, r := range map[string]Rollout{"aborted": aborted, "over": aborted.enter(StepRetired, 0, now), "for good": tainted(t, aborted, newRoot, now)} {
+			_, err := r.Abort("op", now)
+			_, forth := r.Continue(now)
+			if !errors.Is(err, ErrStep) || strings.Contains(err.Error(), "certctl ca continue") != (forth == nil) {
+				t.Errorf("%s: %s, and aborted again: %v; continued: %v", c.step, what, err, forth)
+			}
 		}
 		// While New signs still there is a way forward again; then New signs for all.
 		switch on, err := aborted.Continue(now); {
@@ -125,6 +131,16 @@ func TestCommandsInEachStep(t *testing.T) {
 	if r, _ = r.GiveUp("b", "a"); !slices.Equal(r.Despite, []string{"a", "b"}) {
 		t.Errorf("given up: %q", r.Despite)
 	}
+}
+
+// tainted is the Rollout with a taint of a party.
+func tainted(t *testing.T, r Rollout, what Party, now time.Time) Rollout {
+	t.Helper()
+	next, err := r.Taint(what, Emergency{Within: time.Minute, Successor: thirdRoot}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next
 }
 
 // A share is the same identities in every process, about as many as it says, and grows by adding to them.
