@@ -258,11 +258,11 @@ func (x *Roller) step(ctx context.Context, r Rollout) (Rollout, Standing) {
 		if until := x.outBy(r); x.now().Before(until) && !r.returned(r.Goes()) {
 			return r, Standing{Waits: []string{"the last certificate under it to end"}, Until: until}
 		}
-		if r.Spares() { // while something lives under it, a taint has that renewed
-			return r.enter(StepOut, r.NewShare, x.now()), Standing{}
-		}
 		if _, err := a.Assign(ctx, r); err != nil { // as it is: whoever holds the Rollout does so here, behind this there is no way back
 			return failed(err)
+		}
+		if r.Spares() { // it waited, too: while something lives under it, a taint has that renewed
+			return r.enter(StepOut, r.NewShare, x.now()), Standing{}
 		}
 		return r.enter(StepLeaving, r.NewShare, x.now()), Standing{}
 	case StepLeaving:

@@ -305,6 +305,29 @@ func TestAnEmergencyIsOverWithinItsBound(t *testing.T) {
 	})
 }
 
+// Who holds a Rollout where it is holds also one that takes nothing out at its end.
+func TestARolloutThatIsHeldDoesNotEnd(t *testing.T) {
+	held := errors.New("held")
+	for name, trusted := range map[string]bool{"the one that goes leaves": false, "it stays": true} {
+		t.Run(name, func(t *testing.T) {
+			p := &plain{failing: held, record: Rollout{Old: oldRoot, New: newRoot, Step: StepRetired, Aborted: true, Trusted: trusted}}
+			x := NewRoller(RollerOptions{Journal: p, Authorities: p})
+			if x.Move(t.Context()) || p.step() != StepRetired {
+				t.Fatalf("it moved to %s", p.step())
+			}
+			if s, _ := x.Standing(); !errors.Is(s.Err, held) {
+				t.Errorf("it stands at %+v", s)
+			}
+			p.with(func() { p.failing = nil })
+			for x.Move(t.Context()) {
+			}
+			if p.step() != StepOut {
+				t.Errorf("it stands at %s", p.step())
+			}
+		})
+	}
+}
+
 func TestWhatFailsIsTriedAgainAndShown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failing := errors.New("no connection")
