@@ -97,7 +97,7 @@ func TestARolloutToATaintedOne(t *testing.T) {
 		if s, _ := x.Standing(); p.record.Step != c.from.Step || refusal.Of(s.Err) != refusal.RootTainted || both.Barred(both.Signer().ID) == nil {
 			t.Errorf("%s, both are tainted: it is %s, %v; %v", says(c.from), says(p.record), s.Err, both.Barred(both.Signer().ID))
 		}
-		third := Emergency{By: "op", Within: time.Hour, Signs: both.Signer(), Successor: thirdRoot}
+		third := Emergency{By: "op", Within: time.Hour, First: both.Signer(), Successor: thirdRoot}
 		if _, err := x.Change(t.Context(), func(r Rollout) (Rollout, error) { return r.Taint(both.Signer(), third, now) }); err != nil {
 			t.Errorf("%s, both are tainted: %v", says(c.from), err)
 		}
@@ -178,7 +178,7 @@ func TestAnEmergencyAfterARootCameBack(t *testing.T) {
 			p := &plain{record: backup.Inherit(later, now), unconfirmed: []string{"agent"}, lastEnd: 6 * time.Hour}
 			at := now.Add(48 * time.Hour)
 			x := NewRoller(RollerOptions{Journal: p, Authorities: p, Now: func() time.Time { return at }})
-			e := Emergency{By: "op", Within: time.Hour, Signs: old, Successor: thirdRoot, Twins: []Party{old}}
+			e := Emergency{By: "op", Within: time.Hour, First: old, Successor: thirdRoot, Twins: []Party{old}}
 			if stolen == old {
 				e.Twins = []Party{twin}
 			}
@@ -210,7 +210,7 @@ func TestAnEmergencyAfterARootCameBack(t *testing.T) {
 	}
 	// Of one that was tainted before it came back, another order changes nothing: nobody is told of it.
 	later.Taints = []Taint{{ID: old.ID, Key: old.Key}}
-	r, err := Rollout{New: old, Step: StepOut, NewShare: 100}.Inherit(later, now).Taint(old, Emergency{Within: time.Hour, Signs: old, Successor: thirdRoot}, now)
+	r, err := Rollout{New: old, Step: StepOut, NewShare: 100}.Inherit(later, now).Taint(old, Emergency{Within: time.Hour, First: old, Successor: thirdRoot}, now)
 	if err != nil || r.Returned(old) == nil || r.Returned(twin) == nil || r.Barred(old.ID) == nil {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -281,7 +281,7 @@ func TestWhatIsKept(t *testing.T) {
 	if err != nil || len(to.Behind) != 0 {
 		t.Fatalf("%+v, %v", to, err)
 	}
-	e := Emergency{By: "op", Within: time.Hour, Signs: oldRoot, Successor: Party{ID: "fourth"}}
+	e := Emergency{By: "op", Within: time.Hour, First: oldRoot, Successor: Party{ID: "fourth"}}
 	if to, err = to.Taint(newRoot, e, now); err != nil || to.Step != StepSigning || to.Stays() != oldRoot {
 		t.Errorf("%s, %v", says(to), err)
 	}
@@ -322,7 +322,7 @@ func TestInheritedKeys(t *testing.T) {
 		!strings.Contains(err.Error(), "the root old has its key, and nothing is signed under it") {
 		t.Errorf("it may sign: %v, %v", err, over.Barred("third"))
 	}
-	if _, err := Begin(over, keyed(thirdRoot), Party{ID: "prolonged", Key: old.Key}, BeginOptions{}, now); refusal.Of(err) != refusal.RootTainted {
+	if _, err := Begin(over, old, Party{ID: "prolonged", Key: old.Key}, BeginOptions{}, now); refusal.Of(err) != refusal.RootTainted {
 		t.Errorf("a rollout to another one of the key: %v", err)
 	}
 	rolling := Rollout{Old: old, New: next, Step: StepPublished, Entered: now}

@@ -25,7 +25,7 @@ func passed(t *testing.T, r Rollout, step Step) Had {
 
 // What the Rollout had in a step stays with that, whatever is ordered behind it.
 func TestWhatPassedIsRemembered(t *testing.T) {
-	emergency := Emergency{By: "uid 9", Within: 10 * time.Minute, Signs: oldRoot, Successor: thirdRoot}
+	emergency := Emergency{By: "uid 9", Within: 10 * time.Minute, First: oldRoot, Successor: thirdRoot}
 	for name, c := range map[string]struct {
 		begin BeginOptions
 		waits []string

@@ -103,6 +103,8 @@ var (
 	ErrRolling    = errors.New("a rollout is under way: `certctl ca status` shows what it waits for, and what ends it; then begin another one")
 	ErrNotRolling = errors.New("no rollout is under way: `certctl ca status` shows how the last one ended, `certctl ca rotate root` begins one")
 	ErrStep       = errors.New("not in this step")
+	// ErrMeanwhile is that of an order which rests on what is not so any more.
+	ErrMeanwhile = errors.New("the rollout has changed while this was being decided, and nothing was done: look at `certctl ca status`, and give the order again")
 )
 
 // Active reports whether the Rollout is under way.
@@ -153,13 +155,16 @@ type BeginOptions struct {
 	Trusted bool
 }
 
-// Begin makes the Rollout that replaces old by next, behind before, which must be over. An emergency begins with Taint.
+// Begin makes the Rollout that replaces old, which signs, by next, behind before, which must be over. An emergency begins with
+// Taint.
 func Begin(before Rollout, old, next Party, o BeginOptions, now time.Time) (Rollout, error) {
 	switch {
 	case before.Active():
 		return Rollout{}, fmt.Errorf("from %s to %s, %s: %w", before.Old.ID, before.New.ID, before.Step, ErrRolling)
 	case old.ID == "" || next.ID == "":
 		return Rollout{}, errors.New("a rollout needs two parties")
+	case old.ID != before.signer(old).ID:
+		return Rollout{}, fmt.Errorf("%s signs no more: %w", old.ID, ErrMeanwhile)
 	case o.Canary < 0 || o.Canary > 99:
 		return Rollout{}, fmt.Errorf("a share of %d %% does not lie between 1 and 99", o.Canary)
 	}

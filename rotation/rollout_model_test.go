@@ -46,6 +46,7 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 		return root(n)
 	}
 	active, roots := root(0), 1 // from roots on nobody has seen any
+	var inHand func()           // an order that is being made up
 	// fresh is the number of one that nobody has seen, of a key that is not tainted, and not that of this one.
 	fresh := func(not Party) int {
 		n := roots
@@ -71,7 +72,7 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 		}
 	}
 	restart := func() {
-		x = process()
+		x, inHand = process(), nil
 		m.prepared = map[string]bool{}
 		m.assigned, _ = x.Resume(t.Context())
 		m.dark = map[string]bool{}
@@ -79,38 +80,38 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 			m.dark[p.ID] = m.record.Barred(p.ID) != nil
 		}
 	}
-	// taint draws an order to do without a root, a party's more often than another one's.
-	taint := func(t *rapid.T) func() {
+	// taint draws an order to do without a root, a party's more often than another one's. Who signs and who can follow is as it
+	// was when that was looked up: the upstream may have answered late.
+	taint := func(t *rapid.T) (give func()) {
 		settle()
 		drawn := rapid.IntRange(0, roots).Draw(t, "root")
-		what := root(drawn)
-		party := rapid.SampledFrom([]string{"none", "signs", "stays", "goes"}).Draw(t, "party")
-		e := Emergency{Within: time.Duration(rapid.IntRange(1, 400).Draw(t, "within")) * time.Minute}
+		what, party := root(drawn), rapid.SampledFrom([]string{"none", "signs", "stays", "goes"}).Draw(t, "party")
+		switch party {
+		case "signs":
+			what = active
+		case "stays":
+			what = m.record.Stays()
+		case "goes":
+			what = m.record.Goes()
+		}
+		next := fresh(what)
+		e := Emergency{Within: time.Duration(rapid.IntRange(1, 400).Draw(t, "within")) * time.Minute, First: active, Successor: root(next)}
 		return func() {
-			settle()
-			switch party {
-			case "signs":
-				what = active
-			case "stays":
-				what = m.record.Stays()
-			case "goes":
-				what = m.record.Goes()
-			default:
+			if party == "none" {
 				used(drawn)
 			}
-			next := fresh(what)
-			e.Signs, e.Successor, e.Twins = active, root(next), nil
 			for n := range roots {
 				if p := root(n); p.ID != what.ID && p.same(what) && slices.Contains(m.trusted(), p.ID) {
 					e.Twins = append(e.Twins, p)
 				}
 			}
+			before := m.record
 			if !command(func(r Rollout) (Rollout, error) { return r.Taint(what, e, m.now) }) {
 				return
 			}
 			told(what, taintSeen{m.now, e.Within})
 			r := m.record
-			anew := r.New.ID == e.Successor.ID
+			anew := r.Active() && (!before.Active() || r.Old.ID != before.Old.ID || r.New.ID != before.New.ID)
 			if anew {
 				used(next)
 			}
@@ -134,6 +135,24 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 		}
 	}
 	actions := map[string]func(*rapid.T){
+		"make up a taint": func(t *rapid.T) { inHand = taint(t) },
+		"make up a beginning": func(*rapid.T) {
+			settle()
+			old, n := active, fresh(Party{})
+			inHand = func() {
+				o := BeginOptions{Trusted: slices.Contains(m.trusted(), root(n).ID)}
+				if command(func(r Rollout) (Rollout, error) { return Begin(r, old, root(n), o, m.now) }) {
+					used(n)
+					delete(m.wanted, old.ID)
+				}
+			}
+		},
+		"give the order": func(*rapid.T) {
+			if inHand != nil {
+				inHand()
+			}
+			inHand = nil
+		},
 		"begin": func(t *rapid.T) {
 			settle()
 			o := BeginOptions{Canary: rapid.SampledFrom([]int{0, 5, 50}).Draw(t, "canary")}
@@ -285,7 +304,7 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 			}
 			used(next)
 			told(what, taintSeen{m.now, time.Hour})
-			e := Emergency{Within: time.Hour, Signs: active, Successor: root(next)}
+			e := Emergency{Within: time.Hour, First: active, Successor: root(next)}
 			if !command(func(r Rollout) (Rollout, error) { return r.Taint(what, e, m.now) }) {
 				t.Fatalf("no order leads out of %+v", m.record)
 			}

@@ -27,21 +27,23 @@ func TestBegin(t *testing.T) {
 		before    Rollout
 		old, next Party
 		o         BeginOptions
+		want      error
 	}{
-		"another is under way": {before: r, old: oldRoot, next: newRoot},
+		"another is under way": {before: r, old: oldRoot, next: newRoot, want: ErrRolling},
 		"the same":             {old: oldRoot, next: oldRoot},
 		"no successor":         {old: oldRoot},
 		"a share of all":       {old: oldRoot, next: newRoot, o: BeginOptions{Canary: 100}},
 		"a share below zero":   {old: oldRoot, next: newRoot, o: BeginOptions{Canary: -1}},
-		"a tainted one":        {before: Rollout{Step: StepOut, Taints: []Taint{{ID: "new"}}}, old: oldRoot, next: newRoot},
-		"one that is leaving":  {before: Rollout{Step: StepOut, Behind: []Behind{{Party: newRoot}}}, old: oldRoot, next: newRoot},
+		"a tainted one":        {before: Rollout{New: oldRoot, Step: StepOut, NewShare: 100, Taints: []Taint{{ID: "new"}}}, old: oldRoot, next: newRoot},
+		"who signs no more":    {before: Rollout{Old: newRoot, New: thirdRoot, Step: StepOut, NewShare: 100}, old: newRoot, next: oldRoot, want: ErrMeanwhile},
+		"one that is leaving":  {before: Rollout{New: oldRoot, Step: StepOut, NewShare: 100, Behind: []Behind{{Party: newRoot}}}, old: oldRoot, next: newRoot},
 	} {
-		if r, err := Begin(c.before, c.old, c.next, c.o, now); err == nil {
-			t.Errorf("%s: %+v", name, r)
+		r, err := Begin(c.before, c.old, c.next, c.o, now)
+		if err == nil || c.want != nil && !errors.Is(err, c.want) || c.want == nil && errors.Is(err, ErrMeanwhile) {
+			t.Errorf("%s: %v, %+v", name, err, r)
 		}
 	}
-	over := r
-	over.Step = StepOut
+	over := r.enter(StepOut, 100, now)
 	if _, err := Begin(over, newRoot, Party{ID: "third"}, BeginOptions{}, now); err != nil {
 		t.Errorf("behind one that is over: %v", err)
 	}
@@ -285,7 +287,7 @@ func TestAnEmergencyIsOverWithinItsBound(t *testing.T) {
 		defer cancel()
 		begun := time.Now()
 		if _, err := x.Change(ctx, func(r Rollout) (Rollout, error) {
-			return r.Taint(oldRoot, Emergency{Within: 10 * time.Minute, Signs: oldRoot, Successor: newRoot}, time.Now())
+			return r.Taint(oldRoot, Emergency{Within: 10 * time.Minute, First: oldRoot, Successor: newRoot}, time.Now())
 		}); err != nil {
 			t.Fatal(err)
 		}

@@ -51,8 +51,9 @@ type Emergency struct {
 	By string
 	// Within is until when it leaves the set at the latest; see Rollout.
 	Within time.Duration
-	// Signs is who signs while no Rollout is under way.
-	Signs Party
+	// First is who signs where no Rollout was ever begun. Else the Rollout says who does: whoever looked before the order is
+	// entered may have seen another.
+	First Party
 	// Successor takes over where neither party can; it is of no use elsewhere.
 	Successor Party
 	// Twins are the other authorities of the set that have the key of the tainted one.
@@ -74,17 +75,18 @@ func (r Rollout) Taint(what Party, e Emergency, now time.Time) (Rollout, error) 
 	if err != nil {
 		return Rollout{}, err
 	}
+	signs := r.signer(e.First)
 	if _, known := r.tainted(what); !known {
-		next = next.there(what, e.Signs)
+		next = next.there(what, signs)
 	}
 	for _, p := range append([]Party{what}, e.Twins...) {
-		if signs := !r.Active() && p.ID == e.Signs.ID; !signs && (!r.Active() || p.ID != r.Old.ID && p.ID != r.New.ID) {
+		if signs := !r.Active() && p.ID == signs.ID; !signs && (!r.Active() || p.ID != r.Old.ID && p.ID != r.New.ID) {
 			next = next.leave(p, e.Within, now)
 		}
 	}
 	switch {
-	case !r.Active() && what.same(e.Signs):
-		return next.supersede(e.Signs, e, now)
+	case !r.Active() && what.same(signs):
+		return next.supersede(signs, e, now)
 	case !r.Active() || !what.same(r.Old) && !what.same(r.New):
 		return next, nil
 	case !what.same(r.Stays()) && r.Step == StepLeaving:
@@ -286,6 +288,14 @@ func (r Rollout) Signer() Party {
 		return r.New
 	}
 	return r.Old
+}
+
+// signer is Signer, or first where no Rollout was ever begun.
+func (r Rollout) signer(first Party) Party {
+	if r.Step == "" {
+		return first
+	}
+	return r.Signer()
 }
 
 // all is New's share when the one that stays signs for all.

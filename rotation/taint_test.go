@@ -30,7 +30,7 @@ func says(r Rollout) string {
 // What a taint does in each step to each of the two roots, and to both of them, one after the other.
 func TestATaintInEachStep(t *testing.T) {
 	begun, now := time.Unix(1000, 0), time.Unix(1100, 0)
-	e := Emergency{By: "op", Within: 200 * time.Second, Signs: oldRoot, Successor: thirdRoot}
+	e := Emergency{By: "op", Within: 200 * time.Second, First: oldRoot, Successor: thirdRoot}
 	for _, c := range []struct {
 		step     Step
 		share    int
@@ -89,7 +89,7 @@ func TestATaintInEachStep(t *testing.T) {
 
 func TestATaintWithoutASuccessor(t *testing.T) {
 	now := time.Unix(1000, 0)
-	e := Emergency{Within: time.Minute, Signs: oldRoot}
+	e := Emergency{Within: time.Minute, First: oldRoot}
 	if _, err := (Rollout{}).Taint(oldRoot, e, now); !errors.Is(err, ErrNeedsSuccessor) {
 		t.Errorf("nobody could sign: %v", err)
 	}
@@ -99,7 +99,7 @@ func TestATaintWithoutASuccessor(t *testing.T) {
 			t.Errorf("%s follows: %+v", name, r)
 		}
 	}
-	if _, err := (Rollout{}).Taint(thirdRoot, Emergency{Signs: oldRoot}, now); err == nil {
+	if _, err := (Rollout{}).Taint(thirdRoot, Emergency{First: oldRoot}, now); err == nil {
 		t.Error("no bound was taken")
 	}
 }
@@ -107,7 +107,7 @@ func TestATaintWithoutASuccessor(t *testing.T) {
 // One that signs for nobody leaves at once, whatever else is under way. What is behind already leaves within the bound.
 func TestATaintOfOneThatSignsForNobody(t *testing.T) {
 	now := time.Unix(1000, 0)
-	e := Emergency{Within: time.Minute, Signs: oldRoot}
+	e := Emergency{Within: time.Minute, First: oldRoot}
 	for _, r := range []Rollout{{}, {Old: newRoot, New: oldRoot, Step: StepOut, NewShare: 100}, {Old: oldRoot, New: newRoot, Step: StepCanary, NewShare: 5}} {
 		next, err := r.Taint(thirdRoot, e, now)
 		if err != nil || next.Step != r.Step || next.NewShare != r.NewShare || len(next.Behind) != 1 || next.Behind[0] != (Behind{Party: thirdRoot, By: now}) {
@@ -125,7 +125,7 @@ func TestATaintOfOneThatSignsForNobody(t *testing.T) {
 // A bound may be made tighter, and is never put off.
 func TestABoundIsNeverPutOff(t *testing.T) {
 	begun := time.Unix(1000, 0)
-	e := Emergency{Within: 10 * time.Minute, Signs: oldRoot, Successor: newRoot}
+	e := Emergency{Within: 10 * time.Minute, First: oldRoot, Successor: newRoot}
 	r, err := Rollout{}.Taint(oldRoot, e, begun)
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +147,7 @@ func TestABoundIsNeverPutOff(t *testing.T) {
 		r := r.enter(c.step, c.share, begun)
 		r.LastEnd = begun.Add(time.Hour)
 		now := begun.Add(c.after)
-		next, err := r.Taint(oldRoot, Emergency{Within: c.within, Signs: oldRoot}, now)
+		next, err := r.Taint(oldRoot, Emergency{Within: c.within, First: oldRoot}, now)
 		if (err == nil) != c.tighter {
 			t.Errorf("%s after %s: a bound of %s: %v", c.step, c.after, c.within, err)
 		}
@@ -186,7 +186,7 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	if r = r.Forget("root5"); len(r.Gone) != maxGone || r.Gone[0] != "root2" || r.Gone[maxGone-1] != "root5" || slices.Index(r.Gone, "root5") != maxGone-1 {
 		t.Errorf("%d are remembered, from %s to %s", len(r.Gone), r.Gone[0], r.Gone[len(r.Gone)-1])
 	}
-	e := Emergency{Within: time.Minute, Signs: oldRoot}
+	e := Emergency{Within: time.Minute, First: oldRoot}
 	var err error
 	for i := 0; err == nil; i++ {
 		if len(r.Taints) > maxTaints {

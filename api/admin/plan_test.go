@@ -14,7 +14,7 @@ import (
 func TestThePlanOfATaint(t *testing.T) {
 	old, next, third := rotation.Party{ID: "old"}, rotation.Party{ID: "new"}, rotation.Party{ID: "third"}
 	now := time.Now()
-	e := rotation.Emergency{By: "op", Within: 8 * time.Minute, Signs: old, Successor: third}
+	e := rotation.Emergency{By: "op", Within: 8 * time.Minute, First: old, Successor: third}
 	rolling := func(step rotation.Step, share int) rotation.Rollout {
 		return rotation.Rollout{Old: old, New: next, Step: step, NewShare: share, Canary: 5, Begun: now, Entered: now}
 	}
@@ -47,7 +47,7 @@ func TestThePlanOfATaint(t *testing.T) {
 	}
 	// Another certificate of the key that signs: that one is done without, too.
 	twin := rotation.Party{ID: "twin", Key: "k"}
-	e.Signs.Key = "k"
+	e.First.Key = "k"
 	r, err := rotation.Rollout{}.Taint(twin, e, now)
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func TestThePlanOfATaint(t *testing.T) {
 	if got := plan(r, "twin", now); len(got) != 7 || !strings.Contains(got[0], "published: the new root") || !strings.HasPrefix(got[6], "out: root twin leaves") {
 		t.Errorf("%q", got)
 	}
-	e.Signs.Key = ""
+	e.First.Key = ""
 	// One that has yet to leave, by the clock that the rollout goes by.
 	leaves := rotation.Rollout{Old: old, New: next, Step: rotation.StepPublished, Behind: []rotation.Behind{{Party: third, By: now.Add(time.Hour)}}}
 	if atOnce(leaves, "third", now) || !atOnce(leaves, "third", now.Add(time.Hour)) {

@@ -89,8 +89,12 @@ func (o *Operator) Rotate(ctx context.Context, x RotateOptions) (rotation.Rollou
 	if err != nil {
 		return rotation.Rollout{}, err
 	}
-	begin := func(before rotation.Rollout) (rotation.Rollout, error) {
-		return rotation.Begin(before, old, next, rotation.BeginOptions{By: x.By, Canary: x.Canary, Trusted: o.trusts(next.ID)}, o.roots.c.Now())
+	begin := func(before rotation.Rollout) (rotation.Rollout, error) { // which may be another than was there as the upstream was asked
+		r, err := rotation.Begin(before, old, next.Party, rotation.BeginOptions{By: x.By, Canary: x.Canary, Trusted: o.trusts(next.ID)}, o.roots.c.Now())
+		if err == nil {
+			err = next.fits(before)
+		}
+		return r, err
 	}
 	if x.DryRun {
 		return begin(record)
@@ -106,31 +110,40 @@ func (o *Operator) trusts(id string) bool {
 	return slices.ContainsFunc(bundle.X509Authorities(), func(c *x509.Certificate) bool { return ca.RootID(c) == id })
 }
 
-// signs is the root that signs for most.
+// signs is the root that signs for most, by this journal.
 func (o *Operator) signs(record rotation.Rollout) rotation.Party {
-	if record.Active() {
+	if record.Step != "" {
 		return record.Signer()
 	}
 	root := o.roots.c.Authority.Assignment().Root
 	return rotation.Party{ID: root.ID, Ref: root.Ref, Key: o.keys(nil)(root.ID)}
 }
 
+// successor is the root to go to. fits says why it cannot be gone to any more, by the journal as the order is entered: what it
+// was chosen by may have changed.
+type successor struct {
+	rotation.Party
+	fits func(rotation.Rollout) error
+}
+
 // choose finds the issuer to go to.
-func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x RotateOptions) (rotation.Party, error) {
+func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x RotateOptions) (successor, error) {
 	maker, makes := o.roots.c.Upstream.(Maker)
 	if x.Issuer == "" && makes {
+		made := successor{rotation.Party{ID: "a new root that the upstream makes"}, func(rotation.Rollout) error { return nil }}
 		if x.DryRun {
-			return rotation.Party{ID: "a new root that the upstream makes"}, nil
+			return made, nil
 		}
-		made, err := maker.NewIssuer(ctx)
+		i, err := maker.NewIssuer(ctx)
 		if err != nil {
-			return rotation.Party{}, fmt.Errorf("making a root: %w", err)
+			return successor{}, fmt.Errorf("making a root: %w", err)
 		}
-		return party(made), nil
+		made.Party = party(i)
+		return made, nil
 	}
 	issuers, err := o.roots.issuers(ctx, x.Issuer)
 	if err != nil {
-		return rotation.Party{}, fmt.Errorf("asking the upstream for its issuers: %w", err)
+		return successor{}, fmt.Errorf("asking the upstream for its issuers: %w", err)
 	}
 	var found []ca.UpstreamIssuer
 	for _, i := range issuers {
@@ -140,15 +153,25 @@ func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x Rotate
 	}
 	switch {
 	case len(found) == 0 && x.Issuer == "":
-		return rotation.Party{}, fmt.Errorf("the upstream makes no roots, and no other root is trusted that one of its issuers could sign under: "+
+		return successor{}, fmt.Errorf("the upstream makes no roots, and no other root is trusted that one of its issuers could sign under: "+
 			"name the issuer to go to with --issuer, or make one there first. It has: %s", listed(issuers))
 	case len(found) != 1:
-		return rotation.Party{}, fmt.Errorf("%d of the upstream's issuers fit; name one of them by its reference: %s", len(found), listed(issuers))
+		return successor{}, fmt.Errorf("%d of the upstream's issuers fit; name one of them by its reference: %s", len(found), listed(issuers))
 	}
-	if err := barred(record, found[0]); err != nil {
-		return rotation.Party{}, err
+	fits := func(r rotation.Rollout) error {
+		if err := barred(r, found[0]); err != nil {
+			return err
+		}
+		if x.Issuer == "" && !o.stands(r, found[0]) {
+			return rotation.ErrMeanwhile
+		}
+		return nil
 	}
-	return usable(found[0], o.roots.c.Authority.Life())
+	if err := fits(record); err != nil {
+		return successor{}, err
+	}
+	p, err := usable(found[0], o.roots.c.Authority.Life())
+	return successor{p, fits}, err
 }
 
 // stands reports whether an issuer could follow without being named: somebody has trusted its root before, it can be used,

@@ -2,7 +2,6 @@ package rollout
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/meshca/meshca/ca"
@@ -55,7 +54,7 @@ func (o *Operator) repoint(ctx context.Context, to rotation.Party) error {
 	_, err := o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) {
 		next, moved := r.Repoint(to)
 		if !moved {
-			return r, errMeanwhile
+			return r, rotation.ErrMeanwhile
 		}
 		return next, nil
 	})
@@ -64,8 +63,6 @@ func (o *Operator) repoint(ctx context.Context, to rotation.Party) error {
 	}
 	return err
 }
-
-var errMeanwhile = errors.New("another command came between, and nothing was changed: look at `certctl ca status`, and try again")
 
 // try has the issuer sign now, so that whoever named it sees whether it does. If it does not, the intermediate of before
 // stays in use. The upstream may be slow, so nothing is held that an emergency waits for.

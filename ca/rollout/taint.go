@@ -14,26 +14,30 @@ import (
 	"github.com/meshca/meshca/rotation"
 )
 
-// taint has a root leave the trust bundle within a bound, and never come back.
+// taint has a root leave the trust bundle within a bound, and never come back. The upstream may take its time to say who can
+// follow, and the rollout goes on meanwhile: what the order does is decided once more as it is entered.
 func (o *Operator) taint(ctx context.Context, x RotateOptions) (rotation.Rollout, error) {
 	record, err := o.roller.Record(ctx)
 	if err != nil {
 		return rotation.Rollout{}, err
 	}
-	signs := o.signs(record)
-	if x.Tainted == "" {
-		x.Tainted = signs.ID
+	unnamed := x.Tainted == ""
+	if unnamed {
+		x.Tainted = o.signs(record).ID
 	}
 	what, err := o.known(ctx, record, x.Tainted)
 	if err != nil {
 		return rotation.Rollout{}, err
 	}
-	e := rotation.Emergency{By: x.By, Within: x.Within, Signs: signs, Twins: o.twins(what)}
-	command := func(r rotation.Rollout) (rotation.Rollout, error) { return r.Taint(what, e, o.roots.c.Now()) }
+	var next successor
+	command := func(r rotation.Rollout) (rotation.Rollout, error) {
+		e := rotation.Emergency{By: x.By, Within: x.Within, First: o.signs(r), Successor: next.Party, Twins: o.twins(what)}
+		return r.Taint(what, e, o.roots.c.Now())
+	}
 	would, err := command(record)
 	switch {
 	case errors.Is(err, rotation.ErrNeedsSuccessor):
-		if e.Successor, err = o.choose(ctx, marked(record, what), x); err != nil {
+		if next, err = o.choose(ctx, marked(record, what), x); err != nil {
 			return rotation.Rollout{}, fmt.Errorf("nothing was changed, for without the root %s nobody could sign: %w", what.ID, err)
 		}
 		would, err = command(record)
@@ -46,7 +50,18 @@ func (o *Operator) taint(ctx context.Context, x RotateOptions) (rotation.Rollout
 	}
 	o.changing.Lock()
 	defer o.changing.Unlock()
-	r, err := o.roller.Change(ctx, command)
+	r, err := o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) {
+		done, err := command(r)
+		switch {
+		case errors.Is(err, rotation.ErrNeedsSuccessor), unnamed && o.signs(r).ID != what.ID:
+			return r, rotation.ErrMeanwhile
+		case err == nil && x.Issuer != "" && done.Stays().ID != would.Stays().ID:
+			return r, rotation.ErrMeanwhile
+		case err == nil && !done.Begun.Equal(r.Begun): // it goes to the successor
+			err = next.fits(marked(r, what))
+		}
+		return done, err
+	})
 	if err == nil && o.leavesAlone(r, what) {
 		err = o.roots.c.Renewals.RenewAll(ctx, "", renewalShare(x.Within))
 	}

@@ -177,7 +177,7 @@ func (x *roots) Rotate(ctx context.Context, o rollout.RotateOptions) (rotation.R
 			o.Tainted = signs.ID
 		}
 		begin = func(before rotation.Rollout) (rotation.Rollout, error) {
-			return before.Taint(rotation.Party{ID: o.Tainted}, rotation.Emergency{By: o.By, Within: o.Within, Signs: signs,
+			return before.Taint(rotation.Party{ID: o.Tainted}, rotation.Emergency{By: o.By, Within: o.Within, First: signs,
 				Successor: rotation.Party{ID: ca.RootID(x.f.stranger.cert), Ref: "77d2-next"}}, time.Now())
 		}
 	}
