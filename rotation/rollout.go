@@ -132,13 +132,20 @@ func (r Rollout) Spares() bool {
 	return r.Aborted && r.Trusted && !tainted
 }
 
-// Trust is the Rollout when somebody wants an authority in the set for its own sake, whatever becomes of this.
-func (r Rollout) Trust(id string) Rollout {
+// Trust is the Rollout when somebody wants an authority in the set for its own sake, whatever becomes of this. Of one that is on
+// its way out it refuses that.
+func (r Rollout) Trust(id string) (Rollout, error) {
 	r = r.Stay(id)
-	if r.Active() && id == r.New.ID {
+	switch {
+	case r.behind(id), r.Step == StepLeaving && id == r.Goes().ID:
+		return Rollout{}, fmt.Errorf("the root %s is being taken out of the trust bundle: try again when it is out", id)
+	case r.Active() && !r.Aborted && id == r.Old.ID:
+		return Rollout{}, fmt.Errorf("the root %s is being replaced, and leaves the trust bundle at the end of that: `certctl ca abort` keeps it, "+
+			"or try again when it is out", id)
+	case r.Active() && id == r.New.ID:
 		r.Trusted = true
 	}
-	return r
+	return r.come(id), nil
 }
 
 // Signs reports whether the party with this ID signs for anyone in this step.
@@ -195,7 +202,7 @@ func (r Rollout) takes(old, next Party) error {
 func (r Rollout) successor(old, next Party, by string, now time.Time) Rollout {
 	return Rollout{
 		Old: old, New: next, Step: StepChosen, Entered: now, Begun: now, By: by,
-		Taints: r.taints(), Lives: r.Lives, Owed: r.Owed, Behind: slices.Clone(r.Stay(next.ID).Behind), Gone: slices.DeleteFunc(slices.Clone(r.Gone), func(id string) bool { return id == next.ID }),
+		Taints: r.taints(), Lives: r.Lives, Owed: r.Owed, Behind: slices.Clone(r.Stay(next.ID).Behind), Gone: r.come(next.ID).Gone,
 	}
 }
 

@@ -199,12 +199,11 @@ func rollAbout(t *rapid.T, share int, restores bool) {
 			m.imported++
 			m.wanted[root(n).ID] = true
 		},
-		"import the new one": func(*rapid.T) {
-			id := m.record.New.ID
-			if !m.record.Active() || m.record.Step == StepLeaving || len(m.taints[id]) > 0 {
+		"import one of before": func(t *rapid.T) {
+			id := rapid.SampledFrom([]string{m.record.Old.ID, m.record.New.ID, root(rapid.IntRange(0, roots-1).Draw(t, "root")).ID}).Draw(t, "which")
+			if id == "" || len(m.taints[id]) > 0 || !command(func(r Rollout) (Rollout, error) { return r.Trust(id) }) {
 				return
 			}
-			command(func(r Rollout) (Rollout, error) { return r.Trust(id), nil })
 			if !slices.Contains(m.trusted(), id) {
 				m.sets = append(m.sets, append(slices.Clone(m.trusted()), id))
 			}

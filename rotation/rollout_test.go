@@ -135,6 +135,41 @@ func TestCommandsInEachStep(t *testing.T) {
 	}
 }
 
+// What a command takes in stays, or is refused: it does not go by what was begun before. It counts as gone no more.
+func TestTrust(t *testing.T) {
+	now := time.Unix(1000, 0)
+	rolling := func(step Step, aborted bool) Rollout {
+		return Rollout{Old: oldRoot, New: newRoot, Step: step, Aborted: aborted, Behind: []Behind{{Party: thirdRoot, By: now}}, Gone: []string{"gone"}}
+	}
+	for _, step := range []Step{StepChosen, StepPublished, StepConfirmed, StepCanary, StepSigning, StepRetired, StepLeaving, StepOut} {
+		for _, aborted := range []bool{false, true} {
+			r := rolling(step, aborted)
+			for id, want := range map[string]bool{
+				"old":   aborted || step == StepOut,
+				"new":   !aborted || step != StepLeaving,
+				"third": false,
+				"gone":  true,
+			} {
+				next, err := r.Trust(id)
+				switch {
+				case (err == nil) != want:
+					t.Errorf("%s, aborted %v: %s: %v", step, aborted, id, err)
+				case err == nil && (next.Leaves(id) || next.Active() && next.Trusted != (id == "new")):
+					t.Errorf("%s, aborted %v: %s is trusted, and it is %+v", step, aborted, id, next)
+				}
+			}
+		}
+	}
+	r, err := rolling(StepPublished, false).Trust("gone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := Party{ID: "gone"}
+	if r, err = r.Taint(gone, Emergency{Within: time.Minute}, now); err != nil || r.Returned(gone) != nil {
+		t.Errorf("tainted, it counts as one that a backup has brought back: %v, %v", err, r.Returned(gone))
+	}
+}
+
 // tainted is the Rollout with a taint of a party.
 func tainted(t *testing.T, r Rollout, what Party, now time.Time) Rollout {
 	t.Helper()

@@ -254,9 +254,14 @@ func (r Rollout) behind(id string) bool {
 
 // Forget notes that an authority has left the set.
 func (r Rollout) Forget(id string) Rollout {
-	r.Gone = slices.DeleteFunc(slices.Clone(r.Gone), func(g string) bool { return g == id })
-	r.Gone = append(r.Gone, id)
+	r.Gone = append(r.come(id).Gone, id)
 	r.Gone = r.Gone[max(0, len(r.Gone)-maxGone):]
+	return r
+}
+
+// come is the Rollout when an authority comes into the set by somebody's decision: it is not gone any more.
+func (r Rollout) come(id string) Rollout {
+	r.Gone = slices.DeleteFunc(slices.Clone(r.Gone), func(g string) bool { return g == id })
 	return r
 }
 

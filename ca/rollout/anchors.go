@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/meshca/meshca/ca"
@@ -52,26 +53,26 @@ func (o *Operator) TrustRoots(ctx context.Context, roots []*x509.Certificate) (a
 	if count+len(added) > maxRoots {
 		return nil, fmt.Errorf("the trust bundle would have %d roots, at most %d are kept: `certctl ca root remove` takes out those that nobody needs", count+len(added), maxRoots)
 	}
-	for _, r := range roots {
-		if err := o.stay(ctx, record, r, rotation.Rollout.Trust); err != nil {
-			return nil, err
+	err = o.want(ctx, record, func(r rotation.Rollout) (_ rotation.Rollout, err error) {
+		for _, c := range roots {
+			if r, err = r.Trust(ca.RootID(c)); err != nil {
+				return r, err
+			}
 		}
+		return r, nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return added, o.roots.c.Trust.AddRoots(ctx, roots...)
 }
 
-// stay notes that a root is wanted in the trust bundle for its own sake, where that is news.
-func (o *Operator) stay(ctx context.Context, record rotation.Rollout, root *x509.Certificate, wanted func(rotation.Rollout, string) rotation.Rollout) error {
-	id := ca.RootID(root)
-	if next := wanted(record, id); len(next.Behind) == len(record.Behind) && next.Trusted == record.Trusted {
+// want notes that roots are wanted in the trust bundle for their own sake, where that is news.
+func (o *Operator) want(ctx context.Context, record rotation.Rollout, wanted func(rotation.Rollout) (rotation.Rollout, error)) error {
+	if next, err := wanted(record); err == nil && reflect.DeepEqual(next, record) {
 		return nil
 	}
-	_, err := o.roller.Change(ctx, func(r rotation.Rollout) (rotation.Rollout, error) {
-		if r.Step == rotation.StepLeaving && id == r.Goes().ID {
-			return r, fmt.Errorf("the root %s is being taken out of the trust bundle: try again when it is out", id)
-		}
-		return wanted(r, id), nil
-	})
+	_, err := o.roller.Change(ctx, wanted)
 	return err
 }
 
@@ -129,7 +130,7 @@ func (o *Operator) TrustFound(ctx context.Context, issuers []ca.UpstreamIssuer) 
 			continue
 		}
 		if bundle.HasX509Authority(i.Root) {
-			failed = append(failed, o.stay(ctx, record, i.Root, rotation.Rollout.Stay))
+			failed = append(failed, o.want(ctx, record, func(r rotation.Rollout) (rotation.Rollout, error) { return r.Stay(ca.RootID(i.Root)), nil }))
 			continue
 		}
 		err := i.Root.CheckSignatureFrom(i.Root)

@@ -8,9 +8,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"errors"
 	"math/big"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -244,6 +246,88 @@ func TestAbortLeavesWhatWasTrustedBefore(t *testing.T) {
 			h.eventually("the tainted root's leaving", func() bool { return !slices.Contains(h.trusted(), id) })
 		}
 	}
+}
+
+// An import of a root that goes would be done with the rollout: it is refused, with what leads out, and nothing of it is done.
+func TestARootThatGoesIsNotImported(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	var held atomic.Bool
+	held.Store(true)
+	h.journal.before = func(s rotation.Step) error {
+		if held.Load() && s == rotation.StepOut {
+			return errors.New("not yet")
+		}
+		return nil
+	}
+	h.stop()
+	h.open()
+	defer h.run()()
+	first := h.rootsOf(h.trusted()...)
+	h.agents.unconfirmed = []string{"agent-1"}
+	r, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{})
+	h.must(err)
+	refused := func(want string) {
+		t.Helper()
+		all := slices.Concat([]*x509.Certificate{anchor(t, nil, nil)}, h.rootsOf(r.New.ID), first)
+		before := h.trusted()
+		added, err := h.operator.TrustRoots(t.Context(), all)
+		if err == nil || !strings.Contains(err.Error(), want) || len(added) > 0 {
+			t.Errorf("imported: %v, %v", added, err)
+		}
+		now, _, err := h.store.Rollout(t.Context())
+		h.must(err)
+		if !slices.Equal(h.trusted(), before) || now.Trusted {
+			t.Errorf("something was done: trusted are %v, %+v", h.trusted(), now)
+		}
+	}
+	h.at(rotation.StepPublished)
+	refused("`certctl ca abort` keeps it")
+	h.agents.confirm()
+	h.at(rotation.StepLeaving)
+	h.eventually("its leaving", func() bool { return !slices.Contains(h.trusted(), r.Old.ID) })
+	refused("is being taken out of the trust bundle: try again when it is out")
+	held.Store(false)
+	h.at(rotation.StepOut)
+	added, err := h.operator.TrustRoots(t.Context(), first)
+	if err != nil || !slices.Equal(added, []string{r.Old.ID}) || !slices.Contains(h.trusted(), r.Old.ID) {
+		t.Errorf("when it is out: %v, %v", added, err)
+	}
+}
+
+// The configuration names the root that a rollout brings in: an abort leaves that trusted.
+func TestAbortLeavesWhatIsConfigured(t *testing.T) {
+	t.Parallel()
+	for _, named := range []bool{true, false} {
+		h := newHouse(t)
+		h.agents.unconfirmed = []string{"agent-1"}
+		r, err := h.operator.Rotate(t.Context(), rollout.RotateOptions{})
+		h.must(err)
+		h.must(h.operator.Settle(t.Context(), h.rootsOf(r.Old.ID)...)) // which leaves, whoever names it
+		if named {
+			h.must(h.operator.Settle(t.Context(), h.rootsOf(r.New.ID)...))
+		}
+		h.roller.Move(t.Context())
+		h.must(second(h.operator.Abort(t.Context(), "test")))
+		for h.roller.Move(t.Context()) {
+		}
+		if h.step() != rotation.StepOut || slices.Contains(h.trusted(), r.New.ID) != named {
+			t.Errorf("named %v: %s, trusted are %v", named, h.step(), h.trusted())
+		}
+	}
+}
+
+// rootsOf are the upstream's roots of these IDs.
+func (h *house) rootsOf(ids ...string) (roots []*x509.Certificate) {
+	h.t.Helper()
+	issuers, err := h.upstream.Issuers(h.t.Context())
+	h.must(err)
+	for _, i := range issuers {
+		if slices.Contains(ids, ca.RootID(i.Root)) {
+			roots = append(roots, i.Root)
+		}
+	}
+	return roots
 }
 
 // kept has the bundle trust a root for what it signed by a journal that a backup took the place of.

@@ -138,7 +138,8 @@ func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string
 
 // Settle brings a journal up to what is known of keys: it names those that a journal of before does not name, and has the roots
 // of the trust bundle leave whose key is tainted, as they may be after a backup of before the taint was put back. Roots
-// that the configuration names stay, where the bundle has them only for what they had signed before that.
+// that the configuration names stay, where the bundle has them only for what they had signed before that, or by the
+// rollout that is under way.
 func (o *Operator) Settle(ctx context.Context, named ...*x509.Certificate) error {
 	record, err := o.roller.Record(ctx)
 	if err != nil {
@@ -152,7 +153,9 @@ func (o *Operator) Settle(ctx context.Context, named ...*x509.Certificate) error
 	settled := func(r rotation.Rollout) (rotation.Rollout, error) {
 		r = r.Keyed(keys)
 		for _, c := range named {
-			r = r.Stay(ca.RootID(c))
+			if next, err := r.Trust(ca.RootID(c)); err == nil && taintOf(r, c) == nil { // a rollout that takes it out is somebody's word, too
+				r = next
+			}
 		}
 		for _, c := range bundle.X509Authorities() {
 			if taintOf(r, c) != nil {
