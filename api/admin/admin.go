@@ -27,6 +27,8 @@ import (
 type Ledger interface {
 	// ScanLedger calls fn for each entry, newest first, until it returns false or an error. fn may be slow.
 	ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (more bool, err error)) error
+	// ScanLiving does so for those that end after a moment.
+	ScanLiving(ctx context.Context, at time.Time, fn func(ca.LedgerEntry) (more bool, err error)) error
 }
 
 // Decisions is the memory of what was decided lately. Both finders return at most n, newest first.

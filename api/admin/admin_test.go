@@ -36,19 +36,25 @@ var td = spiffeid.RequireTrustDomainFromString("mesh.example")
 // ledger is a list, newest first, that ends as a store's scan does.
 type ledger struct {
 	entries []ca.LedgerEntry
-	seen    int
 	err     error
 }
 
 func (l *ledger) ScanLedger(_ context.Context, fn func(ca.LedgerEntry) (bool, error)) error {
-	l.seen = 0
 	for _, e := range l.entries {
-		l.seen++
 		if more, err := fn(e); err != nil || !more {
 			return err
 		}
 	}
 	return l.err
+}
+
+func (l *ledger) ScanLiving(ctx context.Context, at time.Time, fn func(ca.LedgerEntry) (bool, error)) error {
+	return l.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
+		if !e.NotAfter.After(at) {
+			return true, nil
+		}
+		return fn(e)
+	})
 }
 
 // decisions remembers what it was asked and answers with all it has.
@@ -146,7 +152,7 @@ func (f *fixture) audited() string {
 func start(t *testing.T, doc string) *fixture {
 	t.Helper()
 	f := &fixture{ledger: &ledger{}, decisions: &decisions{}, store: &orderStore{denials: map[string]ca.Denial{}}}
-	orders, err := registration.OpenOrders(t.Context(), f.store, f.ledger.ScanLedger)
+	orders, err := registration.OpenOrders(t.Context(), f.store, f.ledger.ScanLiving)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -62,23 +62,16 @@ func (s *Server) ListSVIDs(r *meshcav1.ListSVIDsRequest, stream grpc.ServerStrea
 
 // scan calls fn for the entries whose SVIDs live, or for all, newest first until fn returns false.
 func (s *Server) scan(ctx context.Context, all bool, fn func(ca.LedgerEntry) bool) error {
-	now := time.Now()
-	// Entries are ordered by when they were recorded, a moment after IssuedAt was set; the minute covers that moment.
-	oldest := now.Add(-s.c.MaxLife - time.Minute)
-	return s.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
+	look := func(e ca.LedgerEntry) (bool, error) {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		if !all {
-			if e.IssuedAt.Before(oldest) {
-				return false, nil
-			}
-			if !now.Before(e.NotAfter) {
-				return true, nil
-			}
-		}
 		return fn(e), nil
-	})
+	}
+	if all {
+		return s.c.Ledger.ScanLedger(ctx, look)
+	}
+	return s.c.Ledger.ScanLiving(ctx, time.Now(), look)
 }
 
 // filter is a parsed ListSVIDsRequest.

@@ -42,7 +42,7 @@ func TestSyncTellsWhatPolicyGrantsNoLonger(t *testing.T) {
 		}
 	}
 	d.SetPolicy("rules: [{deny: true}]")
-	if _, err := d.RA.Review(t.Context(), time.Now(), d.Store.ScanLedger); err != nil {
+	if _, err := d.RA.Review(t.Context(), time.Now(), d.Store.ScanLiving); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]int{"mine": 1, "beside": 0} {
@@ -109,7 +109,7 @@ func TestSyncTellsWhatHasEnded(t *testing.T) {
 	}
 	done := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() { defer close(done); d.RA.WatchCauses(ctx, d.Store.ScanLedger, slog.New(slog.DiscardHandler)) }()
+	go func() { defer close(done); d.RA.WatchCauses(ctx, d.Store.ScanLiving, slog.New(slog.DiscardHandler)) }()
 	defer func() { cancel(); <-done }()
 	d.Ends.Store(world.Web.PodUID, refusal.New(refusal.PodGone, "pod shop/web-1 does not exist"))
 	for _, name := range []string{"the open one", "the next one"} {

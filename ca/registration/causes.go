@@ -9,7 +9,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/api/refusal"
-	"github.com/meshca/meshca/ca"
 )
 
 const (
@@ -24,9 +23,9 @@ const (
 )
 
 // WatchCauses ends what was issued through agents with its cause, until ctx ends: when a cluster says that the pod, its
-// service account, its namespace or its node is no more, the agents that hold it are told. scan gives the ledger's entries,
-// newest first: what they say of the time before is known to the first look, and so is what ended while the CA was away.
-func (a *Authority) WatchCauses(ctx context.Context, scan func(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error, log *slog.Logger) {
+// service account, its namespace or its node is no more, the agents that hold it are told. What the ledger says of the time before
+// is known to the first look, and so is what ended while the CA was away.
+func (a *Authority) WatchCauses(ctx context.Context, scan LedgerScan, log *slog.Logger) {
 	known := a.recall(ctx, scan, log) // before the first look, so that what has several SVIDs ends as one
 	var parts sync.WaitGroup
 	defer parts.Wait()
@@ -50,7 +49,7 @@ func (a *Authority) WatchCauses(ctx context.Context, scan func(ctx context.Conte
 	}
 }
 
-func (a *Authority) recall(ctx context.Context, scan func(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error, log *slog.Logger) bool {
+func (a *Authority) recall(ctx context.Context, scan LedgerScan, log *slog.Logger) bool {
 	err := a.Endings.Recall(ctx, scan)
 	if err != nil && ctx.Err() == nil {
 		log.Error("what lives could not be read from the ledger; until it can, what ends is told of new SVIDs alone", "err", err)

@@ -67,7 +67,7 @@ func (e *Endings) add(agent, cluster, pod string, until time.Time) {
 	})
 }
 
-func nothing(context.Context, func(ca.LedgerEntry) (bool, error)) error { return nil }
+func nothing(context.Context, time.Time, func(ca.LedgerEntry) (bool, error)) error { return nil }
 
 const someAgent = "spiffe://mesh.test/meshca/agent/one/node1"
 
@@ -105,7 +105,7 @@ func TestTheLedgerIsTriedAgain(t *testing.T) {
 		a := mortalAuthority(map[string]Member{"one": {Cluster: m}})
 		ctx, cancel := context.WithCancel(t.Context())
 		var tries atomic.Int32
-		scan := func(context.Context, func(ca.LedgerEntry) (bool, error)) error {
+		scan := func(context.Context, time.Time, func(ca.LedgerEntry) (bool, error)) error {
 			if tries.Add(1) < 3 {
 				return errors.New("the store is away")
 			}

@@ -166,14 +166,10 @@ func (l *lifetime) serials(now time.Time) (all []string) {
 	return all
 }
 
-// Recall notes what lives by the ledger, newest entry first. What is issued meanwhile is noted as ever.
-func (e *Endings) Recall(ctx context.Context, scan func(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error) error {
-	now := time.Now()
-	return scan(ctx, func(x ca.LedgerEntry) (bool, error) {
-		switch {
-		case now.Sub(x.IssuedAt) > ca.MaxTTL:
-			return false, nil // nothing before this one lives
-		case x.Profile != ca.ProfileWorkload || !now.Before(x.NotAfter):
+// Recall notes what lives by the ledger. What is issued meanwhile is noted as ever.
+func (e *Endings) Recall(ctx context.Context, scan LedgerScan) error {
+	return scan(ctx, time.Now(), func(x ca.LedgerEntry) (bool, error) {
+		if x.Profile != ca.ProfileWorkload {
 			return true, nil
 		}
 		var v LedgerEvidence

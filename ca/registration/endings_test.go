@@ -35,7 +35,7 @@ func watchCauses(t *testing.T, w *world.World) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); w.RA.WatchCauses(ctx, w.Store.ScanLedger, slog.New(slog.DiscardHandler)) }()
+	go func() { defer close(done); w.RA.WatchCauses(ctx, w.Store.ScanLiving, slog.New(slog.DiscardHandler)) }()
 	stop = func() { cancel(); <-done }
 	t.Cleanup(stop)
 	return stop

@@ -49,7 +49,7 @@ func TestAnOrderWithAMarkIsGivenOnce(t *testing.T) {
 				}
 				c.stands, c.given, stood = got, false, len(standing.Renew)
 				var err error
-				if orders, err = registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger); err != nil {
+				if orders, err = registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLiving); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -93,7 +93,7 @@ func TestALaterOrderPutsOffNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
+			again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLiving)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -149,7 +149,7 @@ func TestAnOrdersSpreadBeginsWhenItIsGiven(t *testing.T) {
 			if err := w.RA.Orders.RenewAll(t.Context(), "a step", 45*time.Minute); err != nil {
 				t.Fatal(err)
 			}
-			again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
+			again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLiving)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -200,7 +200,7 @@ func TestAllowLiftsADenial(t *testing.T) {
 	if _, err := w.Issue(agent, world.Web); refusal.Of(err) != refusal.IdentityDenied {
 		t.Fatalf("got %v", err)
 	}
-	again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
+	again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLiving)
 	if err != nil {
 		t.Fatal(err)
 	}

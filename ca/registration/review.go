@@ -35,20 +35,13 @@ type Reviewed struct {
 // Review holds what lives against the policy in force. Every SVID whose grant rests on rules that are no longer the ones
 // that decide about it is to be renewed by its agent; whether it can be, the CA then decides as ever. since is when the
 // policy came into force. SVIDs that workloads got themselves (direct) have nobody to tell.
-//
-// scan gives the ledger's entries, newest first, until fn says stop.
-func (a *Authority) Review(ctx context.Context, since time.Time, scan func(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error) (Reviewed, error) {
+func (a *Authority) Review(ctx context.Context, since time.Time, scan LedgerScan) (Reviewed, error) {
 	// 1. What was decided under the policy before is in the ledger now.
 	a.Orders.settle()
 	now := time.Now()
 	r := review{policy: a.Policy.Value(), since: since.Truncate(time.Second), now: now, current: map[holder]bool{}, found: map[holder]finding{}}
 	// 2. Who holds what rests on other rules.
-	err := scan(ctx, func(e ca.LedgerEntry) (bool, error) {
-		if now.Sub(e.IssuedAt) > ca.MaxTTL {
-			return false, nil // nothing before this one lives
-		}
-		return true, r.look(e)
-	})
+	err := scan(ctx, now, func(e ca.LedgerEntry) (bool, error) { return true, r.look(e) })
 	if err != nil {
 		return Reviewed{}, fmt.Errorf("what lives under the policy before: %w", err)
 	}
@@ -78,7 +71,7 @@ type review struct {
 }
 
 func (r *review) look(e ca.LedgerEntry) error {
-	if e.Profile != ca.ProfileWorkload || !r.now.Before(e.NotAfter) {
+	if e.Profile != ca.ProfileWorkload {
 		return nil
 	}
 	var v LedgerEvidence

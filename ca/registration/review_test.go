@@ -31,7 +31,7 @@ func till() localissuer.Subject {
 // reviewed holds what lives against the policy of now, and returns what the agent is told.
 func reviewed(t *testing.T, w *world.World, agent spiffeid.ID) (registration.Reviewed, map[string]ca.RenewOrder) {
 	t.Helper()
-	sum, err := w.RA.Review(t.Context(), time.Now().Add(time.Second), w.Store.ScanLedger) // a second: the ledger's times are whole ones
+	sum, err := w.RA.Review(t.Context(), time.Now().Add(time.Second), w.Store.ScanLiving) // a second: the ledger's times are whole ones
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestReviewAtTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.SetPolicy("rules: [{id: '/new/{serviceAccount}', ttl: 2h}]")
-	orders, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
+	orders, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLiving)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestReviewAtTheStart(t *testing.T) {
 		t.Errorf("renewed under the policy of now: %+v", sum)
 	}
 	// But not where it came after the policy did: another socket of the pod may hold the older one.
-	sum, err := w.RA.Review(t.Context(), time.Now().Add(-time.Minute), w.Store.ScanLedger)
+	sum, err := w.RA.Review(t.Context(), time.Now().Add(-time.Minute), w.Store.ScanLiving)
 	if err != nil || sum.Altered != 1 {
 		t.Errorf("renewed since: %+v, %v", sum, err)
 	}
@@ -181,7 +181,7 @@ func TestReviewWaitsForWhatIsBeingIssued(t *testing.T) {
 	w.SetPolicy("rules: [{deny: true}]")
 	found := make(chan registration.Reviewed, 1)
 	go func() {
-		sum, err := w.RA.Review(t.Context(), time.Now(), w.Store.ScanLedger)
+		sum, err := w.RA.Review(t.Context(), time.Now(), w.Store.ScanLiving)
 		if err != nil {
 			t.Error(err)
 		}
@@ -204,8 +204,11 @@ func TestReviewWaitsForWhatIsBeingIssued(t *testing.T) {
 // entries are a ledger that was made up, newest first.
 type entries []ca.LedgerEntry
 
-func (e entries) scan(_ context.Context, fn func(ca.LedgerEntry) (bool, error)) error {
+func (e entries) scan(_ context.Context, at time.Time, fn func(ca.LedgerEntry) (bool, error)) error {
 	for _, x := range e {
+		if !x.NotAfter.After(at) {
+			continue
+		}
 		if more, err := fn(x); err != nil || !more {
 			return err
 		}
@@ -267,7 +270,7 @@ func TestReviewLooksAtWhatLives(t *testing.T) {
 		t.Error("an entry that cannot be read was read")
 	}
 	down := errors.New("the store is away")
-	if _, err := w.RA.Review(t.Context(), time.Now(), func(context.Context, func(ca.LedgerEntry) (bool, error)) error { return down }); !errors.Is(err, down) {
+	if _, err := w.RA.Review(t.Context(), time.Now(), func(context.Context, time.Time, func(ca.LedgerEntry) (bool, error)) error { return down }); !errors.Is(err, down) {
 		t.Errorf("got %v", err)
 	}
 	if now, _ := w.RA.Orders.Get(); now != standing {
@@ -326,7 +329,7 @@ func TestReviewsStandBesideOrders(t *testing.T) {
 	if got := standing.RenewBy(caller.ID); len(got) != 3 || len(standing.Renew) != 2 || len(standing.Denials) != 0 {
 		t.Errorf("%+v", got)
 	}
-	again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLedger)
+	again, err := registration.OpenOrders(t.Context(), w.Store, w.Store.ScanLiving)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,9 +22,9 @@ type Agents interface {
 	Unconfirmed(set uint64, at time.Time) []string
 }
 
-// Ledger is what has been signed, newest first.
+// Ledger is what has been signed: what of it ends after a moment, newest first, whatever the clock was as it was signed.
 type Ledger interface {
-	ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error
+	ScanLiving(ctx context.Context, at time.Time, fn func(ca.LedgerEntry) (bool, error)) error
 }
 
 // Renewals orders the renewal of all that has been issued, spread over a while, unless the order with this very mark stands.
@@ -196,7 +196,7 @@ func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, erro
 	return end, nil
 }
 
-// slack is how far the ledger's clock may have gone back between two entries.
+// slack is how long what has ended still counts: by another's clock it may live, and be renewed.
 const slack = time.Hour
 
 // lastEnd is the end of the last certificate under a root, zero if there is none. Nothing is signed under it any more.
@@ -205,16 +205,15 @@ func (x *Roots) lastEnd(ctx context.Context, id string) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("rollout: %q names no root", id)
 	}
-	oldest := x.c.Now().Add(-ca.MaxTTL - slack) // what was issued before it has ended
-	var end time.Time
-	if x.c.Now().Before(x.c.Unrecorded) {
+	now, end := x.c.Now(), time.Time{}
+	if now.Before(x.c.Unrecorded) {
 		end = x.c.Unrecorded
 	}
-	err = x.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
+	err = x.c.Ledger.ScanLiving(ctx, now.Add(-slack), func(e ca.LedgerEntry) (bool, error) {
 		if string(e.Root) == string(sum) && e.NotAfter.After(end) {
 			end = e.NotAfter
 		}
-		return e.IssuedAt.After(oldest), nil
+		return true, nil
 	})
 	return end, err
 }

@@ -144,16 +144,14 @@ func (o *Operator) look(ctx context.Context, r rotation.Rollout, named []string)
 }
 
 func (o *Operator) countLive(ctx context.Context, index map[string]*RootView) error {
-	now := o.roots.c.Now()
-	oldest := now.Add(-ca.MaxTTL - slack)
-	return o.roots.c.Ledger.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
-		if r := index[hex.EncodeToString(e.Root)]; r != nil && now.Before(e.NotAfter) {
+	return o.roots.c.Ledger.ScanLiving(ctx, o.roots.c.Now(), func(e ca.LedgerEntry) (bool, error) {
+		if r := index[hex.EncodeToString(e.Root)]; r != nil {
 			r.Live++
 			if e.NotAfter.After(r.LastEnd) {
 				r.LastEnd = e.NotAfter
 			}
 		}
-		return e.IssuedAt.After(oldest), nil
+		return true, nil
 	})
 }
 

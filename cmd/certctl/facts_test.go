@@ -163,7 +163,7 @@ func (f *facts) audited() string {
 
 // caServer is the real admin server, on stand-ins that are f's methods, and the authorities given.
 func (f *facts) caServer(x *roots) (*admin.Server, error) {
-	orders, err := registration.OpenOrders(context.Background(), f, f.ScanLedger)
+	orders, err := registration.OpenOrders(context.Background(), f, f.ScanLiving)
 	if err != nil {
 		return nil, err
 	}
@@ -238,6 +238,15 @@ func (f *facts) ScanLedger(_ context.Context, fn func(ca.LedgerEntry) (bool, err
 		}
 	}
 	return nil
+}
+
+func (f *facts) ScanLiving(ctx context.Context, at time.Time, fn func(ca.LedgerEntry) (bool, error)) error {
+	return f.ScanLedger(ctx, func(e ca.LedgerEntry) (bool, error) {
+		if !e.NotAfter.After(at) {
+			return true, nil
+		}
+		return fn(e)
+	})
 }
 
 // ByID and ByPod know of one pod; its name on node n9 tries to move the cursor.

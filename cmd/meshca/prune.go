@@ -15,6 +15,9 @@ func (d *daemon) prune(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		d.pruneEndedBefore(ctx, d.clock.Now().Add(-d.config.Ledger.KeepAfterExpiry.Duration))
+		if err := d.store.NoteEnded(ctx, d.clock.Now()); err != nil && ctx.Err() == nil {
+			d.log.Error("how much of the ledger has ended could not be noted: who looks for what lives reads more of it", "err", err)
+		}
 		select {
 		case <-ctx.Done():
 			return

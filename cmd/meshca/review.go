@@ -18,7 +18,7 @@ func (d *daemon) review(ctx context.Context) {
 	since := d.started
 	for ctx.Err() == nil {
 		_, stale := d.policy.current.Get()
-		found, err := d.registration.Review(ctx, since, d.store.ScanLedger)
+		found, err := d.registration.Review(ctx, since, d.store.ScanLiving)
 		switch {
 		case ctx.Err() != nil:
 			return

@@ -107,7 +107,7 @@ func (d *daemon) keepParts(ctx context.Context, g *errgroup.Group) {
 	}
 	keep(func(ctx context.Context) { d.policy.watch(ctx, d.policyText) })
 	keep(d.review)
-	keep(func(ctx context.Context) { d.registration.WatchCauses(ctx, d.store.ScanLedger, d.log) })
+	keep(func(ctx context.Context) { d.registration.WatchCauses(ctx, d.store.ScanLiving, d.log) })
 	keep(func(ctx context.Context) {
 		d.agents.Run(ctx, func(err error) { d.log.Error("agents' news could not be stored", "err", err) })
 	})

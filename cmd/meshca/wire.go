@@ -210,7 +210,7 @@ func (d *daemon) openClusters() (members map[string]registration.Member, err err
 
 // openAgents opens what is known of agents, and what was ordered.
 func (d *daemon) openAgents(ctx context.Context) (err error) {
-	if d.orders, err = registration.OpenOrders(ctx, d.store, d.store.ScanLedger); err != nil {
+	if d.orders, err = registration.OpenOrders(ctx, d.store, d.store.ScanLiving); err != nil {
 		return err
 	}
 	if d.agents, err = registration.OpenAgentBook(ctx, d.store); err != nil {

@@ -33,7 +33,7 @@ var lies = []insert{
 	{"asksNobody", "ca/rollout/roots.go", "\tnow := x.c.Now()\n\tcounting := now\n", "\t// gofail: var asksNobody struct{}\n\t// return nil, nil\n"},
 	{"signsOnceItIsPublished", "ca/rollout/roots.go", "\tswitch {\n\tcase r.Step == \"\":",
 		"\t// gofail: var signsOnceItIsPublished struct{}\n\t// if r.Step == rotation.StepPublished { return ca.Assignment{Root: root(r.New)} }\n"},
-	{"waitsForNothing", "ca/rollout/roots.go", "\toldest := x.c.Now()", "\t// gofail: var waitsForNothing struct{}\n\t// return x.c.Now(), nil\n"},
+	{"waitsForNothing", "ca/rollout/roots.go", "\tnow, end := x.c.Now(), time.Time{}\n", "\t// gofail: var waitsForNothing struct{}\n\t// return x.c.Now(), nil\n"},
 	{"renewsNothing", "ca/rollout/roots.go", "\tif err := x.c.Renewals.RenewAll(", "\t// gofail: var renewsNothing struct{}\n\t// return end, nil\n"},
 	{"renewsLate", "ca/rollout/roots.go", "\tif err := x.c.Renewals.RenewAll(", "\t// gofail: var renewsLate struct{}\n" +
 		"\t// go func() { time.Sleep(2 * r.Within); _ = x.c.Renewals.RenewAll(ctx, mark(r), renewalShare(r.Within)) }()\n\t// return end, nil\n"},

@@ -254,7 +254,7 @@ func New(t testing.TB, rules string) *World {
 	p := w.parse(rules)
 	agents, err := registration.OpenAgentBook(ctx, w.Store)
 	must(err)
-	orders, err := registration.OpenOrders(ctx, w.Store, w.Store.ScanLedger)
+	orders, err := registration.OpenOrders(ctx, w.Store, w.Store.ScanLiving)
 	must(err)
 	continuity, err := registration.OpenContinuity(ctx, w.Store, w.Trust, agents, slog.New(slog.DiscardHandler))
 	must(err)

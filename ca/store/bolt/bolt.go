@@ -1,8 +1,8 @@
 // Package bolt is the store of a CA with one replica: one bbolt file, owned by one process, and beside it the log of the
 // ledger's young end (see wal.go).
 //
-// Buckets: meta (schema version, bundle, rollout, history), ledger (one value a group, see group.go), denials, renewals,
-// agents (JSON), marks (see history.go).
+// Buckets: meta (schema version, bundle, rollout, history, how far the ledger has ended), ledger (one value a group, see
+// group.go), denials, renewals, agents (JSON), marks (see history.go).
 // Each call is one transaction, or one record of the log: what returned nil is on the disk.
 package bolt
 
@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -71,6 +72,8 @@ type Store struct {
 	notices     []string
 	closing     sync.Mutex
 	closed      bool
+	// ended is how far the ledger has ended; see living.go.
+	ended atomic.Pointer[floor]
 	// mark is the newest; see history.go.
 	mark *rotation.Current[ca.Mark]
 	// publishing keeps mark in the order of the commits.
@@ -125,6 +128,9 @@ func (s *Store) open(path string) (err error) {
 		return err
 	}
 	if err := s.openHistory(); err != nil {
+		return openFailed(path, err)
+	}
+	if err := s.openFloor(); err != nil {
 		return openFailed(path, err)
 	}
 	if err := s.openLedger(path); err != nil {

@@ -40,6 +40,10 @@ func testModel(t *testing.T, open Opener) {
 				rt.Fatal(err)
 			}
 		}
+		// A moment is a second of one of some days: a store may look no further back than to the day before.
+		moment := func(rt *rapid.T, what string) time.Duration {
+			return time.Duration(rapid.IntRange(0, 10).Draw(rt, what))*time.Second + time.Duration(rapid.IntRange(0, 4).Draw(rt, "day"))*24*time.Hour
+		}
 		rt.Repeat(map[string]func(*rapid.T){
 			"swap": func(rt *rapid.T) {
 				expected := rapid.Uint64Range(0, 4).Draw(rt, "expected")
@@ -58,18 +62,25 @@ func testModel(t *testing.T, open Opener) {
 			"append": func(rt *rapid.T) {
 				var group []ca.LedgerEntry
 				for range rapid.IntRange(0, 4).Draw(rt, "size") {
-					group = append(group, entry(rapid.IntRange(0, 255).Draw(rt, "entry"), time.Duration(rapid.IntRange(0, 9).Draw(rt, "end"))*time.Second))
+					group = append(group, entry(rapid.IntRange(0, 255).Draw(rt, "entry"), moment(rt, "end")))
 				}
 				check(s.AppendLedger(ctx, group))
 				m.append(group)
 			},
 			"prune": func(rt *rapid.T) {
-				before := epoch.Add(time.Duration(rapid.IntRange(0, 10).Draw(rt, "before")) * time.Second)
+				before := epoch.Add(moment(rt, "before"))
 				n, err := s.PruneLedger(ctx, before)
 				check(err)
 				if want := m.prune(before); n != want {
 					rt.Fatalf("pruned %d, want %d", n, want)
 				}
+			},
+			"what lives": func(rt *rapid.T) {
+				at := epoch.Add(moment(rt, "at"))
+				if rapid.Bool().Draw(rt, "noted") {
+					check(s.NoteEnded(ctx, at))
+				}
+				m.living(rt, s, at)
 			},
 			"deny": func(rt *rapid.T) {
 				d := ca.Denial{ID: id.Draw(rt, "id"), Why: rapid.String().Draw(rt, "why"), Since: epoch}
@@ -127,6 +138,16 @@ func (m *model) prune(before time.Time) (gone uint64) {
 		m.groups = m.groups[1:]
 	}
 	return gone
+}
+
+func (m *model) living(rt *rapid.T, s Store, at time.Time) {
+	want := slices.DeleteFunc(slices.Concat(m.groups...), func(e ca.LedgerEntry) bool { return !e.NotAfter.After(at) })
+	slices.Reverse(want)
+	var got []ca.LedgerEntry
+	err := s.ScanLiving(context.Background(), at, func(e ca.LedgerEntry) (bool, error) { got = append(got, e); return true, nil })
+	if err != nil || !slices.EqualFunc(got, want, sameEntry) {
+		rt.Fatalf("%d entries live at %s, want %d: %v", len(got), at, len(want), err)
+	}
 }
 
 func (m *model) compare(rt *rapid.T, s Store) {

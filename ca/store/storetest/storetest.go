@@ -28,6 +28,9 @@ type Store interface {
 type Ledger interface {
 	ca.LedgerStore
 	ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error
+	// ScanLiving is for the entries that end after a moment, wherever they are. NoteEnded has it look no further than it must.
+	ScanLiving(ctx context.Context, at time.Time, fn func(ca.LedgerEntry) (bool, error)) error
+	NoteEnded(ctx context.Context, at time.Time) error
 	PruneLedger(ctx context.Context, before time.Time) (uint64, error)
 	LedgerSize(ctx context.Context) (uint64, error)
 }
