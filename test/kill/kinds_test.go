@@ -27,6 +27,8 @@ const (
 	first end = iota
 	second
 	third
+	// besideSecond: the first one signs, and the second one stays trusted and signs for nobody.
+	besideSecond
 )
 
 // within is an emergency's bound, the shortest there is.
@@ -52,6 +54,8 @@ var kinds = []kind{
 	{"plain", []variant{{short, []order{rotate(0)}, second}, {settings{ttl: 5 * time.Second, published: 4 * time.Second}, []order{rotate(0)}, second}}},
 	{"canary", []variant{{short, []order{rotate(share), goOn()}, second}}},
 	{"abort", aborts()},
+	{"abort that is turned forward", turnedForward()},
+	{"abort that leaves a root trusted", sparing()},
 	// SVIDs that live longer than the bound, and that nothing else renews: the old root is forced out.
 	{"taint", []variant{{settings{ttl: 20 * time.Minute}, []order{taint("", theFirst)}, second}}},
 	{"taint of the old root", oldTainted()},
@@ -74,6 +78,23 @@ func aborts() (all []variant) {
 		all = append(all, variant{short, amid(s, abort(s)), first})
 	}
 	return all
+}
+
+// turnedForward go forward again as the old root is about to sign.
+func turnedForward() (all []variant) {
+	for _, s := range []rotation.Step{rotation.StepCanary, rotation.StepSigning, rotation.StepRetired} {
+		all = append(all, variant{short, amid(s, abort(s), turnForward()), second})
+	}
+	return all
+}
+
+// sparing go back from a root that an operator has taken in for its own sake: amid the rollout, or before it.
+func sparing() (all []variant) {
+	for _, s := range []rotation.Step{rotation.StepPublished, rotation.StepCanary, rotation.StepRetired} {
+		all = append(all, variant{short, amid(s, trustSecond(s), abort(s)), besideSecond})
+	}
+	before := amid(rotation.StepPublished, trustSecond(rotation.StepPublished), abort(rotation.StepPublished), rotateAgain(), abort(rotation.StepSigning))
+	return append(all, variant{short, before, besideSecond})
 }
 
 // oldTainted hasten a Rollout, and have roots leave that have no part in it.

@@ -57,6 +57,27 @@ func goOn() order {
 	}
 }
 
+// turnForward ends an abort, while the root that it goes back to does not sign yet.
+func turnForward() order {
+	o := goOn()
+	o.in, o.took = rotation.StepConfirmed, func(_ *drive, r rotation.Rollout) bool { return !r.Aborted }
+	return o
+}
+
+// rotateAgain begins a Rollout to the second root when one to it is over that was aborted.
+func rotateAgain() order {
+	return order{
+		name: "rotate root to the second one", in: rotation.StepOut,
+		say: func(d *drive) { delete(d.said.barred, d.second) },
+		give: func(ctx context.Context, d *drive, c *client.Conn) error {
+			_, err := c.Authorities.RotateRoot(ctx, &meshcav1.RotateRootRequest{Issuer: d.second})
+			return err
+		},
+		took: func(_ *drive, r rotation.Rollout) bool { return !r.Aborted },
+		then: func(*drive) {},
+	}
+}
+
 func abort(in rotation.Step) order {
 	return order{
 		name: "abort", in: in,
@@ -132,6 +153,23 @@ func trust() order {
 			_, err := c.Authorities.TrustRoot(ctx, &meshcav1.TrustRootRequest{Pem: d.imported})
 			return err
 		},
+		then: func(*drive) {},
+	}
+}
+
+// trustSecond takes in the second root for its own sake.
+func trustSecond(in rotation.Step) order {
+	return order{
+		name: "root import of the second one", in: in,
+		say: func(*drive) {},
+		give: func(ctx context.Context, d *drive, c *client.Conn) error {
+			text, err := d.pem(d.second)
+			if err == nil {
+				_, err = c.Authorities.TrustRoot(ctx, &meshcav1.TrustRootRequest{Pem: text})
+			}
+			return err
+		},
+		took: func(_ *drive, r rotation.Rollout) bool { return r.Trusted },
 		then: func(*drive) {},
 	}
 }

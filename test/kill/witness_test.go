@@ -3,6 +3,7 @@ package kill
 import (
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
@@ -284,6 +285,19 @@ func (w *witness) dig() error {
 		w.roots[ca.RootID(found[0])] = found[0]
 	}
 	return nil
+}
+
+// pem is the certificate of a root that the CA has on disk.
+func (w *witness) pem(root string) ([]byte, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.dig(); err != nil {
+		return nil, err
+	}
+	if w.roots[root] == nil {
+		return nil, fmt.Errorf("there is no root %s on disk", root)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.roots[root].Raw}), nil
 }
 
 // equipped says what a peer still lacks; nil: all have certificates and roots in use.
