@@ -51,9 +51,9 @@ func (f *findings) add(level meshcav1.Finding_Level, subject, detail, hint strin
 // each workload. What is well with workloads is one finding, what is not is one each.
 func (a *Agent) check(ctx context.Context) []*meshcav1.Finding {
 	f := &findings{}
-	a.checkServer(ctx, f)
+	trusted := a.checkServer(ctx, f)
 	a.checkClock(f)
-	a.checkBundle(f)
+	a.checkBundle(f, trusted)
 	a.checkSelf(f)
 	checkTokenFile(f, "the agent's token", a.config.TokenFile)
 	a.checkDirs(f)
@@ -64,7 +64,8 @@ func (a *Agent) check(ctx context.Context) []*meshcav1.Finding {
 	return f.list
 }
 
-func (a *Agent) checkServer(ctx context.Context, f *findings) {
+// checkServer reports whether nothing answers at the CA's address that the bundle refuses.
+func (a *Agent) checkServer(ctx context.Context, f *findings) (trusted bool) {
 	const subject = "CA"
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -72,7 +73,7 @@ func (a *Agent) checkServer(ctx context.Context, f *findings) {
 	connected, last, _, _ := a.follower.standing()
 	switch {
 	case err != nil && refusal.Of(err) == refusal.CAUntrusted && mentionsTime(err):
-		f.fail(subject, "Compare the clocks of this node and of the CA first; then the bundle file with `certctl bundle show` at the CA.", "%v", err)
+		f.fail(subject, "Compare the clocks of this node and of the CA first; then `certctl bundle show` here (--agent) and at the CA.", "%v", err)
 	case err != nil:
 		f.refused(subject, err)
 	case !connected && last != nil:
@@ -82,6 +83,7 @@ func (a *Agent) checkServer(ctx context.Context, f *findings) {
 	default:
 		f.ok(subject, "%s answers, proves to be the CA, and the stream from it is open", a.config.Server)
 	}
+	return refusal.Of(err) != refusal.CAUntrusted
 }
 
 // mentionsTime reports whether a verification failed by a clock.
@@ -105,16 +107,21 @@ func (a *Agent) checkClock(f *findings) {
 	}
 }
 
-func (a *Agent) checkBundle(f *findings) {
+func (a *Agent) checkBundle(f *findings, trusted bool) {
 	const subject = "trust bundle"
 	held := a.trust.current.Value()
 	fileErr, keptErr := a.trust.faults()
+	fileHas, outranked := a.trust.outranked()
 	switch {
 	case len(held.X509Authorities()) == 0:
 		f.fail(subject, "Put the CA's bundle there: `certctl bundle export` writes it.", "none is held, and %s brought none: %v", a.config.BundleFile, fileErr)
 		return
 	case fileErr != nil:
 		f.warn(subject, "After a loss of the state directory the agent would not know the CA. `certctl bundle export` writes the file.", "the bundle file cannot be used: %v", fileErr)
+	case !trusted && outranked:
+		f.fail(subject, fmt.Sprintf("If the CA was made anew, and the file is its own, `certctl ca accept-rollback --above %d` at the CA makes its bundle the newer one. "+
+			"An old file is left alone: it could bring back a root that was given up.", a.trust.sequence()),
+			"the bundle file has a root that is not trusted, and is not taken: its sequence is %d, and %d is held", fileHas, a.trust.sequence())
 	default:
 		f.ok(subject, "sequence %d with %d roots", a.trust.sequence(), len(held.X509Authorities()))
 	}

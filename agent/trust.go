@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -37,6 +39,8 @@ type trust struct {
 	mark    []byte // the CA's name for the last state that was followed
 	taken   string // digest of the file without a sequence that was taken last, hex; empty where the last one had a sequence
 	fileErr error  // why the file could not be taken when it was read last
+	foreign bool   // the file had a root then that is not held, and was left alone: it was not newer
+	fileHas uint64 // its sequence
 	keptErr error  // why the bundle is not on disk
 	acked   uint64 // the sequence that all below were last known to have
 }
@@ -109,17 +113,18 @@ func (t *trust) readFile() error {
 	b, digest, err := readBundleFile(t.domain, t.file)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.fileErr = err
+	t.fileErr, t.foreign = err, false
 	if err != nil {
 		return err
 	}
-	_, numbered := b.SequenceNumber()
+	n, numbered := b.SequenceNumber()
 	switch {
 	case !numbered && digest == t.taken:
 		return nil // what is held came after it
 	case !numbered:
 		t.taken = digest
 	case !newer(b, t.current.Value()):
+		t.fileHas, t.foreign = n, slices.ContainsFunc(b.X509Authorities(), func(root *x509.Certificate) bool { return !t.current.Value().HasX509Authority(root) })
 		return nil
 	default:
 		t.taken = ""
@@ -224,6 +229,14 @@ func (t *trust) faults() (file, kept error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.fileErr, t.keptErr
+}
+
+// outranked reports whether the file, when it was read last, had a root that is not held and was not newer; n is its sequence. It
+// is how an old file looks, and how that of a CA does whose first sequence is lower than the last one of the CA before.
+func (t *trust) outranked() (n uint64, is bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.fileHas, t.foreign
 }
 
 // newer reports whether b is to replace held. A bundle with a sequence replaces one without.

@@ -141,12 +141,16 @@ func (u *rootUpstream) SignIntermediate(_ context.Context, ref string, r Interme
 type memory struct {
 	mu      sync.Mutex
 	bundle  StoredBundle
+	first   uint64 // the sequence of the first bundle
 	entries []LedgerEntry
 	groups  []int
 	before  error // nothing happens
 	after   error // it happens, and the caller hears that it did not
 	delay   time.Duration
 }
+
+// changes is how often the bundle was changed since the first one.
+func (m *memory) changes() uint64 { return m.bundle.Sequence - m.first }
 
 func (m *memory) Bundle(context.Context) (StoredBundle, error) {
 	m.mu.Lock()
@@ -162,6 +166,9 @@ func (m *memory) SwapBundle(_ context.Context, expected uint64, next StoredBundl
 	}
 	if m.bundle.Sequence != expected {
 		return ErrConflict
+	}
+	if expected == 0 {
+		m.first = next.Sequence
 	}
 	m.bundle = StoredBundle{next.Sequence, bytes.Clone(next.JSON)}
 	return m.after

@@ -53,8 +53,8 @@ type TrustConfig struct {
 	Anchors []*x509.Certificate
 }
 
-// Trust is the trust bundle of the trust domain: roots alone, with a sequence that grows by each change. It is durable
-// before anyone sees it. It is safe for concurrent use, also by several processes on one store.
+// Trust is the trust bundle of the trust domain: roots alone, with a sequence that begins with the clock and grows by one with
+// each change. It is durable before anyone sees it. It is safe for concurrent use, also by several processes on one store.
 type Trust struct {
 	td      spiffeid.TrustDomain
 	store   BundleStore
@@ -191,7 +191,11 @@ func (t *Trust) change(ctx context.Context, beyond uint64, edit func(*spiffebund
 		if next.Equal(old) && (beyond == 0 || sequence(old) > beyond) {
 			return nil
 		}
-		next.SetSequenceNumber(max(sequence(next), beyond) + 1)
+		following := max(sequence(old), beyond) + 1
+		if sequence(old) == 0 {
+			following = max(following, firstSequence())
+		}
+		next.SetSequenceNumber(following)
 		data, err := encodeBundle(next)
 		if err != nil {
 			return err
@@ -212,6 +216,10 @@ func (t *Trust) change(ctx context.Context, beyond uint64, edit func(*spiffebund
 	}
 	return fmt.Errorf("ca: storing the trust bundle: %w, %d times", ErrConflict, maxSwaps)
 }
+
+// firstSequence is that of a new store: Unix seconds. So a CA that was made anew is newer than the one before, whose sequence
+// grew by ones, and agents, which go by the sequence alone, take its bundle from their file.
+func firstSequence() uint64 { return uint64(max(1, time.Now().Unix())) }
 
 // reload reads the stored bundle and publishes it if it is newer than ours.
 func (t *Trust) reload(ctx context.Context) (*spiffebundle.Bundle, error) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -22,12 +23,13 @@ func trustOn(t *testing.T, store BundleStore, roots []*x509.Certificate, anchors
 func TestFirstStartMakesTheBundle(t *testing.T) {
 	store := &memory{}
 	root, anchor := newRoot(t, "root", time.Hour).root, newRoot(t, "anchor", time.Hour).root
+	now := uint64(time.Now().Unix())
 	trust, err := trustOn(t, store, []*x509.Certificate{root}, anchor)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b, stale := trust.Bundle()
-	if sequence(b) != 1 || !b.HasX509Authority(root) || !b.HasX509Authority(anchor) || store.bundle.Sequence != 1 {
+	if sequence(b) < now || !b.HasX509Authority(root) || !b.HasX509Authority(anchor) || store.bundle.Sequence != sequence(b) {
 		t.Errorf("sequence %d, %d roots, stored %d", sequence(b), len(b.X509Authorities()), store.bundle.Sequence)
 	}
 	// What is stored is what a relying party reads.
@@ -40,6 +42,32 @@ func TestFirstStartMakesTheBundle(t *testing.T) {
 		t.Error("stale from the start")
 	default:
 	}
+}
+
+// Agents go by the sequence alone: where a CA is made anew, on an empty store with another root, that must be higher.
+func TestACAThatWasMadeAnewIsNewer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before, anew := &memory{}, &memory{}
+		trust, err := trustOn(t, before, []*x509.Certificate{newRoot(t, "root", time.Hour).root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			time.Sleep(time.Minute)
+			if err := trust.AddRoots(t.Context(), newRoot(t, "another", time.Hour).root); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if before.changes() != 3 {
+			t.Errorf("three changes made %d of the first sequence", before.changes())
+		}
+		if _, err := trustOn(t, anew, []*x509.Certificate{newRoot(t, "anew", time.Hour).root}); err != nil {
+			t.Fatal(err)
+		}
+		if anew.bundle.Sequence <= before.bundle.Sequence {
+			t.Errorf("the CA that was made anew begins at %d, the one before was at %d", anew.bundle.Sequence, before.bundle.Sequence)
+		}
+	})
 }
 
 // A ledger and a root that serve two trust domains would prove nothing about either.
@@ -89,7 +117,7 @@ func TestLaterStarts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, _ := trust.Bundle(); sequence(b) != 1 || len(b.X509Authorities()) != 1 {
+		if b, _ := trust.Bundle(); sequence(b) != store.first || len(b.X509Authorities()) != 1 {
 			t.Errorf("sequence %d, %d roots", sequence(b), len(b.X509Authorities()))
 		}
 	})
@@ -99,7 +127,7 @@ func TestLaterStarts(t *testing.T) {
 		if !errors.Is(err, ErrRootUnknown) || !strings.Contains(err.Error(), "certctl ca rotate root --issuer") || strings.Contains(err.Error(), "anchor") {
 			t.Errorf("got %v", err)
 		}
-		if store.bundle.Sequence != 1 {
+		if store.changes() != 0 {
 			t.Error("the bundle changed")
 		}
 	})
@@ -116,7 +144,7 @@ func TestLaterStarts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, _ := trust.Bundle(); sequence(b) != 2 || !b.HasX509Authority(other) {
+		if b, _ := trust.Bundle(); sequence(b) != store.first+1 || !b.HasX509Authority(other) {
 			t.Errorf("sequence %d", sequence(b))
 		}
 		if _, err := trustOn(t, store, []*x509.Certificate{other}); err != nil {
@@ -130,7 +158,7 @@ func TestLaterStarts(t *testing.T) {
 			t.Fatal(err)
 		}
 		b, _ := trust.Bundle()
-		if sequence(b) != 1 || b.HasX509Authority(third) {
+		if sequence(b) != store.first || b.HasX509Authority(third) {
 			t.Error("it is not just listed")
 		}
 	})
@@ -140,7 +168,7 @@ func TestLaterStarts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, _ := trust.Bundle(); sequence(b) != 1 || b.HasX509Authority(third) {
+		if b, _ := trust.Bundle(); sequence(b) != store.first || b.HasX509Authority(third) {
 			t.Error("the bundle changed")
 		}
 	})
@@ -192,7 +220,7 @@ func TestAddRoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-stale
-	if b, _ := trust.Bundle(); sequence(b) != 2 || len(b.X509Authorities()) != 2 {
+	if b, _ := trust.Bundle(); sequence(b) != store.first+1 || len(b.X509Authorities()) != 2 {
 		t.Errorf("sequence %d with %d roots", sequence(b), len(b.X509Authorities()))
 	}
 }
@@ -211,20 +239,20 @@ func TestSwapFailsInPairs(t *testing.T) {
 	if err := trust.AddRoots(t.Context(), other); !errors.Is(err, full) {
 		t.Fatalf("got %v", err)
 	}
-	if b, _ := trust.Bundle(); sequence(b) != 1 || store.bundle.Sequence != 1 {
+	if b, _ := trust.Bundle(); sequence(b) != store.first || store.changes() != 0 {
 		t.Errorf("shows %d, stored %d", sequence(b), store.bundle.Sequence)
 	}
 	// It failed after it had taken effect: nobody is told yet, the next call finds it and does nothing twice.
 	failing.effect = true
 	trust.store = failing
-	if err := trust.AddRoots(t.Context(), other); !errors.Is(err, full) || store.bundle.Sequence != 2 {
+	if err := trust.AddRoots(t.Context(), other); !errors.Is(err, full) || store.changes() != 1 {
 		t.Fatalf("got %v, stored %d", err, store.bundle.Sequence)
 	}
 	trust.store = store
 	if err := trust.AddRoots(t.Context(), other); err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := trust.Bundle(); sequence(b) != 2 || !b.HasX509Authority(other) {
+	if b, _ := trust.Bundle(); sequence(b) != store.first+1 || !b.HasX509Authority(other) {
 		t.Errorf("shows %d", sequence(b))
 	}
 }
@@ -267,7 +295,7 @@ func TestManyWritersOfOneBundle(t *testing.T) {
 	}
 	wg.Wait()
 	b, err := spiffebundle.Parse(testDomain, store.bundle.JSON)
-	if err != nil || len(b.X509Authorities()) != 13 || store.bundle.Sequence != 13 {
+	if err != nil || len(b.X509Authorities()) != 13 || store.changes() != 12 {
 		t.Errorf("%d roots under sequence %d, %v", len(b.X509Authorities()), store.bundle.Sequence, err)
 	}
 }

@@ -30,7 +30,9 @@ func TestAHeldBundleIsToldToNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	held.Store(true)
-	if _, err := d.Trust.RaiseSequence(t.Context(), 9); err != nil {
+	bundle, _ := d.Trust.Bundle()
+	sequence, _ := bundle.SequenceNumber()
+	if _, err := d.Trust.RaiseSequence(t.Context(), sequence+8); err != nil {
 		t.Fatal(err)
 	}
 	if state, err := open.Recv(); refusal.Of(err) != refusal.BundleHeld || !refusal.Of(err).Passing() {

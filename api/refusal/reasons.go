@@ -372,7 +372,7 @@ var table = map[Reason]entry{
 		"Look at the network to the CA's address and at the CA; `certctl check` on the node shows the last error."},
 	CAUntrusted: {codes.Unavailable,
 		"What answers at the CA's address does not prove to be this trust domain's CA.",
-		"Compare the agent's bundle file with `certctl bundle show` at the CA; an agent never trusts an unverified connection."},
+		"Compare `certctl bundle show` on the node (--agent) and at the CA. An agent trusts no unverified connection; it takes its bundle file where that has the higher sequence, and `certctl check --agent` says when it has not."},
 	SVIDExpired: {codes.Unavailable,
 		"The workload's SVID ended before a new one could be had.",
 		"`certctl explain` at the agent shows what every try was answered."},

@@ -167,7 +167,7 @@ func TestNobodyCanClaimALoss(t *testing.T) {
 
 func TestALossIsAccepted(t *testing.T) {
 	p := newPast(t, func(l *life) {
-		if _, err := l.trust.RaiseSequence(l.t.Context(), 7); err != nil {
+		if _, err := l.trust.RaiseSequence(l.t.Context(), l.sequence()+7); err != nil {
 			l.t.Fatal(err)
 		}
 	})
@@ -177,7 +177,7 @@ func TestALossIsAccepted(t *testing.T) {
 	early := p.now.sealed()
 	p.restored.witnesses(early, true, refusal.CARolledBack)
 	p.now.deny("/later")
-	if _, err := p.now.trust.RaiseSequence(t.Context(), 20); err != nil {
+	if _, err := p.now.trust.RaiseSequence(t.Context(), p.now.sequence()+20); err != nil {
 		t.Fatal(err)
 	}
 	late := p.now.sealed()

@@ -93,6 +93,7 @@ func TestAnIssuerIsImportedAgain(t *testing.T) {
 	t.Parallel()
 	h, m := onMount(t, t.TempDir())
 	root := h.auth.Assignment().Root
+	trusted, _ := h.trust.Bundle()
 	m.imported(root.ID, "again")
 	lines, _ := h.auth.Lines()
 	if err := lines[0].RenewNow(t.Context()); err == nil {
@@ -122,7 +123,7 @@ func TestAnIssuerIsImportedAgain(t *testing.T) {
 	if now, _ := h.auth.Lines(); len(now) != 1 || now[0] != lines[0] || now[0].Root() != again || now[0].Status().Chain[0].Equal(before) || h.auth.Assignment().Root != again {
 		t.Errorf("%d lines, of %+v; %+v signs", len(now), now[0].Root(), h.auth.Assignment())
 	}
-	if b, _ := h.trust.Bundle(); h.issue("web") != root.ID || !slices.Equal(h.trusted(), []string{root.ID}) || sequenceOf(b) != 1 || h.step() != rotation.StepOut {
+	if b, _ := h.trust.Bundle(); h.issue("web") != root.ID || !slices.Equal(h.trusted(), []string{root.ID}) || sequenceOf(b) != sequenceOf(trusted) || h.step() != rotation.StepOut {
 		t.Errorf("trusted are %v", h.trusted())
 	}
 	if _, moved, err := h.operator.Repoint(t.Context(), "again", false); moved || err != nil {

@@ -147,7 +147,9 @@ func TestReadinessIsTold(t *testing.T) {
 	}
 	defer conn.Close()
 	r.until("serving", func() error { return r.health(conn, healthv1.HealthCheckResponse_SERVING) })
-	for _, metric := range []string{"\nmeshca_ready 1\n", "\nmeshca_bundle_sequence 1\n", "\nmeshca_ledger_commit_seconds_count", "\nmeshca_cluster_ready{cluster=\"a\"} 1\n"} {
+	bundle, _ := r.trust.Bundle()
+	sequence, _ := bundle.SequenceNumber()
+	for _, metric := range []string{"\nmeshca_ready 1\n", fmt.Sprintf("\nmeshca_bundle_sequence %g\n", float64(sequence)), "\nmeshca_ledger_commit_seconds_count", "\nmeshca_cluster_ready{cluster=\"a\"} 1\n"} {
 		if err := r.gets("/metrics", http.StatusOK, metric); err != nil {
 			t.Error(err)
 		}

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"maps"
 	"math/big"
 	"net"
 	"net/url"
@@ -100,6 +101,24 @@ func New(domain string) (*CA, error) {
 		agents:   map[string]spiffeid.ID{}, workloads: map[string]spiffeid.ID{}, pods: map[string]spiffeid.ID{}, keys: map[string]bool{},
 		seen: Seen{Issued: map[spiffeid.ID]int{}},
 	}, nil
+}
+
+// Anew is the CA that is made in the place of this one, which has stopped: another root, no memory, and a bundle whose sequence
+// begins beyond. The cluster, whose tokens and pods it knows, is the same.
+func (c *CA) Anew() (*CA, error) {
+	anew, err := New(c.domain.Name())
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sequence, _ := c.bundle.Value().SequenceNumber()
+	b := spiffebundle.FromX509Authorities(c.domain, []*x509.Certificate{anew.root.cert})
+	b.SetSequenceNumber(sequence + 1000)
+	anew.bundle.Set(b)
+	anew.address, anew.ttl, anew.agentTTL = c.address, c.ttl, c.agentTTL
+	anew.agents, anew.workloads, anew.pods = maps.Clone(c.agents), maps.Clone(c.workloads), maps.Clone(c.pods)
+	return anew, nil
 }
 
 // Agent makes a token prove an agent on a node.
@@ -237,6 +256,13 @@ func (c *CA) Start() (string, error) {
 	meshcav1.RegisterIssuanceServiceServer(c.server, &service{ca: c})
 	go func(s *grpc.Server) { _ = s.Serve(l) }(c.server)
 	return c.address, nil
+}
+
+// StartAt serves at an address that is known.
+func (c *CA) StartAt(address string) error {
+	c.with(func() { c.address = address })
+	_, err := c.Start()
+	return err
 }
 
 // Stop ends the server at once, as a crash would.

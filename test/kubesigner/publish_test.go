@@ -260,14 +260,16 @@ func TestPublishFromAnOldStore(t *testing.T) {
 	t.Cleanup(func() { sweep(t, shared) })
 	h := newHouse(t, shared, "", "meshca")
 	only := func(c *kubesigner.PublishConfig) { c.ClusterTrustBundle, c.Linkerd, c.Istio = nil, nil, nil }
+	bundle, _ := h.Trust.Bundle()
+	has, _ := bundle.SequenceNumber()
 	newer := &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Name: "meshca-trust", Annotations: map[string]string{"meshca.io/trust-domain": "mesh.test", "meshca.io/bundle-sequence": "9"}},
+		ObjectMeta: metav1.ObjectMeta{Name: "meshca-trust", Annotations: map[string]string{"meshca.io/trust-domain": "mesh.test", "meshca.io/bundle-sequence": fmt.Sprint(has + 8)}},
 		Data:       map[string]string{"bundle.json": "of later"},
 	}
 	must(h.Clientset.CoreV1().ConfigMaps("meshca").Create(t.Context(), newer, metav1.CreateOptions{}))(t)
 	p := h.publisher(free, only)
 	eventually(t, func() error {
-		if x := p.Published(1)[0]; !x.Since.IsZero() || !strings.Contains(x.Fault, "holds the trust bundle 9, and this CA has 1") {
+		if x := p.Published(1)[0]; !x.Since.IsZero() || !strings.Contains(x.Fault, fmt.Sprintf("holds the trust bundle %d, and this CA has %d:", has+8, has)) {
 			return fmt.Errorf("%+v", x)
 		}
 		return nil
@@ -275,9 +277,9 @@ func TestPublishFromAnOldStore(t *testing.T) {
 	if text, err := h.configMap("meshca", "meshca-trust", "bundle.json"); err != nil || text != "of later" {
 		t.Fatalf("%q, %v", text, err)
 	}
-	must(h.Trust.RaiseSequence(t.Context(), 100))(t) // as accept-rollback does
+	must(h.Trust.RaiseSequence(t.Context(), has+99))(t) // as accept-rollback does
 	eventually(t, func() error {
-		if x := p.Published(100)[0]; x.Since.IsZero() {
+		if x := p.Published(has + 99)[0]; x.Since.IsZero() {
 			return fmt.Errorf("%+v", x)
 		}
 		return nil

@@ -52,6 +52,7 @@ type site struct {
 	dir, bin  string
 	ops       string
 	ca, agent *parts.Process
+	first     uint64 // the sequence of the CA's first bundle
 }
 
 func newSite(t *testing.T) *site {
@@ -137,6 +138,20 @@ func (s *site) startCA() {
 	s.ca, err = parts.Start(parts.Command{Path: filepath.Join(s.bin, "meshca"), Args: []string{"serve", "--config", s.file("ca.yaml")}})
 	check(s.t, err)
 	s.until("the CA answers", func() error { _, _, err := s.readyz(); return err })
+	if s.first != 0 {
+		return
+	}
+	s.until("the CA has written its bundle", func() error {
+		var bundle struct {
+			Sequence uint64 `json:"spiffe_sequence"`
+		}
+		data, err := os.ReadFile(s.file("bundle.json"))
+		if err == nil {
+			err = json.Unmarshal(data, &bundle)
+		}
+		s.first = bundle.Sequence
+		return err
+	})
 }
 
 func (s *site) killCA() { s.ca.Kill() }
@@ -269,17 +284,16 @@ func (s *site) workload(name, state, reason string) (serial string) {
 	return serial
 }
 
-// bundle waits until the agent has one of this sequence at least, and returns its sequence.
-func (s *site) bundle(least uint64) (sequence uint64) {
+// bundle waits until the agent has the CA's n-th bundle, or a later one. The sequence of the first tells when the store was made.
+func (s *site) bundle(n uint64) {
 	s.t.Helper()
-	s.until(fmt.Sprintf("the agent has bundle %d", least), func() error {
+	s.until(fmt.Sprintf("the agent has bundle %d", n), func() error {
 		a, err := s.agentSays()
-		if sequence = a.BundleSequence; err == nil && sequence < least {
-			err = fmt.Errorf("it has %d", sequence)
+		if least := s.first + n - 1; err == nil && a.BundleSequence < least {
+			err = fmt.Errorf("it has %d, and is to have %d", a.BundleSequence, least)
 		}
 		return err
 	})
-	return sequence
 }
 
 func freePort(t *testing.T) int {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -37,7 +38,7 @@ func backedUp(t *testing.T) *site {
 	s.workload("db", "fresh", "")
 	out := s.order("backup", s.file("old.backup"))
 	info, err := os.Stat(s.file("old.backup"))
-	if err != nil || info.Mode() != 0o600 || !strings.Contains(out, "sequence 1") {
+	if err != nil || info.Mode() != 0o600 || !strings.Contains(out, fmt.Sprintf("sequence %d", s.first)) {
 		t.Fatalf("the backup: %v, %v\n%s", info, err, out)
 	}
 	if audit := string(read(t, s.file("audit.log"))); !strings.Contains(audit, `"verb":"backup","peer":"uid `) {
@@ -62,7 +63,7 @@ func TestAnOldBackupOverTheStore(t *testing.T) {
 	s := backedUp(t)
 	store, log := read(t, s.file("state/meshca.db")), read(t, s.file("state/meshca.db.wal")) // the CA was killed: what it recorded last is there
 	s.refused([]string{s.file("old.backup")}, "there is a store already", "Nothing was changed", "restore --config "+s.file("ca.yaml")+" --replace")
-	s.refused([]string{"--replace", s.file("old.backup")}, "knows less than the store that stands", "go back from sequence 2 to 1", "1 denials would be forgotten, of "+thief,
+	s.refused([]string{"--replace", s.file("old.backup")}, "knows less than the store that stands", fmt.Sprintf("go back from sequence %d to %d", s.first+1, s.first), "1 denials would be forgotten, of "+thief,
 		"Nothing was changed", "--accept-rollback")
 	if !bytes.Equal(store, read(t, s.file("state/meshca.db"))) || !bytes.Equal(log, read(t, s.file("state/meshca.db.wal"))) {
 		t.Error("what was refused changed the store")
