@@ -45,7 +45,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 		return nil, err
 	}
 	if v.used(a, r.GetTargetPath()) || d.occupied(r.GetTargetPath()) {
-		if err := d.surviving(func() error { d.republish(v, a, r.GetTargetPath(), wrong); return nil }); err != nil {
+		if err := d.surviving(func() error { d.republish(v, a, r, wrong); return nil }); err != nil {
 			d.note(v, err)
 		}
 		return &csi.NodePublishVolumeResponse{}, nil

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"os"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
 	"github.com/meshca/meshca/api/refusal"
 )
 
 // republish refreshes a volume that a pod uses. What goes wrong is for logs and checks.
-func (d *Driver) republish(v *volume, a *ask, target string, wrong error) {
+func (d *Driver) republish(v *volume, a *ask, r *csi.NodePublishVolumeRequest, wrong error) {
+	target := r.GetTargetPath()
 	errs := []error{wrong}
 	changed := false
 	if v.state != nil && !v.state.fits(a, target) { // it was begun for something else, and no pod has it
@@ -31,9 +34,17 @@ func (d *Driver) republish(v *volume, a *ask, target string, wrong error) {
 	if v.state.Replaced {
 		errs = append(errs, refusal.New(refusal.VolumeReplaced, "containers of pod %s that ran before have another directory than the one that is served", v.state.Pod))
 	}
-	if a != nil && a.token.reveal() != "" {
+	var token secret
+	if a != nil {
+		token = a.token
+	} else { // the rest was not understood, as by an agent of an earlier version; the identity would end without its token
 		var err error
-		changed, err = v.saveToken(a.token)
+		token, err = tokenOf(r, v.state.Pod)
+		errs = append(errs, err)
+	}
+	if token.reveal() != "" {
+		var err error
+		changed, err = v.saveToken(token)
 		errs = append(errs, err)
 	}
 	k, anew, err := d.keep(v)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 
 	"github.com/meshca/meshca/api/refusal"
@@ -170,5 +171,51 @@ func TestAbandonedVolumesAreSwept(t *testing.T) {
 	}
 	if web.sees() == "" || len(n.driver.all()) != 1 {
 		t.Error("the volume of a pod that runs was swept away")
+	}
+}
+
+// TestARepublishBringsItsToken whatever else of the call is not understood: an attribute that an agent of a later version knew,
+// say. Without the token the SVID could not be renewed once the old one has ended.
+func TestARepublishBringsItsToken(t *testing.T) {
+	for name, change := range map[string]func(*csi.NodePublishVolumeRequest){
+		"an attribute of a later version": func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["fils"] = "tls" },
+		"a value of a later version":      func(r *csi.NodePublishVolumeRequest) { r.VolumeContext[attributeOptional] = "perhaps" },
+		"no word of the pod":              func(r *csi.NodePublishVolumeRequest) { delete(r.VolumeContext, keyPodUID) },
+		"writable":                        func(r *csi.NodePublishVolumeRequest) { r.Readonly = false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.start()
+			web := n.pod("web")
+			must(t, web.publish())
+			publish := func() {
+				t.Helper()
+				r := web.request()
+				change(r)
+				_, err := csi.NewNodeClient(n.conn).NodePublishVolume(t.Context(), r)
+				must(t, err)
+			}
+			has := func() string {
+				t.Helper()
+				data, err := os.ReadFile(filepath.Join(web.dir(), "token"))
+				must(t, err)
+				return string(data)
+			}
+			web.freshToken(2)
+			publish()
+			if has() != web.token {
+				t.Error("the kubelet's fresh token was thrown away")
+			}
+			if s := n.driver.Standing(); len(s.Faults) != 1 || refusal.Of(s.Faults[0]) != refusal.VolumeInvalid {
+				t.Errorf("the fault is not shown: %v", s.Faults)
+			}
+			before := has()
+			web.token = tokenFor("db", "other", 3)
+			publish()
+			if has() != before {
+				t.Error("another pod's token was taken")
+			}
+			must(t, web.unpublish())
+		})
 	}
 }
