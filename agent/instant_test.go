@@ -71,7 +71,7 @@ func TestKeptAfterTheClockWasSet(t *testing.T) {
 			must(t, before.save(nameOf(w), w, h, c.skew))
 
 			clocks.set(func() { c.change(clocks) })
-			got, err := (&store{dir, clocks.now}).load(nameOf(w), w, ca.Domain())
+			got, _, err := (&store{dir, clocks.now}).load(nameOf(w), w, ca.Domain())
 			must(t, err)
 			left := time.Duration(0)
 			if got != nil {

@@ -45,9 +45,9 @@ func (w *workload) judge(now bearer, refused error) {
 	}
 }
 
-// handedOver withdraws what is held if it was given to somebody else than the bearer of now, whom the CA refuses for
-// good: who is at the socket now must not have the identity of who was there before. While the CA cannot be asked, what
-// is held is served on.
+// handedOver withdraws what is held, or what an earlier run left, if it was given to somebody else than the bearer of now, whom
+// the CA refuses for good: who is at the socket now must not have the identity of who was there before. While the CA cannot be
+// asked, what is held is served on.
 func (w *workload) handedOver(now bearer, refused error) {
 	e, ok := refusal.From(refused)
 	if !ok || e.Reason.Passing() || e.Reason.Code() == codes.Internal {
@@ -58,6 +58,10 @@ func (w *workload) handedOver(now bearer, refused error) {
 	if h := w.state.held; h != nil && h.bearer.other(now) {
 		w.log.Warn("the token file names somebody else, who is refused; the SVID given for the token before is served no longer",
 			"spiffe_id", h.svid.ID.String(), "error", refused)
+		w.withdraw()
+	} else if h == nil && w.state.former.other(now) {
+		w.log.Warn("the token file names somebody else than before the agent's restart, who is refused; what is left of the one before goes", "error", refused)
+		w.state.had, w.state.former = true, bearer{}
 		w.withdraw()
 	}
 }

@@ -44,7 +44,7 @@ func TestWhatPolicyGrantsNoLongerIsDropped(t *testing.T) {
 			if got := fetch(t, n.path("web.sock"), "ROOTCA"); got["ROOTCA"] == nil {
 				t.Error("the bundle is served no longer")
 			}
-			if kept, err := a.store.load(a.roster.list()[0].name, a.roster.list()[0].Workload, n.config.TrustDomain); err != nil || kept != nil {
+			if kept, _, err := a.store.load(a.roster.list()[0].name, a.roster.list()[0].Workload, n.config.TrustDomain); err != nil || kept != nil {
 				t.Errorf("it is kept for a restart: %v, %v", kept, err)
 			}
 

@@ -17,7 +17,7 @@ func (a *Agent) restore() (own *rotation.Term, err error) {
 		a.log.Warn("keys of workloads that are gone cannot be removed", "dir", a.store.dir, "error", err)
 	}
 	a.proxies.load(a.roster.list())
-	h := a.restored(selfName, Workload{}, a.config.TokenFile)
+	h, _ := a.restored(selfName, Workload{}, a.config.TokenFile)
 	if h == nil {
 		return nil, nil
 	}
@@ -53,8 +53,9 @@ func (a *Agent) addKnown() error {
 
 // restoreWorkload takes up what was kept of one workload.
 func (a *Agent) restoreWorkload(w *workload) {
-	h := a.restored(w.name, w.Workload, w.TokenFile)
+	h, former := a.restored(w.name, w.Workload, w.TokenFile)
 	if h == nil {
+		w.formerly(former)
 		return
 	}
 	w.restore(h)
@@ -66,23 +67,26 @@ func (a *Agent) restoreWorkload(w *workload) {
 	}
 }
 
-// restored is what was kept under the name, unless the token file names somebody else by now. A file that cannot be read
-// says nothing against what it was read for before.
-func (a *Agent) restored(name string, w Workload, tokenFile string) *held {
-	h, err := a.store.load(name, w, a.config.TrustDomain)
+// restored is what was kept under the name, unless the token file names somebody else by now: then it is gone, and whose it was
+// is said. A file that cannot be read says nothing against what it was read for before.
+func (a *Agent) restored(name string, w Workload, tokenFile string) (h *held, former bearer) {
+	h, whose, err := a.store.load(name, w, a.config.TrustDomain)
 	if err != nil {
 		a.log.Warn("a kept SVID cannot be used; a new one is asked for", "socket", w.Socket, "error", err)
-		return nil
+		return nil, bearer{}
 	}
 	if h == nil {
-		return nil
+		return nil, whose
 	}
-	if token, err := readToken(tokenFile); err == nil && h.bearer.other(token.bearer()) {
+	if token, err := readToken(tokenFile); err == nil && whose.other(token.bearer()) {
 		a.log.Warn("a kept SVID is not used: the token file names somebody else by now", "token_file", tokenFile, "spiffe_id", h.svid.ID.String())
-		a.forget(name)
-		return nil
+		if err := a.store.disown(name, w, whose); err != nil {
+			a.log.Warn("whose a kept SVID was cannot be kept", "socket", w.Socket, "error", err)
+			a.forget(name)
+		}
+		return nil, whose
 	}
-	return h
+	return h, bearer{}
 }
 
 // forget removes what is kept under the name.

@@ -90,10 +90,11 @@ func TestStoreKeeps(t *testing.T) {
 	must(t, s.prepare())
 	w := Workload{Socket: "/run/a.sock", TokenFile: "/run/a.token"}
 	h := newHeld(t, ca, "/ns/a/sa/b", time.Hour)
+	h.bearer = bearer{Subject: "system:serviceaccount:a:b"}
 	must(t, s.save(nameOf(w), w, h, 0))
-	got, err := s.load(nameOf(w), w, ca.Domain())
+	got, whose, err := s.load(nameOf(w), w, ca.Domain())
 	must(t, err)
-	if got == nil || got.svid.ID != h.svid.ID || got.serial() != h.serial() || got.term.Life != h.term.Life {
+	if got == nil || whose != h.bearer || got.svid.ID != h.svid.ID || got.serial() != h.serial() || got.term.Life != h.term.Life {
 		t.Fatalf("got %v", got)
 	}
 	if left := got.term.Remaining(time.Now()); left < 59*time.Minute || left > time.Hour {
@@ -104,9 +105,13 @@ func TestStoreKeeps(t *testing.T) {
 	if info.Mode().Perm() != 0o600 {
 		t.Errorf("the file has mode %v", info.Mode())
 	}
+	must(t, s.disown(nameOf(w), w, h.bearer))
+	if got, whose, err = s.load(nameOf(w), w, ca.Domain()); got != nil || whose != h.bearer || err != nil {
+		t.Errorf("disowned, but %v of %v, %v", got, whose, err)
+	}
 	must(t, s.remove(nameOf(w)))
 	must(t, s.remove(nameOf(w)))
-	if got, err = s.load(nameOf(w), w, ca.Domain()); got != nil || err != nil {
+	if got, _, err = s.load(nameOf(w), w, ca.Domain()); got != nil || err != nil {
 		t.Errorf("removed, but %v %v", got, err)
 	}
 }
@@ -164,7 +169,7 @@ func TestStoreDoesNotGiveOut(t *testing.T) {
 			if c.life < time.Minute {
 				time.Sleep(c.life)
 			}
-			got, err := s.load(nameOf(w), c.ask, ca.Domain())
+			got, _, err := s.load(nameOf(w), c.ask, ca.Domain())
 			if got != nil || (err != nil) != c.fault {
 				t.Errorf("got %v, error %v", got != nil, err)
 			}

@@ -86,9 +86,9 @@ type state struct {
 	// listening is why the socket is not open; nil when it is. tried: it is known by now.
 	listening error
 	tried     bool
-	// bearer is whose the token was when it was read last.
-	bearer bearer
-	nacks  uint64
+	// bearer is whose the token was when it was read last; former, whose it was in an earlier run, while nothing is held.
+	bearer, former bearer
+	nacks          uint64
 	// limits counts the calls and connections of proxies that were refused or ended for a limit, and limit is why the last one was.
 	limits  uint64
 	limit   error
@@ -186,7 +186,7 @@ func (w *workload) install(h *held) error {
 	if w.state.had {
 		w.state.rotations++
 	}
-	w.state.held, w.state.had, w.state.withheld = h, true, false
+	w.state.held, w.state.had, w.state.withheld, w.state.former = h, true, false, bearer{}
 	w.state.denied, w.state.gone, w.state.expired = false, nil, false
 	w.publish()
 	return nil
@@ -197,6 +197,14 @@ func (w *workload) restore(h *held) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.held, w.state.withheld, w.state.lastID, w.state.bearer = h, true, h.svid.ID, h.bearer
+}
+
+// formerly notes whose the SVID was that an earlier run held. It is not served; what is left of it elsewhere, in files, stays as
+// long as anything that is held: see handedOver.
+func (w *workload) formerly(whose bearer) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state.former = whose
 }
 
 // Due spreads by the node, the identity and the place where it is served.

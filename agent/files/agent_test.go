@@ -2,11 +2,15 @@ package files
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +19,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/meshca/meshca/agent"
+	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/test/fakeca"
 )
 
@@ -77,20 +82,22 @@ func (n *node) files(c Config) {
 	n.config.Sources = append(n.config.Sources, s)
 }
 
-// start runs the agent until the test ends.
-func (n *node) start() {
+// start runs the agent until the test ends, or stop is called.
+func (n *node) start() (stop func()) {
 	n.t.Helper()
 	a, err := agent.New(n.config)
 	must(n.t, err)
 	ctx, cancel := context.WithCancel(n.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
-	n.t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			n.t.Error(err)
 		}
 	})
+	n.t.Cleanup(stop)
+	return stop
 }
 
 func eventually(t *testing.T, what string, met func() bool) {
@@ -222,5 +229,53 @@ func TestSourcesThatAreRefused(t *testing.T) {
 		if _, err := NewSource([]Entry{{"/s", c}}); err == nil {
 			t.Errorf("%+v was taken", c)
 		}
+	}
+}
+
+// tokenOf is a token of an account, as the agent reads it.
+func tokenOf(account string) string {
+	part := base64.RawURLEncoding.EncodeToString
+	return part([]byte(`{"alg":"RS256"}`)) + "." + part(fmt.Appendf(nil, `{"exp":%d,"sub":"system:serviceaccount:shop:%s"}`, time.Now().Add(time.Hour).Unix(), account)) + ".c2ln"
+}
+
+// The token file came to name somebody else while the agent was off. Whoever is refused for good does not keep the files of who was
+// there before; while the CA has not said so, they stay.
+func TestFilesOfSomebodyElseOverARestart(t *testing.T) {
+	for name, restarts := range map[string]int{"one restart": 1, "the CA is away over another restart": 2} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			was, other := tokenOf("web"), tokenOf("other")
+			n.ca.Workload(was, "/ns/shop/sa/web")
+			refused := n.ca.Workload(other, "/ns/shop/sa/other")
+			must(t, os.WriteFile(n.path("web.token"), []byte(was), 0o600))
+			dir := n.path("tls")
+			n.files(Config{Dir: dir, Names: []Names{TLS}})
+			stop := n.start()
+			eventually(t, "the files are there", n.holds(dir))
+			stop()
+			must(t, os.WriteFile(n.path("web.token"), []byte(other), 0o600))
+			n.ca.Refuse(func(id spiffeid.ID) error {
+				if id == refused {
+					return refusal.New(refusal.PolicyError, "as the test says")
+				}
+				return nil
+			})
+			if restarts > 1 {
+				n.ca.Stop()
+				stop = n.start()
+				time.Sleep(300 * time.Millisecond)
+				if !n.holds(dir)() {
+					t.Error("they are gone, and the CA has said nothing")
+				}
+				stop()
+				_, err := n.ca.Start()
+				must(t, err)
+			}
+			n.start()
+			eventually(t, "the files of the one before are gone", func() bool {
+				_, err := os.Stat(filepath.Join(dir, "tls.key"))
+				return errors.Is(err, fs.ErrNotExist)
+			})
+		})
 	}
 }
