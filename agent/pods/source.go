@@ -51,12 +51,17 @@ type Config struct {
 	Attest func(l *net.UnixListener, refused func(error)) (Peers, error)
 	// StateFile remembers the UIDs of the pods that are served, over a restart of the agent.
 	StateFile string
+	// CleanUp has the source forget, when it ends, the pods that have no connection open then, and take the socket's directory away
+	// where there is no other and no pod has it mounted: see agent.Config.CleanUp.
+	CleanUp bool
 	// Idle is how long a pod may be without a connection before it is forgotten; 10 minutes where it is 0.
 	Idle time.Duration
 	// Log gets what happens; slog.Default where it is nil.
 	Log *slog.Logger
 	// label gives a directory the label that SELinux has for containers; selinux.Label where it is nil.
 	label func(path string) error
+	// mounted reports whether a pod may have a directory mounted; mounted where it is nil.
+	mounted func(dir string) bool
 }
 
 // Source is the shared socket. It is used by one agent.
@@ -101,6 +106,9 @@ func New(c Config) *Source {
 	if c.label == nil {
 		c.label = selinux.Label
 	}
+	if c.mounted == nil {
+		c.mounted = mounted
+	}
 	c.Socket = filepath.Clean(c.Socket)
 	return &Source{
 		config: c, notes: rate.NewLimiter(rate.Every(12*time.Second), 5), served: map[string]*podOf{},
@@ -124,6 +132,7 @@ func (s *Source) Run(ctx context.Context, a *agent.Agent) error {
 		s.failed(ctx, s.serve(ctx, a))
 		wait(ctx, reopen)
 	}
+	s.leave()
 	return nil
 }
 
@@ -230,8 +239,11 @@ func (s *Source) find(a *agent.Agent, uid string) (*agent.Kept, error) {
 }
 
 // look ends the workloads of pods that are gone, and of those that nobody has been connected to for long.
-func (s *Source) look() {
-	for uid, p := range s.over(time.Now()) {
+func (s *Source) look() { s.forget(s.over(time.Now())) }
+
+// forget ends the workloads of pods that were taken out of the served.
+func (s *Source) forget(pods map[string]*podOf) {
+	for uid, p := range pods {
 		if err := p.kept.Remove(); err != nil {
 			s.config.Log.Error("what is kept of a pod cannot be removed", "pod_uid", uid, "error", err)
 		}
@@ -240,10 +252,7 @@ func (s *Source) look() {
 
 // over takes those out of the served that are over.
 func (s *Source) over(now time.Time) map[string]*podOf {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	over := map[string]*podOf{}
-	for uid, p := range s.served {
+	return s.take(func(p *podOf) bool {
 		m, _ := p.kept.Materials()
 		switch {
 		case m.End == nil:
@@ -251,20 +260,29 @@ func (s *Source) over(now time.Time) map[string]*podOf {
 		case p.ended.IsZero():
 			p.ended = now
 		}
-		switch {
-		case p.kept.Open() > 0 && (m.End == nil || now.Sub(p.ended) < lastWord): // a new stream on it hears why, and costs the CA nothing
+		if p.kept.Open() > 0 && (m.End == nil || now.Sub(p.ended) < lastWord) { // a new stream on it hears why, and costs the CA nothing
 			p.seen = now
-			continue
-		case m.End == nil && now.Sub(p.seen) < s.config.Idle: // and a pod that is gone does not come back under its UID
-			continue
+			return false
 		}
-		over[uid] = p
-		delete(s.served, uid)
+		return m.End != nil || now.Sub(p.seen) >= s.config.Idle // a pod that is gone does not come back under its UID
+	})
+}
+
+// take takes those out of the served that are to go.
+func (s *Source) take(goes func(*podOf) bool) map[string]*podOf {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken := map[string]*podOf{}
+	for uid, p := range s.served {
+		if goes(p) {
+			taken[uid] = p
+			delete(s.served, uid)
+		}
 	}
-	if len(over) > 0 {
+	if len(taken) > 0 {
 		s.save()
 	}
-	return over
+	return taken
 }
 
 // sentAway notes a peer that was sent away.

@@ -59,14 +59,16 @@ func (s saying) Accept() (net.Conn, string, error) {
 
 // node is an agent with a shared socket, and a CA.
 type node struct {
-	t      *testing.T
-	ca     *fakeca.CA
-	dir    string
-	idle   time.Duration
-	label  func(string) error
-	config agent.Config
-	source *Source
-	stop   func()
+	t     *testing.T
+	ca    *fakeca.CA
+	dir   string
+	idle  time.Duration
+	label func(string) error
+	// mounted says that pods have the directory mounted.
+	mounted bool
+	config  agent.Config
+	source  *Source
+	stop    func()
 }
 
 func newNode(t *testing.T) *node {
@@ -98,9 +100,17 @@ func (n *node) start() {
 	n.t.Helper()
 	n.source = New(Config{
 		Socket: n.socket(), StateFile: n.path("run/shared.json"), Idle: n.idle, Log: n.config.Log, label: n.label,
+		CleanUp: n.config.CleanUp, mounted: func(string) bool { return n.mounted },
 		Attest: func(l *net.UnixListener, refused func(error)) (Peers, error) { return saying{l, refused}, nil },
 	})
-	n.config.Sources = []agent.Source{n.source}
+	n.run(n.source)
+	n.eventually("the socket is open", func() bool { return n.source.Standing().NotReady == nil })
+}
+
+// run runs the agent with a source until the test ends, or n.stop.
+func (n *node) run(s agent.Source) {
+	n.t.Helper()
+	n.config.Sources = []agent.Source{s}
 	a, err := agent.New(n.config)
 	must(n.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -119,7 +129,6 @@ func (n *node) start() {
 		}
 	}
 	n.t.Cleanup(n.stop)
-	n.eventually("the socket is open", func() bool { return n.source.Standing().NotReady == nil })
 }
 
 func (n *node) eventually(what string, met func() bool) {

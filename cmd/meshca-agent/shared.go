@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/meshca/meshca/agent"
 	"github.com/meshca/meshca/agent/pods"
 	"github.com/meshca/meshca/attestor/unixpeer"
 )
@@ -84,12 +85,20 @@ func within(dir, path string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// source is the section as the agent takes it.
-func (c SharedSocketConfig) source(runtimeDir string, log *slog.Logger) *pods.Source {
-	return pods.New(pods.Config{
-		Socket: c.path(runtimeDir), StateFile: filepath.Join(runtimeDir, "shared.json"), Log: log,
+// source is the section as the agent takes it. Switched off, it is what takes away what an agent left that had the socket where
+// it is by default; nil where that place is something else's by now.
+func (c SharedSocketConfig) source(whole *Config, log *slog.Logger) agent.Source {
+	config := pods.Config{
+		Socket: c.path(whole.RuntimeDir), StateFile: filepath.Join(whole.RuntimeDir, "shared.json"), CleanUp: whole.CleanUp, Log: log,
 		Attest: func(l *net.UnixListener, refused func(error)) (pods.Peers, error) {
 			return unixpeer.New(l, unixpeer.Config{CgroupRoot: c.CgroupRoot, Refused: refused})
 		},
-	})
+	}
+	switch {
+	case c.Enabled:
+		return pods.New(config)
+	case c.apart(whole) != nil:
+		return nil
+	}
+	return pods.NewLeftovers(config)
 }

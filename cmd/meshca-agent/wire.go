@@ -30,8 +30,8 @@ func run(ctx context.Context, c *Config, stderr io.Writer) error {
 		}
 		config.Sources = append(config.Sources, driver)
 	}
-	if c.SharedSocket.Enabled {
-		config.Sources = append(config.Sources, c.SharedSocket.source(c.RuntimeDir, log))
+	if shared := c.SharedSocket.source(c, log); shared != nil {
+		config.Sources = append(config.Sources, shared)
 	}
 	delivered, err := c.files(log)
 	if err != nil {

@@ -374,9 +374,12 @@ func uninstall(t *testing.T, s *helm.Site, before []string) {
 		}
 		return nil
 	})
-	if traces := hostTraces(t, s); len(traces) > 0 {
-		t.Errorf("left on the node: %q", traces)
-	}
+	await(t, s, time.Minute, "the node as it was before", func(context.Context) error { // the kubelet takes its pods' directories away
+		if traces := hostTraces(t, s); len(traces) > 0 {
+			return fmt.Errorf("left: %q", traces)
+		}
+		return nil
+	})
 	csi := must(s.Clientset.StorageV1().CSINodes().Get(ctx, node.Name, metav1.GetOptions{}))(t)
 	if len(csi.Spec.Drivers) > 0 {
 		t.Errorf("the node still has drivers: %+v", csi.Spec.Drivers)

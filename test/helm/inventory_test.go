@@ -35,8 +35,8 @@ func inventory(t *testing.T, s *helm.Site) []string {
 	return all
 }
 
-// hostTraces are the files, sockets and mounts on the node that are meshca's. Directories alone are not among them: the
-// runtime directory, which the kubelet makes and which lies in memory, stays till the next boot.
+// hostTraces are the files, directories, sockets and mounts on the node that are meshca's, but for the runtime directory itself,
+// which the kubelet makes and which lies in memory: empty, it stays till the next boot.
 func hostTraces(t *testing.T, s *helm.Site) []string {
 	t.Helper()
 	var found []string
@@ -50,7 +50,7 @@ func hostTraces(t *testing.T, s *helm.Site) []string {
 			switch {
 			case entry.IsDir() && (rel == "/node" || rel == "/parts" || rel == "/containerd" || rel == "/volumes" || dir == "/var/lib" && rel == "/kubelet"):
 				return filepath.SkipDir
-			case strings.Contains(rel, "meshca") && !entry.IsDir(), strings.HasSuffix(rel, "/plugins/csi.meshca.io"):
+			case strings.Contains(rel, "meshca") && dir+rel != "/run/meshca-agent":
 				found = append(found, dir+rel)
 			}
 			return nil

@@ -1,0 +1,119 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/meshca/meshca/agent"
+)
+
+// leave takes away what the next run need not find. An agent does not know whether it is replaced or ends for good: pods that have a
+// connection open are to be served by the next one, also with the CA gone.
+func (s *Source) leave() {
+	if !s.config.CleanUp {
+		return
+	}
+	s.forget(s.away())
+	s.mu.Lock()
+	left := len(s.served)
+	s.mu.Unlock()
+	if dir := filepath.Dir(s.config.Socket); left == 0 && !s.config.mounted(dir) {
+		_ = os.Remove(dir) // where somebody else has something in it, it stays
+	}
+}
+
+// away takes those out of the served that have no connection open.
+func (s *Source) away() map[string]*podOf {
+	return s.take(func(p *podOf) bool { return p.kept.Open() == 0 })
+}
+
+// mounted reports whether a process has the directory mounted, as pods do that use the socket: one that is made in its place they
+// would not see, and never find the socket again. Where that cannot be told it says yes.
+func mounted(dir string) bool {
+	if os.Getpid() == 1 {
+		return true // in a PID namespace of its own it sees nobody else
+	}
+	own, err := os.Stat(dir)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil || len(processes) == 0 {
+		return true
+	}
+	looked := map[string]bool{} // by mount namespace
+	for _, process := range processes {
+		namespace, err := os.Readlink(process + "/ns/mnt")
+		if err == nil && looked[namespace] {
+			continue
+		}
+		looked[namespace] = err == nil
+		lines, err := os.ReadFile(process + "/mountinfo")
+		if errors.Is(err, fs.ErrPermission) || err == nil && has(process, string(lines), dir, own) {
+			return true // any other error is that it has ended meanwhile
+		}
+	}
+	return false
+}
+
+// blanks are how mountinfo writes what would end a field (proc_pid_mountinfo(5)).
+var blanks = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// has reports whether a process's mountinfo has the directory as the root of a mount, or one of its name that cannot be looked at.
+func has(process, mountinfo, dir string, own fs.FileInfo) bool {
+	for line := range strings.Lines(mountinfo) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || filepath.Base(blanks.Replace(fields[3])) != filepath.Base(dir) {
+			continue
+		}
+		at, err := os.Stat(process + "/root" + blanks.Replace(fields[4]))
+		if errors.Is(err, fs.ErrPermission) || err == nil && os.SameFile(at, own) {
+			return true
+		}
+	}
+	return false
+}
+
+// Leftovers are what an agent that had the shared socket left on the node, for one that has it no longer. It is a Source, since
+// the agent before may not have ended when the next one is made; it serves nobody.
+type Leftovers struct{ config Config }
+
+var _ agent.Source = Leftovers{}
+
+// NewLeftovers takes Socket, StateFile and Log of the configuration that the agent before had.
+func NewLeftovers(c Config) Leftovers { return Leftovers{c} }
+
+// Known are none: what is kept of pods that were served is removed.
+func (Leftovers) Known() ([]agent.Workload, error) { return nil, nil }
+
+// Run takes the socket, its directory and the state file away. Pods that have the directory mounted would have to be started
+// anew if the socket came back.
+func (l Leftovers) Run(context.Context, *agent.Agent) error {
+	var errs []error
+	for _, path := range []string{l.config.StateFile, l.config.StateFile + ".new"} {
+		errs = append(errs, gone(os.Remove(path)))
+	}
+	if info, err := os.Lstat(l.config.Socket); err == nil && info.Mode()&fs.ModeSocket != 0 {
+		errs = append(errs, gone(os.Remove(l.config.Socket)))
+	}
+	if err := gone(os.Remove(filepath.Dir(l.config.Socket))); !errors.Is(err, syscall.ENOTEMPTY) { // else it is not ours alone
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		l.config.Log.Warn("something is left of the shared socket, which is switched off", "error", err)
+	}
+	return nil
+}
+
+// gone is an error but for that of a file that is not there.
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
