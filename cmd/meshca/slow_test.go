@@ -89,8 +89,8 @@ func TestWhatASlowUpstreamTellsLater(t *testing.T) {
 	}{
 		"slow":               {slow: true, trusted: 2, says: "Its root is trusted, and it signs for nobody"},
 		"told at the start":  {trusted: 1},
-		"another upstream":   {slow: true, other: true, trusted: 1, says: "the bundle of mesh.test (sequence 1) does not hold it"},
-		"another, autoTrust": {slow: true, other: true, auto: true, trusted: 1, says: "the bundle of mesh.test (sequence 1) does not hold it"},
+		"another upstream":   {slow: true, other: true, trusted: 1, says: "the bundle of mesh.test (sequence 946684800) does not hold it"},
+		"another, autoTrust": {slow: true, other: true, auto: true, trusted: 1, says: "the bundle of mesh.test (sequence 946684800) does not hold it"},
 		"slow, autoTrust":    {slow: true, auto: true, trusted: 3, says: "Its root is trusted, and it signs for nobody"},
 	} {
 		t.Run(name, func(t *testing.T) {
