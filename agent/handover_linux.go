@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// open hands the socket, which was born private, to its owner. A pod that shares the directory can put anything in its place at
+// handOver hands the socket, which was born private, to its owner. A pod that shares the directory can put anything in its place at
 // any moment, such as a link to a file that it would have given away: so what is handed over is held first, and looked at.
-func open(path string, mode fs.FileMode, uid, gid *int) error {
+func handOver(path string, mode fs.FileMode, uid, gid *int) error {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: path, Err: err}
@@ -24,13 +24,7 @@ func open(path string, mode fs.FileMode, uid, gid *int) error {
 		return fmt.Errorf("%s is not the socket that was made there: somebody has put something else in its place", path)
 	}
 	if uid != nil || gid != nil {
-		u, g := -1, -1
-		if uid != nil {
-			u = *uid
-		}
-		if gid != nil {
-			g = *gid
-		}
+		u, g := owners(uid, gid)
 		if err := unix.Fchownat(fd, "", u, g, unix.AT_EMPTY_PATH); err != nil {
 			return &fs.PathError{Op: "chown", Path: path, Err: err}
 		}

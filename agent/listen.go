@@ -62,7 +62,7 @@ func listen(path string, mode fs.FileMode, uid, gid *int) (*socket, error) {
 	l.SetUnlinkOnClose(false)
 	s := &socket{UnixListener: l, path: path}
 	if s.file, err = os.Lstat(path); err == nil {
-		err = open(path, mode, uid, gid)
+		err = handOver(path, mode, uid, gid)
 	}
 	if err != nil {
 		_ = s.Close()
@@ -125,6 +125,18 @@ func (s *Socket) Intact() bool { return s.s.intact() }
 
 // Close ends it.
 func (s *Socket) Close() error { return s.s.Close() }
+
+// owners are the arguments of chown(2): -1 leaves one as it is.
+func owners(uid, gid *int) (u, g int) {
+	u, g = -1, -1
+	if uid != nil {
+		u = *uid
+	}
+	if gid != nil {
+		g = *gid
+	}
+	return u, g
+}
 
 // Close stops listening and removes the socket file, if it is still the one that was made.
 func (s *socket) Close() error {

@@ -11,8 +11,8 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 )
 
-// NodeUnpublishVolume ends everything: the streams and the socket, the key, the token, the mount. It succeeds where nothing
-// is there.
+// NodeUnpublishVolume ends everything: the streams and the socket, the key, the token, the mount. It succeeds where
+// nothing is there.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
 	if err := errors.Join(checkID(r.GetVolumeId()), checkPath(r.GetTargetPath())); err != nil {
 		return nil, err
