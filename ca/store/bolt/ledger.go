@@ -32,32 +32,41 @@ func (s *Store) AppendLedger(ctx context.Context, group []ca.LedgerEntry) error 
 // ScanLedger calls fn for each entry, newest first, until it returns false or an error. No transaction is open while fn
 // runs, so a slow fn holds up nothing; entries that come after the scan began are not seen.
 func (s *Store) ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error {
-	groups, last := s.young.unfolded()
+	_, _, err := s.scan(ctx, 0, readGroup, fn)
+	return err
+}
+
+// scan calls fn for each entry of the groups that read reads, newest first, until it returns false or an error. It ends at the
+// group of the index above, which it leaves out. newest is the index of the ledger's last entry as it began, and whole, that it
+// came to its end.
+func (s *Store) scan(ctx context.Context, above uint64, read groupReader, fn func(ca.LedgerEntry) (bool, error)) (newest uint64, whole bool, err error) {
+	groups, newest := s.young.unfolded()
+	last := newest
 	for _, g := range slices.Backward(groups) {
-		page, err := readGroup(g.first, g.value)
+		page, err := read(g.first, g.value)
 		if err != nil {
-			return unavailable(err)
+			return newest, false, unavailable(err)
 		}
 		if more, err := each(page, fn); err != nil || !more {
-			return err
+			return newest, false, err
 		}
 		last = g.first - 1
 	}
-	before := indexKey(last + 1) // the key that the last page ended at
-	for {
-		page, next, err := s.ledgerPage(ctx, before)
+	for before := indexKey(last + 1); before != nil; { // the key that the last page ended at
+		page, next, err := s.ledgerPage(ctx, before, above, read)
 		if err != nil {
-			return err
+			return newest, false, err
 		}
 		if more, err := each(page, fn); err != nil || !more {
-			return err
-		}
-		if next == nil {
-			return nil
+			return newest, false, err
 		}
 		before = next
 	}
+	return newest, true, nil
 }
+
+// groupReader reads a group by the index of its first entry; nil: none of its entries are wanted.
+type groupReader func(first uint64, value []byte) ([]ca.LedgerEntry, error)
 
 // each calls fn for each entry, the last one first.
 func each(page []ca.LedgerEntry, fn func(ca.LedgerEntry) (bool, error)) (more bool, err error) {
@@ -69,22 +78,25 @@ func each(page []ca.LedgerEntry, fn func(ca.LedgerEntry) (bool, error)) (more bo
 	return true, nil
 }
 
-// ledgerPage reads up to scanGroups groups below the key before, oldest entry first, and returns the key to go on from: nil
-// where none is left.
-func (s *Store) ledgerPage(ctx context.Context, before []byte) (page []ca.LedgerEntry, next []byte, err error) {
+// ledgerPage looks at groups below the key before, oldest entry first, down to the index above, and returns the key to go on
+// from: nil where none is left. It looks at headGroups of them at most, and at no more when scanGroups are wanted.
+func (s *Store) ledgerPage(ctx context.Context, before []byte, above uint64, read groupReader) (page []ca.LedgerEntry, next []byte, err error) {
 	err = s.view(ctx, func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketLedger).Cursor()
 		k, v := lastBelow(c, before)
 		var groups [][]ca.LedgerEntry
-		for ; k != nil && len(groups) < scanGroups; k, v = c.Prev() {
-			group, err := readGroup(indexOf(k), v)
+		for n := 0; k != nil && indexOf(k) > above && n < headGroups && len(groups) < scanGroups; n++ {
+			group, err := read(indexOf(k), v)
 			if err != nil {
 				return err
 			}
-			groups = append(groups, group)
+			if group != nil {
+				groups = append(groups, group)
+			}
 			next = append(next[:0], k...)
+			k, v = c.Prev()
 		}
-		if k == nil {
+		if k == nil || indexOf(k) <= above {
 			next = nil
 		}
 		slices.Reverse(groups)

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"slices"
+	"math"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -82,7 +82,7 @@ type walk struct {
 }
 
 func newWalk(at time.Time, f *floor) *walk {
-	w := &walk{at: at}
+	w := &walk{at: at, next: floor{last: math.MaxUint64}}
 	if !at.Before(f.end) {
 		w.above, w.next.end = f.last, f.end
 	}
@@ -110,55 +110,11 @@ func (w *walk) read(first uint64, value []byte, wanted bool) ([]ca.LedgerEntry, 
 
 // walk goes on until fn says no. One that came to its end has found the floor. Without fn no entry is read.
 func (s *Store) walk(ctx context.Context, w *walk, fn func(ca.LedgerEntry) (bool, error)) error {
-	groups, last := s.young.unfolded()
-	w.next.last = last
-	for _, g := range slices.Backward(groups) {
-		page, err := w.read(g.first, g.value, fn != nil)
-		if err != nil {
-			return unavailable(err)
-		}
-		if more, err := each(page, fn); err != nil || !more {
-			return err
-		}
-		last = g.first - 1
+	read := func(first uint64, value []byte) ([]ca.LedgerEntry, error) { return w.read(first, value, fn != nil) }
+	newest, whole, err := s.scan(ctx, w.above, read, fn)
+	if whole {
+		w.next.last = min(w.next.last, newest)
+		s.ended.Store(&w.next)
 	}
-	for before := indexKey(last + 1); before != nil; {
-		page, next, err := s.livingPage(ctx, w, before, fn != nil)
-		if err != nil {
-			return err
-		}
-		if more, err := each(page, fn); err != nil || !more {
-			return err
-		}
-		before = next
-	}
-	s.ended.Store(&w.next)
-	return nil
-}
-
-// livingPage is as ledgerPage is, for the groups that the walk reads.
-func (s *Store) livingPage(ctx context.Context, w *walk, before []byte, wanted bool) (page []ca.LedgerEntry, next []byte, err error) {
-	err = s.view(ctx, func(tx *bbolt.Tx) error {
-		c := tx.Bucket(bucketLedger).Cursor()
-		k, v := lastBelow(c, before)
-		var groups [][]ca.LedgerEntry
-		for n := 0; k != nil && indexOf(k) > w.above && n < headGroups && len(groups) < scanGroups; n++ {
-			group, err := w.read(indexOf(k), v, wanted)
-			if err != nil {
-				return err
-			}
-			if group != nil {
-				groups = append(groups, group)
-			}
-			next = append(next[:0], k...)
-			k, v = c.Prev()
-		}
-		if k == nil || indexOf(k) <= w.above {
-			next = nil
-		}
-		slices.Reverse(groups)
-		page = slices.Concat(groups...)
-		return nil
-	})
-	return page, next, err
+	return err
 }
