@@ -22,10 +22,19 @@ const maxBounds = 2 * maxTaints
 
 // of is when a bound is over, by the clock that says it is now: that lies before the bound where the clock was set back.
 func (b *bounds) of(until, now time.Time) time.Time {
+	left := until.Sub(now)
+	kept := b.kept(until, left)
+	if late := left - kept; late < drift { // a clock is slewed all the time
+		return until
+	}
+	return now.Add(kept)
+}
+
+// kept is what is left, by the time that the process runs, of what was left when this moment was seen first.
+func (b *bounds) kept(moment time.Time, left time.Duration) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	running, key := b.running(), until.UTC().Round(0)
-	left := until.Sub(now)
+	running, key := b.running(), moment.UTC().Round(0)
 	end, known := b.ends[key]
 	if !known {
 		if b.ends == nil {
@@ -37,20 +46,21 @@ func (b *bounds) of(until, now time.Time) time.Time {
 			b.ends[key] = end
 		}
 	}
-	if late := left - (end - running); late < drift { // a clock is slewed all the time
-		return until
-	}
-	return now.Add(end - running)
+	return end - running
 }
 
 // outBy is when the one that goes leaves the set: when the last certificate under it has ended, which is waited for by the
-// clock, and in an emergency at its bound.
+// clock, for as long as one can be in use, and in an emergency at its bound.
 func (x *Roller) outBy(r Rollout) time.Time {
-	until := r.outBy()
-	if r.Within == 0 {
-		return until
+	until, now := r.outBy(), x.now()
+	forced := until
+	switch {
+	case r.Within > 0:
+		forced = x.bounds.of(r.Entered.Add(r.Within/2), now)
+	case x.o.Lives > 0: // by the time that the process runs alone: what clock was right as it was entered, nobody knows
+		forced = now.Add(x.bounds.kept(r.Entered, x.o.Lives))
 	}
-	if forced := x.bounds.of(r.Entered.Add(r.Within/2), x.now()); forced.Before(until) {
+	if forced.Before(until) {
 		return forced
 	}
 	return until

@@ -18,26 +18,30 @@ func TestABoundOutlastsAClockThatIsSetBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		r       Rollout
 		restart bool
+		lives   time.Duration
 		// early and late are how long the process runs when it has yet to go on, and when it has.
 		early, late time.Duration
 	}{
-		"a stolen root leaves": {retired(Rollout{Within: within, LastEnd: now.Add(6 * time.Hour), Taints: []Taint{{ID: oldRoot.ID}}}), false,
+		"a stolen root leaves": {retired(Rollout{Within: within, LastEnd: now.Add(6 * time.Hour), Taints: []Taint{{ID: oldRoot.ID}}}), false, 0,
 			within/2 - time.Second, within / 2},
-		"and its certificates end before": {retired(Rollout{Within: within, LastEnd: now.Add(4 * time.Minute), Taints: []Taint{{ID: oldRoot.ID}}}), false,
+		"and its certificates end before": {retired(Rollout{Within: within, LastEnd: now.Add(4 * time.Minute), Taints: []Taint{{ID: oldRoot.ID}}}), false, 0,
 			4 * time.Minute, within / 2},
-		"confirmations": {Rollout{Old: oldRoot, New: newRoot, Step: StepPublished, Entered: now, Begun: now, Since: now, Within: within, Taints: []Taint{{ID: oldRoot.ID}}}, false,
+		"confirmations": {Rollout{Old: oldRoot, New: newRoot, Step: StepPublished, Entered: now, Begun: now, Since: now, Within: within, Taints: []Taint{{ID: oldRoot.ID}}}, false, 0,
 			within/2 - time.Second, within / 2},
-		"one that is behind": {Rollout{Old: oldRoot, New: newRoot, Step: StepOut, NewShare: 100, Behind: []Behind{{Party: Party{ID: "third"}, By: now.Add(within)}}}, false,
+		"one that is behind": {Rollout{Old: oldRoot, New: newRoot, Step: StepOut, NewShare: 100, Behind: []Behind{{Party: Party{ID: "third"}, By: now.Add(within)}}}, false, 0,
 			within - time.Second, within},
-		"no emergency": {retired(Rollout{LastEnd: now.Add(within)}), false, within + 59*time.Minute, within + time.Hour},
-		"and a restart": {retired(Rollout{Within: within, LastEnd: now.Add(6 * time.Hour), Taints: []Taint{{ID: oldRoot.ID}}}), true,
+		"no emergency": {retired(Rollout{LastEnd: now.Add(within)}), false, 0, within + 59*time.Minute, within + time.Hour},
+		"no emergency, and what lives is in use no more": {retired(Rollout{LastEnd: now.Add(10 * time.Hour)}), false, 7 * time.Hour, 7*time.Hour - time.Second, 7 * time.Hour},
+		"and a clock was years ahead":                    {retired(Rollout{LastEnd: now.Add(9000 * time.Hour)}), false, 7 * time.Hour, 7*time.Hour - time.Second, 7 * time.Hour},
+		"and who comes after a restart waits anew":       {retired(Rollout{LastEnd: now.Add(9000 * time.Hour)}), true, 7 * time.Hour, 7*time.Hour + 59*time.Second, 7*time.Hour + time.Minute},
+		"and a restart": {retired(Rollout{Within: within, LastEnd: now.Add(6 * time.Hour), Taints: []Taint{{ID: oldRoot.ID}}}), true, 0,
 			within/2 + 59*time.Minute, within/2 + time.Hour},
 	} {
 		var wall, running time.Duration
 		clock := NewClock(ClockOptions{Wall: func() time.Time { return now.Add(wall) }, Running: func() time.Duration { return running }})
 		p := &plain{record: c.r, unconfirmed: []string{"agent-1"}}
 		roller := func() *Roller {
-			return NewRoller(RollerOptions{Journal: p, Authorities: p, Now: clock.Now, Running: clock.Running})
+			return NewRoller(RollerOptions{Journal: p, Authorities: p, Now: clock.Now, Running: clock.Running, Lives: c.lives})
 		}
 		x := roller()
 		stays := func() bool {

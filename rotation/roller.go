@@ -35,7 +35,7 @@ type Authorities interface {
 	Withdraw(ctx context.Context, p Party) error
 }
 
-// RollerOptions are what a Roller needs: all but Observe, Every, Now and Running.
+// RollerOptions are what a Roller needs: all but Observe, Every, Now, Running and Lives.
 type RollerOptions struct {
 	Journal     Journal
 	Authorities Authorities
@@ -48,6 +48,10 @@ type RollerOptions struct {
 	// Running is how long something runs that no setting of a clock changes; the time since NewRoller by default. A clock
 	// that is set back does not put off an emergency's bounds: they are kept by this, too, from when they were seen first.
 	Running func() time.Duration
+	// Lives is how long after an authority has stopped to sign something below it may be in use: one retires for no longer
+	// by Running, from when that was seen first, whatever LastEnd says: a clock that was years ahead puts it years ahead.
+	// Zero: there is no such bound.
+	Lives time.Duration
 }
 
 // Roller moves the Rollout of a Journal. What it does follows from the journal alone, so that a process that dies

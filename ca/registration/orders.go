@@ -43,9 +43,13 @@ type Standing struct {
 	Reviewed time.Time
 }
 
-// RenewBy are the renewals that one agent has to make.
+// RenewBy are the renewals that one agent has to make. One that covers what a clock far ahead has issued names all that is
+// issued since, too, so that one goes when it is over.
 func (s *Standing) RenewBy(agent spiffeid.ID) []ca.RenewOrder {
-	return slices.Concat(s.Renew, s.Reviews[agent.String()])
+	now := time.Now()
+	return slices.DeleteFunc(slices.Concat(s.Renew, s.Reviews[agent.String()]), func(r ca.RenewOrder) bool {
+		return r.IssuedBefore.After(now) && !now.Before(r.Until)
+	})
 }
 
 // DeniedIDs returns the denied SPIFFE IDs in order.
@@ -183,7 +187,8 @@ func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
 	}
 	all := stillMatter(standing.Renew, now)
 	for _, x := range all {
-		if covers(r, x) && !x.IssuedBefore.Before(r.IssuedBefore) { // agents know an order by its moment, and follow each once
+		// Agents know an order by its moment, and follow each once. One that covers a clock far ahead does so for itself.
+		if ahead := x.IssuedBefore.Sub(r.IssuedBefore); covers(r, x) && ahead >= 0 && ahead <= ca.MaxTTL {
 			r = covering(r, x.IssuedBefore.Add(time.Nanosecond))
 		}
 	}
@@ -206,21 +211,28 @@ func (o *Orders) Renew(ctx context.Context, r ca.RenewOrder) error {
 	return nil
 }
 
-// lastIssue is the latest moment of issue of what lives.
+// lastIssue is the latest moment of issue of what lives. What a clock far ahead has issued lives for long by its own word,
+// and agents hold it no longer than any other. So it does not count below an entry that is older than anything they hold.
 func (o *Orders) lastIssue(ctx context.Context) (last time.Time, err error) {
-	err = o.scan(ctx, time.Now(), func(e ca.LedgerEntry) (bool, error) {
-		last = later(last, e.IssuedAt)
+	now := time.Now()
+	longAgo, farAhead, old := now.Add(-ca.MaxTTL), now.Add(ca.MaxTTL), false
+	err = o.scan(ctx, longAgo, func(e ca.LedgerEntry) (bool, error) { // those that ended lately show what is older
+		old = old || e.IssuedAt.Before(longAgo)
+		if e.NotAfter.After(now) && !(old && e.IssuedAt.After(farAhead)) {
+			last = later(last, e.IssuedAt)
+		}
 		return true, nil
 	})
 	return last, err
 }
 
-// covering is the order for what was issued before a later moment, and is remembered for as much longer.
+// covering is the order for what was issued before a later moment, and is remembered for as much longer, at most for a
+// life: where a clock was far ahead, all that is issued meanwhile is named, too.
 func covering(r ca.RenewOrder, before time.Time) ca.RenewOrder {
 	if r.Given.IsZero() {
 		r.Given = r.IssuedBefore
 	}
-	r.IssuedBefore, r.Until = before, r.Until.Add(before.Sub(r.IssuedBefore))
+	r.IssuedBefore, r.Until = before, r.Until.Add(min(before.Sub(r.IssuedBefore), ca.MaxTTL))
 	return r
 }
 

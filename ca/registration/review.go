@@ -123,6 +123,9 @@ func (r *review) orders(s Reviewed) map[string][]ca.RenewOrder {
 	byAgent := map[string]map[string]ca.RenewOrder{}
 	for h, f := range r.found {
 		o := ca.RenewOrder{ID: h.id, IssuedBefore: r.now, Given: r.now, Spread: max(alteredWithin, s.Within), Until: f.notAfter}
+		if held := r.now.Add(2 * ca.MaxTTL); held.Before(o.Until) { // issued by a clock far ahead, see covering
+			o.Until = held
+		}
 		if f.doubted {
 			o.Spread = max(s.Within, reviewWithin)
 		}

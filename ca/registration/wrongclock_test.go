@@ -3,7 +3,10 @@ package registration_test
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
@@ -53,4 +56,76 @@ func TestAClockThatWasBehindHidesNothing(t *testing.T) {
 	if standing, _ := w.RA.Orders.Get(); !standing.Renew[0].IssuedBefore.After(fast) {
 		t.Errorf("the order does not cover what is issued at %s: %+v", fast, standing.Renew)
 	}
+}
+
+// ahead is what a machine signs that came up with its clock a year ahead, so long ago, and by a right one every half hour.
+func ahead(t *testing.T, w *world.World, ago time.Duration) {
+	t.Helper()
+	add := func(serial byte, issued time.Time) {
+		t.Helper()
+		entry := ca.LedgerEntry{Serial: []byte{3, serial}, ID: "spiffe://mesh.test/ca", Profile: "server", IssuedAt: issued, NotAfter: issued.Add(time.Hour), Evidence: []byte("{}")}
+		if err := w.Store.AppendLedger(t.Context(), []ca.LedgerEntry{entry}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(0, time.Now().Add(365*24*time.Hour))
+	for i := byte(1); ago > 0; ago -= 30 * time.Minute {
+		add(i, time.Now().Add(-ago))
+		i++
+	}
+}
+
+// What a clock far ahead has issued is covered by the orders that are given while somebody may hold it, and those are over
+// soon after. Later ones have nothing to do with it, also where such an order stands.
+func TestAClockThatWasFarAheadIsCoveredForAWhile(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	for name, c := range map[string]struct {
+		ago     time.Duration
+		stands  bool
+		covered bool
+	}{
+		"an hour ago":                           {time.Hour, false, true},
+		"five hours ago":                        {5 * time.Hour, false, true},
+		"ten hours ago":                         {10 * time.Hour, false, false},
+		"ten hours ago, and an order covers it": {10 * time.Hour, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := world.New(t, "")
+			ahead(t, w, c.ago)
+			if c.stands {
+				r := ca.RenewOrder{IssuedBefore: time.Now().Add(year), Given: time.Now(), Spread: time.Second, Until: time.Now().Add(ca.MaxTTL)}
+				if err := w.RA.Orders.Renew(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			from := time.Now()
+			if err := w.RA.Orders.RenewAll(t.Context(), "a step", time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			standing, _ := w.RA.Orders.Get()
+			r := standing.Renew[len(standing.Renew)-1]
+			if covered := r.IssuedBefore.After(from.Add(year)); covered != c.covered || r.IssuedBefore.After(from.Add(time.Hour)) != c.covered {
+				t.Errorf("the order is for what was issued before %s", r.IssuedBefore)
+			}
+			if r.Until.Before(from.Add(ca.MaxTTL)) || r.Until.After(time.Now().Add(2*ca.MaxTTL)) {
+				t.Errorf("the order stands until %s", r.Until)
+			}
+		})
+	}
+}
+
+// An order that names what is issued now is told to no agent any more when it is over, also where no other one follows it.
+func TestAnOrderThatIsOverIsToldToNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		s := registration.Standing{Renew: []ca.RenewOrder{{IssuedBefore: now.Add(1000 * time.Hour), Until: now.Add(time.Hour)}, {IssuedBefore: now, Until: now.Add(time.Hour)}}}
+		agent := spiffeid.RequireFromString("spiffe://mesh.test/meshca/agent/one/node1")
+		if n := len(s.RenewBy(agent)); n != 2 {
+			t.Errorf("at first %d are told", n)
+		}
+		time.Sleep(time.Hour)
+		if n := len(s.RenewBy(agent)); n != 1 {
+			t.Errorf("then %d are told", n)
+		}
+	})
 }

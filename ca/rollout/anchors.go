@@ -104,7 +104,11 @@ func (o *Operator) RemoveRoot(ctx context.Context, id string) error {
 		return fmt.Errorf("reading the ledger for what lives under the root: %w", err)
 	}
 	if v := found[id]; v.Live > 0 {
-		return fmt.Errorf("%d SVIDs under the root %s are alive, the last one until %s: nobody would accept them any more. Try again then", v.Live, id, v.LastEnd.UTC().Format(time.RFC3339))
+		next := "Try again then"
+		if v.LastEnd.After(o.roots.c.Now().Add(Lives)) {
+			next = fmt.Sprintf("A clock that was far ahead has signed that one. If this one is right, `certctl ca taint root %.12s` takes the root out for good, whatever lives under it", id)
+		}
+		return fmt.Errorf("%d SVIDs under the root %s are alive, the last one until %s: nobody would accept them any more. %s", v.Live, id, v.LastEnd.UTC().Format(time.RFC3339), next)
 	}
 	// First that nobody takes it in again by itself, then that it goes.
 	forget := func(r rotation.Rollout) (rotation.Rollout, error) { return r.Forget(id), nil }

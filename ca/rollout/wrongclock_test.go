@@ -46,3 +46,25 @@ func TestAClockThatWasBehindEndsNoCertificate(t *testing.T) {
 		t.Errorf("a root that is needed is taken out: %v", err)
 	}
 }
+
+// A clock that was a year ahead has signed below a root: that is not taken out at a word, but told what leads out.
+func TestARemovalNamesWhatAClockFarAheadHasSigned(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	held := anchor(t, nil, nil)
+	h.must(second(h.operator.TrustRoots(t.Context(), []*x509.Certificate{held})))
+	sum, err := hex.DecodeString(ca.RootID(held))
+	h.must(err)
+	for _, c := range []struct {
+		end time.Time
+		way string
+	}{
+		{time.Now().Add(5 * time.Hour), "Try again then"},
+		{time.Now().AddDate(1, 0, 0), "`certctl ca taint root " + ca.RootID(held)[:12] + "`"},
+	} {
+		h.must(h.store.AppendLedger(t.Context(), []ca.LedgerEntry{{Serial: []byte{1}, Profile: "workload", Root: sum, IssuedAt: c.end.Add(-time.Hour), NotAfter: c.end, Evidence: []byte("{}")}}))
+		if err := h.operator.RemoveRoot(t.Context(), ca.RootID(held)); err == nil || !strings.Contains(err.Error(), c.way) {
+			t.Errorf("what lives until %s: %v", c.end, err)
+		}
+	}
+}

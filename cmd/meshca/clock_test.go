@@ -98,6 +98,12 @@ func TestAClockThatIsSetForwardEndsNoWait(t *testing.T) {
 			s.forward(jump)
 			s.remains(rotation.StepRetired, 6*time.Hour)
 		}},
+		"what a clock a year ahead has signed under it": {run: func(s *set) {
+			s.stands(rotation.Rollout{Step: rotation.StepRetired, NewShare: 100, LastEnd: time.Now().AddDate(1, 0, 0)})
+			s.roller.Move(s.t.Context()) // which sees the step, and keeps by how long the machine runs what may be in use under it
+			s.forward(jump)
+			s.remains(rotation.StepRetired, rollout.Lives)
+		}},
 		"an agent that counts": {agent: 6 * time.Hour, run: func(s *set) {
 			s.bundleFile.written(9, nil)
 			s.stands(published())

@@ -225,7 +225,9 @@ func (d *daemon) openRoller(ctx context.Context) error {
 		_, byKey := s.Rollout.TaintedKey(p.Key)
 		return byID || byKey
 	}}
-	d.roller = rotation.NewRoller(rotation.RollerOptions{Journal: d.store, Authorities: authorities, Observe: d.rolled, Now: d.clock.Now, Running: d.clock.Running})
+	d.roller = rotation.NewRoller(rotation.RollerOptions{
+		Journal: d.store, Authorities: authorities, Observe: d.rolled, Now: d.clock.Now, Running: d.clock.Running, Lives: rollout.Lives,
+	})
 	d.operator = rollout.NewOperator(roots, d.roller)
 	if err := d.operator.Settle(ctx, d.named...); err != nil {
 		return err
