@@ -59,7 +59,9 @@ func (h *upstreamHealth) longest() outage {
 
 // upstreamCalled is told of each call to an upstream that is elsewhere.
 func (d *daemon) upstreamCalled(c vault.Call) {
-	d.metrics.upstreamCall(c)
+	if c.Operation != vault.OpRely {
+		d.metrics.upstreamCall(c)
+	}
 	switch kind := vault.KindOf(c.Err); {
 	case c.Operation == vault.OpSign: // the line that asked for it tells, and stops to when it is needed no more
 	case kind == vault.KindCanceled, c.Operation == vault.OpRead && (kind == vault.KindMissing || kind == vault.KindMalformed): // an issuer's own

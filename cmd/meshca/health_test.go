@@ -209,11 +209,22 @@ func TestUpstreamHealth(t *testing.T) {
 		if o := d.health.longest(); o.err != nil {
 			t.Errorf("an issuer that a policy for others denies is a failure: %v", o.err)
 		}
+		rely := time.Now()
+		for range 3 { // what is read of others says nothing of the issuer that signs
+			d.upstreamCalled(vault.Call{Operation: vault.OpRead})
+			d.upstreamCalled(vault.Call{Operation: vault.OpRely, Err: failed(vault.KindDenied)})
+			d.upstreamCalled(vault.Call{Operation: vault.OpRead})
+			if o := d.health.longest(); o.err == nil || !o.since.Equal(rely) {
+				t.Errorf("an issuer that signs is denied since %s, and told is %v since %s", rely, o.err, o.since)
+			}
+			time.Sleep(time.Minute)
+		}
+		d.upstreamCalled(vault.Call{Operation: vault.OpRely})
 		for range 3 {
 			d.health.answered("sign below x", failed(vault.KindTimeout))
 			time.Sleep(time.Minute)
 		}
-		if o := d.health.longest(); !o.since.Equal(began.Add(12 * time.Second)) {
+		if o := d.health.longest(); !o.since.Equal(began.Add(12*time.Second + 3*time.Minute)) {
 			t.Errorf("failing since %s", o.since)
 		}
 		d.health.forget("sign below x")

@@ -25,6 +25,9 @@ func (d *daemon) openRoots(ctx context.Context) error {
 	if u, ok := d.upstream.(rollout.Includer); ok {
 		u.Include(journal.Old.Ref, journal.New.Ref)
 	}
+	if u, ok := d.upstream.(interface{ Rely(signing func() []string) }); ok {
+		u.Rely(func() []string { return d.signing(journal) })
+	}
 	issuers, err := d.askIssuers(ctx, journal.Step == "")
 	if err != nil && journal.Step == "" {
 		return fmt.Errorf("the first start needs the upstream: %w", err)
@@ -62,6 +65,23 @@ func (d *daemon) openRoots(ctx context.Context) error {
 		}
 	}
 	return d.assign(rollout.Assignment(journal, ca.Root{}))
+}
+
+// signing are the upstream's references of those that sign, or are about to: by the lines that there are, and before there
+// are any by the journal that the start has read.
+func (d *daemon) signing(journal rotation.Rollout) (refs []string) {
+	var lines []*ca.Line
+	if d.authority != nil {
+		lines, _ = d.authority.Lines()
+	}
+	if len(lines) == 0 {
+		a := rollout.Assignment(journal, ca.Root{})
+		return []string{a.Root.Ref, a.Successor.Ref}
+	}
+	for _, l := range lines {
+		refs = append(refs, l.Root().Ref)
+	}
+	return refs
 }
 
 // A start asks the upstream before anything listens, so there is a bound to all of it: the chart's startup probe has a CA

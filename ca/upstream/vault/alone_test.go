@@ -86,6 +86,37 @@ func TestAnIssuerThatACommandNamesAndAPolicyDenies(t *testing.T) {
 	}
 }
 
+// The issuer that signs may be another one than the configuration names. That a policy denies it is told for as long as it
+// does, whatever else is read: the next that would be heard of it is a signing that fails.
+func TestAPolicyThatDeniesTheIssuerThatSigns(t *testing.T) {
+	f := newFake(t)
+	told := map[Operation]error{}
+	u := f.upstream(nil, func(c Call) { told[c.Operation] = c.Err })
+	other := f.add("root-2", newRoot(t, "root 2", 24*365*time.Hour))
+	f.add("root-3", newRoot(t, "root 3", 24*365*time.Hour)) // which is read after it
+	signs := []string{other.id, ""}
+	u.Rely(func() []string { return signs })
+	f.deny(other.id)
+	for n := range 3 {
+		issuers, err := pollsApart(t, u, 1)
+		if err != nil || len(issuers) != 3 || KindOf(issuers[1].Fault) != KindDenied {
+			t.Fatalf("poll %d: got %+v, %v, want all issuers, and a fault", n, issuers, err)
+		}
+		if last := u.Status().LastError; KindOf(last) != KindDenied || !strings.Contains(last.Error(), other.id) || KindOf(told[OpRely]) != KindDenied {
+			t.Errorf("poll %d: the status has %v, and told is %v", n, last, told[OpRely])
+		}
+	}
+	signs = nil // it was rotated away from
+	if _, err := pollsApart(t, u, 1); err != nil || u.Status().LastError != nil || told[OpRely] != nil {
+		t.Errorf("when it signs no more: %v, the status has %v, and told is %v", err, u.Status().LastError, told[OpRely])
+	}
+	signs = []string{other.id}
+	f.set(func() { f.answer = nil })
+	if issuers, err := pollsApart(t, u, 1); err != nil || issuers[1].Fault != nil || u.Status().LastError != nil || told[OpRely] != nil {
+		t.Errorf("once it is granted: %+v, %v, the status has %v, and told is %v", issuers, err, u.Status().LastError, told[OpRely])
+	}
+}
+
 // The token that a fresh login replaces is given back, and polls that go on to be denied do not use up a secret id.
 func TestReplacedTokensAreGivenBack(t *testing.T) {
 	f := newFake(t)

@@ -68,8 +68,8 @@ func parseIssuer(e entry) (*issuer, error) {
 }
 
 // Issuers lists the mount's issuers, the one that the configuration names first. One that could not be used carries the
-// reason and what to do about it, and so does a named one that the mount does not have. At most 32 are read, those of
-// Include among them; Status tells how many were left out.
+// reason and what to do about it, and so does a named one that the mount does not have. At most 32 are read, those of Rely
+// and Include among them; Status tells how many were left out.
 func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	var list listing
 	r := request{operation: OpList, what: "listing the issuers of " + u.c.Mount, path: u.c.Mount + "/issuers", capability: "list",
@@ -79,7 +79,8 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	}
 	named := u.resolve(list)
 	order := u.order(list, named)
-	read, faults, err := u.readIssuers(ctx, list, order)
+	signing := list.findAll(u.relied())
+	read, faults, err := u.readIssuers(ctx, list, order, signing)
 	if err != nil {
 		return nil, err
 	}
@@ -111,10 +112,11 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 }
 
 // readIssuers reads them, or says for each why it could not be read. What is not their own fault is an error. A policy may
-// be for some issuers alone, so one that nobody named may be denied, time and again.
-func (u *Upstream) readIssuers(ctx context.Context, list listing, order []string) (read []*issuer, faults []error, err error) {
+// be for some issuers alone, so one that nobody named may be denied, time and again. Of one that signs that is told.
+func (u *Upstream) readIssuers(ctx context.Context, list listing, order, signing []string) (read []*issuer, faults []error, err error) {
 	read, faults = make([]*issuer, len(order)), make([]error, len(order))
 	named, asked := u.resolve(list), u.asked(list)
+	var unread error
 	for i, id := range order {
 		if !slices.Contains(list.Keys, id) { // Vault answers a question for it with 500
 			faults[i] = fmt.Errorf("the mount %s does not have it any more: bring it back, or rotate to another one: certctl ca rotate root --issuer REF. "+
@@ -128,11 +130,16 @@ func (u *Upstream) readIssuers(ctx context.Context, list listing, order []string
 			if id == named {
 				return nil, nil, faults[i]
 			}
+			if unread == nil && slices.Contains(signing, id) {
+				unread = faults[i]
+			}
 			u.exclude(id, list.KeyInfo[id].Name) // whoever named it is told; polls need not log in for it from now on
 		default: // what hits one hits all, and says nothing of this issuer
 			return nil, nil, faults[i]
 		}
 	}
+	u.state.called(OpRely, unread)
+	u.observe(Call{Operation: OpRely, Err: unread})
 	return read, faults, nil
 }
 
@@ -157,6 +164,16 @@ func (l listing) find(name string) string {
 		}
 	}
 	return ""
+}
+
+// findAll returns the issuer_ids of those that there are.
+func (l listing) findAll(all []string) (ids []string) {
+	for _, name := range all {
+		if id := l.find(name); name != "" && id != "" && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // notThere is the fault of the issuer that the configuration names, where the mount does not have it.
@@ -205,6 +222,24 @@ func (u *Upstream) Include(names ...string) {
 	u.included = slices.Clone(u.included[max(0, len(u.included)-maxIncluded):])
 }
 
+// Rely has Issuers list those that sign, too, by their issuer_ids, as signing says at each look. They are no candidates:
+// where one may not be read, that is a failure. It comes before Run.
+func (u *Upstream) Rely(signing func() []string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.signing = signing
+}
+
+func (u *Upstream) relied() []string {
+	u.mu.Lock()
+	signing := u.signing
+	u.mu.Unlock()
+	if signing == nil {
+		return nil
+	}
+	return signing()
+}
+
 // exclude forgets that somebody asked for an issuer.
 func (u *Upstream) exclude(id, name string) {
 	u.mu.Lock()
@@ -212,17 +247,12 @@ func (u *Upstream) exclude(id, name string) {
 	u.included = slices.DeleteFunc(slices.Clone(u.included), func(n string) bool { return n == id || n == name })
 }
 
-// asked are the ids of the issuers that somebody asked for.
-func (u *Upstream) asked(list listing) (ids []string) {
+// asked are the ids of the issuers that sign, or that somebody asked for.
+func (u *Upstream) asked(list listing) []string {
 	u.mu.Lock()
 	included := u.included
 	u.mu.Unlock()
-	for _, name := range included {
-		if id := list.find(name); id != "" && !slices.Contains(ids, id) {
-			ids = append(ids, id)
-		}
-	}
-	return ids
+	return list.findAll(slices.Concat(u.relied(), included))
 }
 
 // LeftOut is how many issuers the mount had beyond those that were read, when they were read last.

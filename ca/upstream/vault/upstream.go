@@ -36,7 +36,8 @@ type Upstream struct {
 	known rotation.Current[[]ca.UpstreamIssuer]
 
 	mu       sync.Mutex
-	included []string // see Include
+	included []string        // see Include
+	signing  func() []string // see Rely; nil: nobody said
 }
 
 var _ ca.Upstream = (*Upstream)(nil)
