@@ -102,7 +102,8 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	for i, id := range order {
 		s := u.show(id, list.KeyInfo[id].Name, read[i], faults[i], all)
 		s.Named = id == named
-		if needed := time.Now().Add(u.o.Life); s.Fault == nil && !s.Named && s.NotAfter.Before(needed) {
+		candidate := !s.Named && !slices.Contains(signing, id) // one that signs does so to its end
+		if needed := time.Now().Add(u.o.Life); s.Fault == nil && candidate && s.NotAfter.Before(needed) {
 			s.Fault = fmt.Errorf("its chain ends at %s, before an intermediate of %s would: make one that lasts, and rotate to that", stamp(s.NotAfter), u.o.Life)
 		}
 		shown = append(shown, s)
@@ -223,7 +224,7 @@ func (u *Upstream) Include(names ...string) {
 }
 
 // Rely has Issuers list those that sign, too, by their issuer_ids, as signing says at each look. They are no candidates:
-// where one may not be read, that is a failure. It comes before Run.
+// where one may not be read, that is a failure, and where one ends soon, it is no fault of it. It comes before Run.
 func (u *Upstream) Rely(signing func() []string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

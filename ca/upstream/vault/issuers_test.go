@@ -120,6 +120,29 @@ func TestIssuersOrderAndCandidates(t *testing.T) {
 	}
 }
 
+// That an issuer ends before an intermediate would is a reason not to go to it. One that signs already goes on to its end,
+// with intermediates that end with it, and nothing is wrong with it before.
+func TestTheIssuerThatSignsEndsSoon(t *testing.T) {
+	f := newFake(t)
+	short := f.add("short", newRoot(t, "short", 20*time.Hour))
+	u := f.upstream(nil)
+	for _, signs := range []bool{false, true, false} {
+		u.Rely(func() []string {
+			if signs {
+				return []string{short.id}
+			}
+			return nil
+		})
+		issuers, err := u.Issuers(t.Context())
+		if err != nil || len(issuers) != 2 || (issuers[1].Fault == nil) != signs {
+			t.Errorf("it signs: %v, and listed is %+v, %v", signs, issuers, err)
+		}
+	}
+	if _, err := u.SignIntermediate(t.Context(), short.id, newRequest(t)); err != nil {
+		t.Errorf("it does not sign: %v", err)
+	}
+}
+
 // TestNameThatMoves: whoever administers Vault gives the name to another key. We go on with ours, and say so.
 func TestNameThatMoves(t *testing.T) {
 	f := newFake(t)
