@@ -126,12 +126,20 @@ func (t *Trust) CheckUpstream(named, others []*x509.Certificate) error {
 // Bundle returns the bundle, which must not be changed, and a channel that closes when it is stale.
 func (t *Trust) Bundle() (*spiffebundle.Bundle, <-chan struct{}) { return t.current.Get() }
 
-// AddRoots adds roots, and raises the sequence by one if any of them was new.
-func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error {
+// Judge says why one of these cannot be a root of the bundle; nil: all can. AddRoots asks the same.
+func (t *Trust) Judge(roots ...*x509.Certificate) error {
 	for _, r := range roots {
 		if err := checkRoot(r, t.td, time.Now()); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// AddRoots adds roots, and raises the sequence by one if any of them was new.
+func (t *Trust) AddRoots(ctx context.Context, roots ...*x509.Certificate) error {
+	if err := t.Judge(roots...); err != nil {
+		return err
 	}
 	return t.change(ctx, 0, func(b *spiffebundle.Bundle) {
 		for _, r := range roots {

@@ -40,7 +40,7 @@ func (o *Operator) TrustRoots(ctx context.Context, roots []*x509.Certificate) (a
 		if t := taintOf(record, r); t != nil {
 			return nil, tainted(r, *t)
 		}
-		// What is asked of every root of the bundle (ca.Trust) stands there; that a stranger's is signed by its own key,
+		// What is asked of every root of the bundle (ca.Trust) is asked below; that a stranger's is signed by its own key,
 		// and so was not made up around a key of somebody else's, is asked here.
 		if err := r.CheckSignatureFrom(r); err != nil {
 			return nil, fmt.Errorf("%q (SHA-256 %s) is no self-signed CA certificate: %w", r.Subject, ca.RootID(r), err)
@@ -52,6 +52,9 @@ func (o *Operator) TrustRoots(ctx context.Context, roots []*x509.Certificate) (a
 	}
 	if count+len(added) > maxRoots {
 		return nil, fmt.Errorf("the trust bundle would have %d roots, at most %d are kept: `certctl ca root remove` takes out those that nobody needs", count+len(added), maxRoots)
+	}
+	if err := o.roots.c.Trust.Judge(roots...); err != nil { // before the journal says of any that it is wanted
+		return nil, err
 	}
 	err = o.want(ctx, record, func(r rotation.Rollout) (_ rotation.Rollout, err error) {
 		for _, c := range roots {
