@@ -121,8 +121,17 @@ func (o *Operator) RemoveRoot(ctx context.Context, id string) error {
 	return o.roots.c.Trust.RemoveRoot(ctx, id)
 }
 
+// configured is the Rollout when the configuration names a root. One that takes it out is somebody's word, too.
+func configured(r rotation.Rollout, id string) rotation.Rollout {
+	if next, err := r.Trust(id); err == nil {
+		return next
+	}
+	return r
+}
+
 // TrustFound takes the roots of the upstream's issuers into the trust bundle that can be used and that nobody has taken
-// out before: not tainted, not retired, not removed. They sign for nobody. It returns the issuers whose roots are new.
+// out before: not tainted, not retired, not removed. They sign for nobody. One that the configuration names is then wanted
+// there as after a start with it. It returns the issuers whose roots are new.
 func (o *Operator) TrustFound(ctx context.Context, issuers []ca.UpstreamIssuer) (added []ca.UpstreamIssuer, err error) {
 	o.changing.Lock()
 	defer o.changing.Unlock()
@@ -136,13 +145,22 @@ func (o *Operator) TrustFound(ctx context.Context, issuers []ca.UpstreamIssuer) 
 		if i.Root == nil || i.Fault != nil || record.Leaves(ca.RootID(i.Root)) || barred(record, i) != nil {
 			continue
 		}
+		wanted := func(r rotation.Rollout) (rotation.Rollout, error) {
+			if i.Named {
+				return configured(r, ca.RootID(i.Root)), nil
+			}
+			return r.Stay(ca.RootID(i.Root)), nil
+		}
 		if bundle.HasX509Authority(i.Root) {
-			failed = append(failed, o.want(ctx, record, func(r rotation.Rollout) (rotation.Rollout, error) { return r.Stay(ca.RootID(i.Root)), nil }))
+			failed = append(failed, o.want(ctx, record, wanted))
 			continue
 		}
-		err := i.Root.CheckSignatureFrom(i.Root)
+		err := errors.Join(i.Root.CheckSignatureFrom(i.Root), o.roots.c.Trust.Judge(i.Root))
 		if err == nil && len(bundle.X509Authorities()) >= maxRoots {
 			err = fmt.Errorf("the trust bundle has %d roots already: `certctl ca root remove` takes out those that nobody needs", maxRoots)
+		}
+		if err == nil {
+			err = o.want(ctx, record, wanted)
 		}
 		if err == nil {
 			err = o.roots.c.Trust.AddRoots(ctx, i.Root)

@@ -36,6 +36,8 @@ type Operator struct {
 	// the one could begin with what the other takes away. Nobody who holds it asks the upstream: an emergency waits for it.
 	changing sync.Mutex
 	seen     atomic.Pointer[sighting] // by the last view
+	// named are the roots that the configuration named as this process began (Settle).
+	named atomic.Pointer[[]*x509.Certificate]
 	// ordering is held while renewals that are owed are ordered.
 	ordering sync.Mutex
 }
@@ -91,6 +93,9 @@ func (o *Operator) Rotate(ctx context.Context, x RotateOptions) (rotation.Rollou
 	}
 	begin := func(before rotation.Rollout) (rotation.Rollout, error) { // which may be another than was there as the upstream was asked
 		r, err := rotation.Begin(before, old, next.Party, rotation.BeginOptions{By: x.By, Canary: x.Canary, Trusted: o.trusts(next.ID)}, o.roots.c.Now())
+		if err == nil && next.named {
+			r = configured(r, next.ID) // as a start would find it
+		}
 		if err == nil {
 			err = next.fits(before)
 		}
@@ -124,13 +129,21 @@ func (o *Operator) signs(record rotation.Rollout) rotation.Party {
 type successor struct {
 	rotation.Party
 	fits func(rotation.Rollout) error
+	// named says that the configuration names it: then it is trusted for its own sake, also where the rollout is aborted.
+	named bool
+}
+
+// configures reports whether the configuration names the root of an issuer.
+func (o *Operator) configures(i ca.UpstreamIssuer) bool {
+	named := o.named.Load()
+	return i.Named || named != nil && slices.ContainsFunc(*named, i.Root.Equal)
 }
 
 // choose finds the issuer to go to.
 func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x RotateOptions) (successor, error) {
 	maker, makes := o.roots.c.Upstream.(Maker)
 	if x.Issuer == "" && makes {
-		made := successor{rotation.Party{ID: "a new root that the upstream makes"}, func(rotation.Rollout) error { return nil }}
+		made := successor{Party: rotation.Party{ID: "a new root that the upstream makes"}, fits: func(rotation.Rollout) error { return nil }}
 		if x.DryRun {
 			return made, nil
 		}
@@ -171,7 +184,7 @@ func (o *Operator) choose(ctx context.Context, record rotation.Rollout, x Rotate
 		return successor{}, err
 	}
 	p, err := usable(found[0], o.roots.c.Authority.Life())
-	return successor{p, fits}, err
+	return successor{p, fits, o.configures(found[0])}, err
 }
 
 // stands reports whether an issuer could follow without being named: somebody has trusted its root before, it can be used,

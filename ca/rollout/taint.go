@@ -141,6 +141,7 @@ func (o *Operator) known(ctx context.Context, record rotation.Rollout, id string
 // that the configuration names stay, where the bundle has them only for what they had signed before that, or by the
 // rollout that is under way.
 func (o *Operator) Settle(ctx context.Context, named ...*x509.Certificate) error {
+	o.named.Store(&named)
 	record, err := o.roller.Record(ctx)
 	if err != nil {
 		return err
@@ -153,8 +154,8 @@ func (o *Operator) Settle(ctx context.Context, named ...*x509.Certificate) error
 	settled := func(r rotation.Rollout) (rotation.Rollout, error) {
 		r = r.Keyed(keys)
 		for _, c := range named {
-			if next, err := r.Trust(ca.RootID(c)); err == nil && taintOf(r, c) == nil { // a rollout that takes it out is somebody's word, too
-				r = next
+			if taintOf(r, c) == nil {
+				r = configured(r, ca.RootID(c))
 			}
 		}
 		for _, c := range bundle.X509Authorities() {
