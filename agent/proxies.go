@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	// comeBack is how long after a start those are waited for whose streams the end of the run before broke. Envoy opens an
+	// ComeBack is how long after a start those are waited for whose streams the end of the run before broke. Envoy opens an
 	// xDS stream again after 30 s at most (envoy.config.core.v3.GrpcService.EnvoyGrpc.retry_policy, its default), go-spiffe's
 	// client after 30 s (workloadapi/backoff.go); the rest is for connecting and for taking what is sent.
-	comeBack = 35 * time.Second
+	ComeBack = 35 * time.Second
 	// settle is how long a stream is still counted in files after it has ended, at least.
 	settle = 10 * time.Second
 )
@@ -100,7 +100,7 @@ func (p *proxies) load(workloads []*workload) {
 		a.kept = p.read(e.Name())
 		a.awaited = a.kept
 	}
-	p.until = time.Now().Add(comeBack)
+	p.until = time.Now().Add(ComeBack)
 }
 
 // read is what a file says. One that a kill left empty stands for one stream, and so does what cannot be read.
@@ -175,7 +175,7 @@ func (p *proxies) forget(socket string) {
 func (p *proxies) run(ctx context.Context) {
 	look := time.NewTicker(settle)
 	defer look.Stop()
-	late := time.NewTimer(comeBack)
+	late := time.NewTimer(ComeBack)
 	defer late.Stop()
 	for {
 		select {

@@ -215,7 +215,7 @@ func TestTheWaitIsBounded(t *testing.T) {
 		r.follow(c, 2)
 		began := time.Now()
 		sequence, lacking, err := r.taken(t.Context(), 1, time.Hour)
-		if took := time.Since(began); err != nil || sequence != 2 || len(lacking) > 0 || took != comeBack {
+		if took := time.Since(began); err != nil || sequence != 2 || len(lacking) > 0 || took != ComeBack {
 			t.Errorf("after %v: %d, %q, %v", took, sequence, lacking, err)
 		}
 		// Who did not come is not waited for by the next run.

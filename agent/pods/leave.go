@@ -8,28 +8,33 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/meshca/meshca/agent"
 )
 
-// leave takes away what the next run need not find. An agent does not know whether it is replaced or ends for good: pods that have a
-// connection open are to be served by the next one, also with the CA gone.
+// away is how long a pod is without a connection when it is taken for one that does not come back by itself.
+const away = agent.ComeBack + lookEvery
+
+// leave takes away what the next run need not find. An agent does not know whether it is replaced or ends for good: pods
+// that use the socket are to be served by the next one, also with the CA gone. Those that the end of the run before cut
+// off may not be back yet, and who could not come, since the socket was not open, is not away.
 func (s *Source) leave() {
 	if !s.config.CleanUp {
 		return
 	}
-	s.forget(s.away())
+	s.mu.Lock()
+	open := s.broken == nil
+	s.mu.Unlock()
+	if open {
+		s.forget(s.over(time.Now(), away))
+	}
 	s.mu.Lock()
 	left := len(s.served)
 	s.mu.Unlock()
 	if dir := filepath.Dir(s.config.Socket); left == 0 && !s.config.mounted(dir) {
 		_ = os.Remove(dir) // where somebody else has something in it, it stays
 	}
-}
-
-// away takes those out of the served that have no connection open.
-func (s *Source) away() map[string]*podOf {
-	return s.take(func(p *podOf) bool { return p.kept.Open() == 0 })
 }
 
 // mounted reports whether a process has the directory mounted, as pods do that use the socket: one that is made in its place they

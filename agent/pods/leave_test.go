@@ -6,7 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 // left is what lies in the agent's directory; nil where that is gone.
@@ -24,8 +27,23 @@ func (n *node) left() (names []string) {
 	return names
 }
 
-// An agent cannot know whether it ends for good. Pods that are connected are served by the next one, also with the CA gone; of those
-// that are not nothing stays, and where there is none of the agent neither.
+// longAway has a pod whose connections are closed be away for longer than any proxy is that comes back.
+func (n *node) longAway(uid string) {
+	n.t.Helper()
+	n.eventually("its connections are closed", func() bool {
+		n.source.mu.Lock()
+		defer n.source.mu.Unlock()
+		p := n.source.served[uid]
+		if p.kept.Open() > 0 {
+			return false
+		}
+		p.seen = p.seen.Add(-away)
+		return true
+	})
+}
+
+// An agent cannot know whether it ends for good. Pods that use the socket are served by the next one, also with the CA
+// gone; of those that do not nothing stays, and where there is none of the agent neither.
 func TestAnAgentThatEndsKeepsWhatIsInUse(t *testing.T) {
 	n := newNode(t)
 	n.config.CleanUp = true
@@ -36,11 +54,7 @@ func TestAnAgentThatEndsKeepsWhatIsInUse(t *testing.T) {
 	had := stays.served()
 	goes.served()
 	must(t, goes.conn.Close())
-	n.eventually("a connection is closed", func() bool {
-		n.source.mu.Lock()
-		defer n.source.mu.Unlock()
-		return n.source.served[uidB].kept.Open() == 0
-	})
+	n.longAway(uidB)
 	n.stop()
 	if keys, known := n.keys(), n.source.kept(); len(keys) != 1 || !slices.Equal(known, []string{uidA}) {
 		t.Errorf("kept are %q, and the pods %q", keys, known)
@@ -53,14 +67,64 @@ func TestAnAgentThatEndsKeepsWhatIsInUse(t *testing.T) {
 	}
 	must(t, again.conn.Close())
 	must(t, stays.conn.Close())
-	n.eventually("nobody is connected", func() bool {
-		n.source.mu.Lock()
-		defer n.source.mu.Unlock()
-		return n.source.served[uidA].kept.Open() == 0
-	})
+	n.longAway(uidA)
 	n.stop()
 	if left := n.left(); left != nil {
 		t.Errorf("left are %q", left)
+	}
+}
+
+// The next one may end before the proxies are back: until then what they have is theirs, and it is known that they have a
+// bundle.
+func TestAnAgentThatEndsAgainKeepsWhoMayComeBack(t *testing.T) {
+	for what, again := range map[string]func(n *node, p *proxy){
+		"the end of the run before cut them off": func(n *node, p *proxy) {
+			n.stop()
+			n.start()
+			must(n.t, p.conn.Close())
+			n.stop()
+		},
+		"they were cut off before the end": func(n *node, p *proxy) {
+			must(n.t, p.conn.Close())
+			n.eventually("the connection is closed", func() bool {
+				n.source.mu.Lock()
+				defer n.source.mu.Unlock()
+				return n.source.served[uidA].kept.Open() == 0
+			})
+			n.stop()
+		},
+		"the socket was not open": func(n *node, p *proxy) {
+			n.stop()
+			must(n.t, p.conn.Close())
+			n.label = func(string) error { return errors.New("the test says so") }
+			n.begin()
+			n.eventually("it failed to open", func() bool { return strings.Contains(n.source.Standing().NotReady.Error(), "the test says so") })
+			n.longAway(uidA)
+			n.stop()
+			n.label = nil
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			n := newNode(t)
+			n.config.CleanUp = true
+			n.ca.Pod(uidA, "/ns/shop/sa/a")
+			n.start()
+			p := n.connect(uidA)
+			had := p.served()
+			must(t, p.stream.Send(&discoveryv3.DiscoveryRequest{ResourceNames: []string{"default", "ROOTCA"}, TypeUrl: secretType}))
+			if _, err := p.stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+			again(n, p)
+			if streams, _ := os.ReadDir(n.path("run/streams")); len(streams) != 1 || len(n.keys()) != 1 {
+				t.Fatalf("kept are %q, and that streams are awaited: %q", n.keys(), streams)
+			}
+			n.ca.Stop()
+			n.start()
+			if n.connect(uidA).served() != had {
+				t.Error("who comes back is served something else")
+			}
+		})
 	}
 }
 

@@ -51,8 +51,9 @@ type Config struct {
 	Attest func(l *net.UnixListener, refused func(error)) (Peers, error)
 	// StateFile remembers the UIDs of the pods that are served, over a restart of the agent.
 	StateFile string
-	// CleanUp has the source forget, when it ends, the pods that have no connection open then, and take the socket's directory away
-	// where there is no other and no pod has it mounted: see agent.Config.CleanUp.
+	// CleanUp has the source forget, when it ends, the pods that have had no connection open for longer than a proxy
+	// takes to come back, and take the socket's directory away where there is no other and no pod has it mounted: see
+	// agent.Config.CleanUp.
 	CleanUp bool
 	// Idle is how long a pod may be without a connection before it is forgotten; 10 minutes where it is 0.
 	Idle time.Duration
@@ -85,7 +86,7 @@ type Source struct {
 // podOf is one pod that is served.
 type podOf struct {
 	kept *agent.Kept
-	seen time.Time // when a connection was last open
+	seen time.Time // when a connection was last open, or the socket was opened since
 	// ended is when it was seen first that the pod has ended; zero: it has not.
 	ended time.Time
 }
@@ -171,9 +172,7 @@ func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.broken = nil
-	s.mu.Unlock()
+	s.opened()
 	s.config.Log.Info("serving pods at the shared socket", "socket", s.config.Socket)
 	accepting := make(chan error, 1)
 	go func() { accepting <- s.accept(a, peers) }()
@@ -195,6 +194,16 @@ func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
 			<-accepting //nolint:errcheck // as above
 			return ctx.Err()
 		}
+	}
+}
+
+// opened notes that the socket is open. Nobody was away while it was not.
+func (s *Source) opened() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = nil
+	for _, p := range s.served {
+		p.seen = time.Now()
 	}
 }
 
@@ -239,7 +248,7 @@ func (s *Source) find(a *agent.Agent, uid string) (*agent.Kept, error) {
 }
 
 // look ends the workloads of pods that are gone, and of those that nobody has been connected to for long.
-func (s *Source) look() { s.forget(s.over(time.Now())) }
+func (s *Source) look() { s.forget(s.over(time.Now(), s.config.Idle)) }
 
 // forget ends the workloads of pods that were taken out of the served.
 func (s *Source) forget(pods map[string]*podOf) {
@@ -250,8 +259,8 @@ func (s *Source) forget(pods map[string]*podOf) {
 	}
 }
 
-// over takes those out of the served that are over.
-func (s *Source) over(now time.Time) map[string]*podOf {
+// over takes those out of the served that are over: their pod has ended, or they have had no connection open for so long.
+func (s *Source) over(now time.Time, idle time.Duration) map[string]*podOf {
 	return s.take(func(p *podOf) bool {
 		m, _ := p.kept.Materials()
 		switch {
@@ -264,7 +273,7 @@ func (s *Source) over(now time.Time) map[string]*podOf {
 			p.seen = now
 			return false
 		}
-		return m.End != nil || now.Sub(p.seen) >= s.config.Idle // a pod that is gone does not come back under its UID
+		return m.End != nil || now.Sub(p.seen) >= idle // a pod that is gone does not come back under its UID
 	})
 }
 

@@ -98,13 +98,19 @@ func (n *node) socket() string          { return n.path("run/shared/agent.sock")
 // start runs the agent until the test ends, or n.stop.
 func (n *node) start() {
 	n.t.Helper()
+	n.begin()
+	n.eventually("the socket is open", func() bool { return n.source.Standing().NotReady == nil })
+}
+
+// begin is start that does not wait for the socket.
+func (n *node) begin() {
+	n.t.Helper()
 	n.source = New(Config{
 		Socket: n.socket(), StateFile: n.path("run/shared.json"), Idle: n.idle, Log: n.config.Log, label: n.label,
 		CleanUp: n.config.CleanUp, mounted: func(string) bool { return n.mounted },
 		Attest: func(l *net.UnixListener, refused func(error)) (Peers, error) { return saying{l, refused}, nil },
 	})
 	n.run(n.source)
-	n.eventually("the socket is open", func() bool { return n.source.Standing().NotReady == nil })
 }
 
 // run runs the agent with a source until the test ends, or n.stop.
@@ -140,6 +146,8 @@ func (n *node) eventually(what string, met func() bool) {
 	}
 }
 
+const secretType = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+
 // proxy is a stream of a process in a pod.
 type proxy struct {
 	t      *testing.T
@@ -163,8 +171,7 @@ func (n *node) connect(uid string) *proxy {
 	n.t.Cleanup(cancel)
 	stream, err := secretv3.NewSecretDiscoveryServiceClient(conn).StreamSecrets(ctx, grpc.WaitForReady(true))
 	must(n.t, err)
-	err = stream.Send(&discoveryv3.DiscoveryRequest{Node: &corev3.Node{Id: "test"}, ResourceNames: []string{"default"},
-		TypeUrl: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"})
+	err = stream.Send(&discoveryv3.DiscoveryRequest{Node: &corev3.Node{Id: "test"}, ResourceNames: []string{"default"}, TypeUrl: secretType})
 	if !errors.Is(err, io.EOF) { // the stream has ended already: what comes next says why
 		must(n.t, err)
 	}

@@ -42,9 +42,9 @@ type Config struct {
 	RuntimeDir string `json:"runtimeDir"`
 	// StateDir holds the trust bundle, which must outlive a reboot. Default "/var/lib/meshca-agent".
 	StateDir string `json:"stateDir"`
-	// CleanUp has the agent take away what it keeps in both when it ends and has no workload. In a cluster that is so when
-	// it is uninstalled, or a node has no pods with its volumes and none connected to the shared socket; what it needs to
-	// start anew comes by bundleFile. Default false.
+	// CleanUp has the agent take away what it keeps in both when it ends and has no workload. In a cluster that is so
+	// when it is uninstalled, or a node has no pods with its volumes and none that uses the shared socket; what it needs
+	// to start anew comes by bundleFile. Default false.
 	CleanUp bool `json:"cleanUp"`
 	// AdminSocket is the unix socket that certctl speaks to, mode 0600. Default "<runtimeDir>/admin.sock".
 	AdminSocket string `json:"adminSocket"`
