@@ -41,9 +41,9 @@ func fresher(stale <-chan struct{}) bool {
 	}
 }
 
-// taken waits until every open stream and every reader has a bundle newer than after, and returns its sequence. Where they
-// make it wait for longer than patience, it returns after, and who they are. While streams of before a restart have not come
-// back, their peers are known to have what was acknowledged then, and nothing newer.
+// taken waits until every open stream and every reader has a bundle newer than after, and returns its sequence. Where
+// they make it wait for longer than patience, it returns after, and who they are. While streams of before a restart, or
+// that the agent ended, have not come back, their peers are known to have what was acknowledged then, and nothing newer.
 func (a *Agent) taken(ctx context.Context, after uint64, patience time.Duration) (sequence uint64, waitsFor []string, err error) {
 	late := time.NewTimer(patience)
 	defer late.Stop()
@@ -63,7 +63,7 @@ func (a *Agent) taken(ctx context.Context, after uint64, patience time.Duration)
 			streams, readers := 0, 0
 			streams, changed = a.sds.Acknowledged(sequence)
 			readers, took = a.readers.lacking(sequence)
-			if streams+readers == 0 {
+			if streams+readers == 0 && !fresher(back) { // a stream that was ended meanwhile is awaited, and open no more
 				a.trust.confirm(sequence)
 				return sequence, nil, nil
 			}

@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	// ComeBack is how long after a start those are waited for whose streams the end of the run before broke. Envoy opens an
-	// xDS stream again after 30 s at most (envoy.config.core.v3.GrpcService.EnvoyGrpc.retry_policy, its default), go-spiffe's
-	// client after 30 s (workloadapi/backoff.go); the rest is for connecting and for taking what is sent.
+	// ComeBack is how long those are waited for whose streams the end of the run before broke, or the agent ended. Envoy
+	// opens an xDS stream again after 30 s at most (envoy.config.core.v3.GrpcService.EnvoyGrpc.retry_policy, its
+	// default), go-spiffe's client after 30 s (workloadapi/backoff.go); the rest is for connecting and for taking what is
+	// sent.
 	ComeBack = 35 * time.Second
 	// settle is how long a stream is still counted in files after it has ended, at least.
 	settle = 10 * time.Second
@@ -27,6 +28,7 @@ const (
 
 // proxies counts the streams by which each workload's peers hold a trust bundle. It does so in files, too: a run that
 // follows on a kill finds there how many have to come back before the silence of all can be taken for their consent.
+// Those whose streams this run ends are waited for likewise: they come back, and have until then what they had.
 //
 // Each workload that has such streams has a file, with their number. It is written before the first bundle goes out on a
 // stream that makes them more than the file says, and lowered some time after they became fewer. So the thousands that come
@@ -35,14 +37,12 @@ const (
 type proxies struct {
 	dir string
 	log *slog.Logger
-	// changed is set when fewer are awaited.
+	// changed is set when others are awaited.
 	changed rotation.Current[struct{}]
 
-	mu  sync.Mutex
-	all map[string]*attendance // by the workload's name in the store
-	// until is when those who are awaited are given up.
-	until   time.Time
-	failing bool // the last write failed
+	mu      sync.Mutex
+	all     map[string]*attendance // by the workload's name in the store
+	failing bool                   // the last write failed
 }
 
 // attendance is the streams of one workload.
@@ -50,8 +50,10 @@ type attendance struct {
 	socket string
 	// open are those of now, peak the most of them since the last look, and kept what the file says.
 	open, peak, kept int
-	// awaited is how many there were when the run before ended; 0 once that many are back.
+	// awaited is how many there were when the run before ended, or before this one ended some; 0 once that many are back.
 	awaited int
+	// until is when those who are awaited are given up.
+	until time.Time
 }
 
 func newProxies(dir string, log *slog.Logger) *proxies {
@@ -76,6 +78,12 @@ func (p *proxies) of(socket string) (name string, a *attendance) {
 	return name, a
 }
 
+// await waits for n streams, for as long as they take to come back.
+func (a *attendance) await(n int) { a.awaited, a.until = n, time.Now().Add(ComeBack) }
+
+// over ends the waiting.
+func (a *attendance) over() { a.awaited, a.until = 0, time.Time{} }
+
 // load takes up what the run before left of these workloads, which are all that still stand.
 func (p *proxies) load(workloads []*workload) {
 	entries, err := os.ReadDir(p.dir)
@@ -88,7 +96,7 @@ func (p *proxies) load(workloads []*workload) {
 	for _, w := range workloads {
 		stand[w.name] = true
 		if _, a := p.of(w.Socket); err != nil {
-			a.awaited = 1
+			a.await(1)
 		}
 	}
 	for _, e := range entries {
@@ -98,9 +106,8 @@ func (p *proxies) load(workloads []*workload) {
 			continue
 		}
 		a.kept = p.read(e.Name())
-		a.awaited = a.kept
+		a.await(a.kept)
 	}
-	p.until = time.Now().Add(ComeBack)
 }
 
 // read is what a file says. One that a kill left empty stands for one stream, and so does what cannot be read.
@@ -143,7 +150,7 @@ func (p *proxies) entrusted(socket string) {
 	}
 	back := a.awaited > 0 && a.open >= a.awaited
 	if back {
-		a.awaited = 0
+		a.over()
 	}
 	p.mu.Unlock()
 	if back {
@@ -151,12 +158,18 @@ func (p *proxies) entrusted(socket string) {
 	}
 }
 
-// left counts the end of such a stream.
-func (p *proxies) left(socket string) {
+// left counts the end of such a stream. cut: the agent ended it, and its peer is going to come back.
+func (p *proxies) left(socket string, cut bool) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, a := p.of(socket); a.open > 0 {
-		a.open--
+	_, a := p.of(socket)
+	cut = cut && a.open > 0
+	if cut {
+		a.await(max(a.awaited, a.open))
+	}
+	a.open = max(0, a.open-1)
+	p.mu.Unlock()
+	if cut {
+		p.changed.Set(struct{}{})
 	}
 }
 
@@ -182,7 +195,7 @@ func (p *proxies) run(ctx context.Context) {
 		case <-look.C:
 			p.lower()
 		case <-late.C:
-			p.giveUp()
+			late.Reset(p.giveUp())
 		case <-ctx.Done():
 			return
 		}
@@ -203,19 +216,29 @@ func (p *proxies) lower() {
 	}
 }
 
-// giveUp waits no longer.
-func (p *proxies) giveUp() {
-	lost := p.lacking()
+// giveUp waits no longer for those whose time is over, and says when the next one's may be.
+func (p *proxies) giveUp() (next time.Duration) {
+	var lost []string
+	next = ComeBack
+	now := time.Now()
 	p.mu.Lock()
 	for _, a := range p.all {
-		a.awaited = 0
+		switch {
+		case a.awaited == 0:
+		case a.until.After(now):
+			next = min(next, a.until.Sub(now))
+		default:
+			lost = append(lost, a.lacking())
+			a.over()
+		}
 	}
 	p.mu.Unlock()
 	if len(lost) > 0 {
-		p.log.Warn("not all streams that were open before the restart have come back; trust bundles wait for them no longer",
+		p.log.Warn("not all streams that were open before the restart, or that the agent ended, have come back; trust bundles wait for them no longer",
 			"workloads", len(lost), "first", lost[:min(len(lost), maxLacking)])
+		p.changed.Set(struct{}{})
 	}
-	p.changed.Set(struct{}{})
+	return next
 }
 
 // awaits counts the workloads whose streams have not come back yet; the channel closes when that may have changed.
@@ -247,9 +270,13 @@ func (p *proxies) lacking() (all []string) {
 	defer p.mu.Unlock()
 	for _, a := range p.all {
 		if a.awaited > 0 {
-			all = append(all, fmt.Sprintf("%s: %d of the %d streams that it had before the agent's restart have not come back; waited for until %s",
-				a.socket, a.awaited-a.open, a.awaited, p.until.UTC().Format(time.RFC3339)))
+			all = append(all, a.lacking())
 		}
 	}
 	return all
+}
+
+func (a *attendance) lacking() string {
+	return fmt.Sprintf("%s: %d of the %d streams that it had before the agent's restart, or a refusal, have not come back; waited for until %s", a.socket,
+		a.awaited-a.open, a.awaited, a.until.UTC().Format(time.RFC3339))
 }

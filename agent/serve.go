@@ -118,7 +118,8 @@ func (a *Agent) streamRefused(socket string, err error) {
 
 func (a *Agent) streamClosed(s sds.Stream, err error) {
 	if s.Entrusted {
-		a.proxies.left(s.Peer)
+		e, cut := refusal.From(err)
+		a.proxies.left(s.Peer, cut && !e.Reason.EndsLife()) // who is gone does not come back
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		a.log.Debug("an SDS stream ended", "socket", s.Peer, "node", s.Node, "error", err)

@@ -3809,8 +3809,8 @@ type WorkloadStatus struct {
 	// The pod that it is for, as the kubelet named it; empty where it comes from the agent's configuration.
 	Namespace string `protobuf:"bytes,14,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Pod       string `protobuf:"bytes,15,opt,name=pod,proto3" json:"pod,omitempty"`
-	// Streams that held a trust bundle before the agent's restart and have not come back. Until they do, for 35 seconds at
-	// most, no newer bundle is acknowledged to the CA.
+	// Streams that held a trust bundle before the agent's restart, or before it ended them with a refusal, and have not
+	// come back. Until they do, for 35 seconds at most, no newer bundle is acknowledged to the CA.
 	AwaitedStreams uint32 `protobuf:"varint,16,opt,name=awaited_streams,json=awaitedStreams,proto3" json:"awaited_streams,omitempty"`
 	// The limit for which a stream, a fetch or a connection of a proxy was refused or ended last, if that was within ten minutes;
 	// and how many were, since the agent's start.

@@ -810,7 +810,7 @@ type BundleAck struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	BundleSequence uint64                 `protobuf:"varint,1,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
 	// What below the agent has not taken the newest bundle, and why: sockets with what their peers said, or whose peers have
-	// not come back since the agent's restart; at most 8 of 256 bytes. Empty: nothing is waited for.
+	// not come back since the agent's restart or refusal; at most 8 of 256 bytes. Empty: nothing is waited for.
 	WaitsFor      []string `protobuf:"bytes,2,rep,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
