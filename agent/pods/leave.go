@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -35,53 +34,6 @@ func (s *Source) leave() {
 	if dir := filepath.Dir(s.config.Socket); left == 0 && !s.config.mounted(dir) {
 		_ = os.Remove(dir) // where somebody else has something in it, it stays
 	}
-}
-
-// mounted reports whether a process has the directory mounted, as pods do that use the socket: one that is made in its place they
-// would not see, and never find the socket again. Where that cannot be told it says yes.
-func mounted(dir string) bool {
-	if os.Getpid() == 1 {
-		return true // in a PID namespace of its own it sees nobody else
-	}
-	own, err := os.Stat(dir)
-	if err != nil {
-		return !errors.Is(err, fs.ErrNotExist)
-	}
-	processes, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil || len(processes) == 0 {
-		return true
-	}
-	looked := map[string]bool{} // by mount namespace
-	for _, process := range processes {
-		namespace, err := os.Readlink(process + "/ns/mnt")
-		if err == nil && looked[namespace] {
-			continue
-		}
-		looked[namespace] = err == nil
-		lines, err := os.ReadFile(process + "/mountinfo")
-		if errors.Is(err, fs.ErrPermission) || err == nil && has(process, string(lines), dir, own) {
-			return true // any other error is that it has ended meanwhile
-		}
-	}
-	return false
-}
-
-// blanks are how mountinfo writes what would end a field (proc_pid_mountinfo(5)).
-var blanks = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-
-// has reports whether a process's mountinfo has the directory as the root of a mount, or one of its name that cannot be looked at.
-func has(process, mountinfo, dir string, own fs.FileInfo) bool {
-	for line := range strings.Lines(mountinfo) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 || filepath.Base(blanks.Replace(fields[3])) != filepath.Base(dir) {
-			continue
-		}
-		at, err := os.Stat(process + "/root" + blanks.Replace(fields[4]))
-		if errors.Is(err, fs.ErrPermission) || err == nil && os.SameFile(at, own) {
-			return true
-		}
-	}
-	return false
 }
 
 // Leftovers are what an agent that had the shared socket left on the node, for one that has it no longer. It is a Source, since
