@@ -56,7 +56,7 @@ func (c SharedSocketConfig) apart(whole *Config) error {
 	socket := c.path(whole.RuntimeDir)
 	dir := filepath.Dir(socket)
 	for _, name := range []string{"keys", "pods", "streams"} {
-		if own := filepath.Join(whole.RuntimeDir, name); within(own, dir) {
+		if own := filepath.Join(whole.RuntimeDir, name); lies(own, dir) {
 			return fmt.Errorf("sharedSocket.path: %s lies in %s, which the agent keeps to itself: %s", socket, own, mend)
 		}
 	}
@@ -73,11 +73,27 @@ func (c SharedSocketConfig) apart(whole *Config) error {
 		}
 	}
 	for _, other := range others {
-		if within(dir, filepath.Clean(other.path)) {
+		if lies(dir, other.path) {
 			return fmt.Errorf("sharedSocket.path: pods mount its directory, and %s holds %s: %s", dir, other.what, mend)
 		}
 	}
 	return nil
+}
+
+// lies reports whether path is dir or lies below it, by their names or by what their links lead to.
+func lies(dir, path string) bool {
+	return within(dir, filepath.Clean(path)) || within(resolved(dir), resolved(path))
+}
+
+// resolved follows the links in as much of a path as is there.
+func resolved(path string) string {
+	for at, rest := filepath.Clean(path), ""; ; at, rest = filepath.Dir(at), filepath.Join(filepath.Base(at), rest) {
+		if real, err := filepath.EvalSymlinks(at); err == nil {
+			return filepath.Join(real, rest)
+		} else if at == filepath.Dir(at) {
+			return filepath.Clean(path)
+		}
+	}
 }
 
 // within reports whether path is dir or lies below it.

@@ -2,6 +2,9 @@ package main
 
 import (
 	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/meshca/meshca/agent/pods"
@@ -28,5 +31,35 @@ func TestASharedSocketThatIsOff(t *testing.T) {
 	whole.Workloads, whole.SharedSocket.Enabled = nil, true
 	if _, is := whole.SharedSocket.source(whole, slog.New(slog.DiscardHandler)).(*pods.Source); !is {
 		t.Error("switched on, it is not there")
+	}
+}
+
+// What a directory is named does not tell what it is: /var/run is a link to /run nearly everywhere.
+func TestASharedSocketBehindALink(t *testing.T) {
+	dir := t.TempDir()
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(dir, "run/agent"), 0o755), os.Mkdir(filepath.Join(dir, "own"), 0o755),
+		os.Symlink(filepath.Join(dir, "run"), filepath.Join(dir, "varrun")), os.Symlink("../own/token", filepath.Join(dir, "run/token")),
+		os.WriteFile(filepath.Join(dir, "own/token"), nil, 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for socket, want := range map[string]string{
+		"varrun/agent/agent.sock":          "holds keys",
+		"varrun/agent/keys/new/agent.sock": "lies in " + dir + "/run/agent/keys",
+		"varrun/agent.sock":                "holds keys",
+		"own/agent.sock":                   "holds the agent's token",
+		"varrun/agent/shared/agent.sock":   "",
+		"varrun/agents/agent.sock":         "",
+	} {
+		whole := &Config{
+			RuntimeDir: dir + "/run/agent", StateDir: dir + "/state", AdminSocket: dir + "/run/agent/admin.sock", TokenFile: dir + "/run/token",
+			BundleFile: dir + "/etc/bundle", SharedSocket: SharedSocketConfig{Enabled: true, Path: filepath.Join(dir, socket)},
+		}
+		if err := whole.SharedSocket.check(whole); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", socket, err, want)
+		}
 	}
 }
