@@ -13,15 +13,15 @@ import (
 // lookEvery is how often it is looked whether a token file has come to be somebody else's.
 const lookEvery = 10 * time.Second
 
-// bearer is whose a token says that it is, unverified: good enough to see that it is another's than before, and never
+// Bearer is whose a token says that it is, unverified: good enough to see that it is another's than before, and never
 // good for more. It is empty for what is no service-account token.
-type bearer struct {
+type Bearer struct {
 	Subject string `json:"subject,omitempty"`
 	PodUID  string `json:"podUID,omitempty"`
 }
 
-// other reports whether now names somebody else than b does. What names nobody tells nothing.
-func (b bearer) other(now bearer) bool {
+// Other reports whether now names somebody else than b does. What names nobody tells nothing.
+func (b Bearer) Other(now Bearer) bool {
 	if b.Subject == "" || now.Subject == "" {
 		return false
 	}
@@ -63,9 +63,9 @@ func (t token) end() (time.Time, bool) {
 	return time.Unix(int64(c.Expires), 0), true
 }
 
-func (t token) bearer() bearer {
+func (t token) bearer() Bearer {
 	c, _ := t.claims()
-	return bearer{Subject: c.Subject, PodUID: c.Kubernetes.Pod.UID}
+	return Bearer{Subject: c.Subject, PodUID: c.Kubernetes.Pod.UID}
 }
 
 // watchTokens looks at the token files of all workloads until ctx ends.
@@ -102,7 +102,7 @@ func (w *workload) lookAtToken(before fs.FileInfo) fs.FileInfo {
 		return before
 	}
 	w.mu.Lock()
-	changed := w.state.bearer.other(token.bearer())
+	changed := w.state.bearer.Other(token.bearer())
 	w.mu.Unlock()
 	if changed {
 		w.log.Info("the token file names somebody else than before; asking for a new SVID")

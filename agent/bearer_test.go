@@ -27,24 +27,24 @@ func (n *node) give(file, account, uid string, number int) {
 }
 
 func TestBearerOther(t *testing.T) {
-	a := bearer{"system:serviceaccount:a:b", "1"}
+	a := Bearer{"system:serviceaccount:a:b", "1"}
 	for _, c := range []struct {
-		was, is bearer
+		was, is Bearer
 		want    bool
 	}{
 		{a, a, false},
-		{a, bearer{a.Subject, "2"}, true},
-		{a, bearer{"system:serviceaccount:a:c", "1"}, true},
-		{a, bearer{a.Subject, ""}, false},
-		{a, bearer{}, false},
-		{bearer{}, a, false},
+		{a, Bearer{a.Subject, "2"}, true},
+		{a, Bearer{"system:serviceaccount:a:c", "1"}, true},
+		{a, Bearer{a.Subject, ""}, false},
+		{a, Bearer{}, false},
+		{Bearer{}, a, false},
 	} {
-		if got := c.was.other(c.is); got != c.want {
+		if got := c.was.Other(c.is); got != c.want {
 			t.Errorf("%v, then %v: %t", c.was, c.is, got)
 		}
 	}
 	for _, bad := range []string{"", "x", "a.b.c", "..", "e30.W10.x", "e30.eyJzdWIiOjF9.x"} {
-		if got := (token{bad}).bearer(); got != (bearer{}) {
+		if got := (token{bad}).bearer(); got != (Bearer{}) {
 			t.Errorf("%q: %v", bad, got)
 		}
 	}

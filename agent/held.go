@@ -30,7 +30,7 @@ type held struct {
 	// received is when the term began to run down, by the clocks that outlive the process.
 	received instant
 	// bearer is whose the token was that it was given for.
-	bearer bearer
+	bearer Bearer
 }
 
 // newCSR makes a key, P-256 and never used before, and a request that holds its public half and nothing else: the names

@@ -33,7 +33,7 @@ func endsGrant(r refusal.Reason) bool {
 
 // judge does what a refused renewal means for what is held. now is whose the token was. Most refusals mean nothing: what
 // is held was given for good reason and lasts until its end.
-func (w *workload) judge(now bearer, refused error) {
+func (w *workload) judge(now Bearer, refused error) {
 	reason := refusal.Of(refused)
 	switch {
 	case isVerdict(refused) && endsGrant(reason):
@@ -45,23 +45,28 @@ func (w *workload) judge(now bearer, refused error) {
 	}
 }
 
-// handedOver withdraws what is held, or what an earlier run left, if it was given to somebody else than the bearer of now, whom
-// the CA refuses for good: who is at the socket now must not have the identity of who was there before. While the CA cannot be
-// asked, what is held is served on.
-func (w *workload) handedOver(now bearer, refused error) {
+// handedOver withdraws what is held, or what an earlier run held, if it was given to somebody else than the bearer of
+// now, whom the CA refuses for good: who is at the socket now must not have the identity of who was there before. While
+// the CA cannot be asked, what is held is served on. Files that an earlier run left are judged by who keeps them: see
+// Materials.
+func (w *workload) handedOver(now Bearer, refused error) {
 	e, ok := refusal.From(refused)
 	if !ok || e.Reason.Passing() || e.Reason.Code() == codes.Internal {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if h := w.state.held; h != nil && h.bearer.other(now) {
+	if w.state.turnedAway != now {
+		w.state.turnedAway = now
+		w.changed.Set(struct{}{})
+	}
+	if h := w.state.held; h != nil && h.bearer.Other(now) {
 		w.log.Warn("the token file names somebody else, who is refused; the SVID given for the token before is served no longer",
 			"spiffe_id", h.svid.ID.String(), "error", refused)
 		w.withdraw()
-	} else if h == nil && w.state.former.other(now) {
+	} else if h == nil && w.state.former.Other(now) {
 		w.log.Warn("the token file names somebody else than before the agent's restart, who is refused; what is left of the one before goes", "error", refused)
-		w.state.had, w.state.former = true, bearer{}
+		w.state.had, w.state.former = true, Bearer{}
 		w.withdraw()
 	}
 }

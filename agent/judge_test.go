@@ -134,11 +134,11 @@ func TestAWordAgainstTheAgentIsNoneAgainstItsWorkloads(t *testing.T) {
 		w := failing(1, time.Hour, time.Hour)
 		w.roots = newTestTrust(t, newCA(t))
 		h := w.holds()
-		w.judge(bearer{}, refusal.New(reason, "the agent's"))
+		w.judge(Bearer{}, refusal.New(reason, "the agent's"))
 		if w.holds() != h || w.state.gone != nil || w.state.denied {
 			t.Errorf("%s: a call that was refused as a whole took what is held", reason)
 		}
-		w.judge(bearer{}, verdict{refusal.New(reason, "the workload's")})
+		w.judge(Bearer{}, verdict{refusal.New(reason, "the workload's")})
 		if w.holds() != nil || !errors.As(w.state.refused, new(verdict)) {
 			t.Errorf("%s: the verdict did nothing", reason)
 		}

@@ -69,16 +69,16 @@ func (a *Agent) restoreWorkload(w *workload) {
 
 // restored is what was kept under the name, unless the token file names somebody else by now: then it is gone, and whose it was
 // is said. A file that cannot be read says nothing against what it was read for before.
-func (a *Agent) restored(name string, w Workload, tokenFile string) (h *held, former bearer) {
+func (a *Agent) restored(name string, w Workload, tokenFile string) (h *held, former Bearer) {
 	h, whose, err := a.store.load(name, w, a.config.TrustDomain)
 	if err != nil {
 		a.log.Warn("a kept SVID cannot be used; a new one is asked for", "socket", w.Socket, "error", err)
-		return nil, bearer{}
+		return nil, Bearer{}
 	}
 	if h == nil {
 		return nil, whose
 	}
-	if token, err := readToken(tokenFile); err == nil && whose.other(token.bearer()) {
+	if token, err := readToken(tokenFile); err == nil && whose.Other(token.bearer()) {
 		a.log.Warn("a kept SVID is not used: the token file names somebody else by now", "token_file", tokenFile, "spiffe_id", h.svid.ID.String())
 		if err := a.store.disown(name, w, whose); err != nil {
 			a.log.Warn("whose a kept SVID was cannot be kept", "socket", w.Socket, "error", err)
@@ -86,7 +86,7 @@ func (a *Agent) restored(name string, w Workload, tokenFile string) (h *held, fo
 		}
 		return nil, whose
 	}
-	return h, bearer{}
+	return h, Bearer{}
 }
 
 // forget removes what is kept under the name.

@@ -69,6 +69,9 @@ type Kept struct {
 type Materials struct {
 	// SVID is nil while there is none to serve.
 	SVID *x509svid.SVID
+	// Bearer is whose the token was that the SVID was given for, and Refused whose it was when the CA last refused it for
+	// good: what is left of an SVID of somebody else's has to go then. Nobody: there is none, or the token does not say.
+	Bearer, Refused Bearer
 	// Withdrawn: SVID is nil because what there was has ended, was denied, or belonged to somebody who is gone. Where
 	// neither is set the first one is still awaited.
 	Withdrawn bool
@@ -219,9 +222,9 @@ func (k *Kept) Materials() (Materials, <-chan struct{}) {
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
 	st := &k.w.state
-	m := Materials{Bundle: k.w.roots.current.Value(), End: st.gone}
+	m := Materials{Bundle: k.w.roots.current.Value(), End: st.gone, Refused: st.turnedAway}
 	if st.held != nil && !st.withheld {
-		m.SVID = st.held.svid
+		m.SVID, m.Bearer = st.held.svid, st.held.bearer
 	}
 	m.Withdrawn = m.SVID == nil && (st.had || st.denied || st.expired || st.gone != nil)
 	if st.stopped && m.End == nil {

@@ -95,7 +95,7 @@ func TestRetriesThatAreNotSpread(t *testing.T) {
 			t.Error("who has nothing has to wait")
 		}
 		w = failing(2, time.Hour, time.Hour)
-		w.state.held.bearer, w.state.bearer = bearer{Subject: "a"}, bearer{Subject: "b"}
+		w.state.held.bearer, w.state.bearer = Bearer{Subject: "a"}, Bearer{Subject: "b"}
 		if w.retrySoon(); !w.wokenWithin(time.Millisecond) {
 			t.Error("who has another's SVID has to wait")
 		}

@@ -42,7 +42,7 @@ type kept struct {
 	TokenFile string `json:"tokenFile,omitempty"`
 	ID        string `json:"id"`
 	// Bearer is whose the token was; files of earlier versions have none.
-	Bearer bearer   `json:"bearer"`
+	Bearer Bearer   `json:"bearer"`
 	Chain  [][]byte `json:"chain"`
 	Key    []byte   `json:"key"` // PKCS #8; empty where nothing but the bearer is kept
 	// Life is T, and Left what was left of it when this came: Since after the start of the boot that Boot names. That is
@@ -89,8 +89,8 @@ func (s *store) save(name string, w Workload, h *held, skew time.Duration) error
 	return replaceFile(s.path(name), data)
 }
 
-// disown forgets the SVID, and keeps whose it was: files that were made of it may be left.
-func (s *store) disown(name string, w Workload, whose bearer) error {
+// disown forgets the SVID, and keeps whose it was: proxies may still have it.
+func (s *store) disown(name string, w Workload, whose Bearer) error {
 	data, err := json.Marshal(kept{Version: keptVersion, Socket: w.Socket, TokenFile: w.TokenFile, Bearer: whose})
 	if err != nil {
 		return err
@@ -99,31 +99,31 @@ func (s *store) disown(name string, w Workload, whose bearer) error {
 }
 
 // load returns what was kept for the workload, nil when that is nothing or has ended, and whose it is or was.
-func (s *store) load(name string, w Workload, td spiffeid.TrustDomain) (h *held, whose bearer, err error) {
+func (s *store) load(name string, w Workload, td spiffeid.TrustDomain) (h *held, whose Bearer, err error) {
 	path := s.path(name)
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, bearer{}, nil
+		return nil, Bearer{}, nil
 	}
 	if err != nil {
-		return nil, bearer{}, err
+		return nil, Bearer{}, err
 	}
 	if info.Mode().Perm()&0o077 != 0 || ownerOf(info) != os.Geteuid() {
-		return nil, bearer{}, fmt.Errorf("%s could be read by others (mode %v, uid %d): it is not used", path, info.Mode(), ownerOf(info))
+		return nil, Bearer{}, fmt.Errorf("%s could be read by others (mode %v, uid %d): it is not used", path, info.Mode(), ownerOf(info))
 	}
 	data, err := readFile(path, maxKeptBytes)
 	if err != nil {
-		return nil, bearer{}, err
+		return nil, Bearer{}, err
 	}
 	var k kept
 	if err := json.Unmarshal(data, &k); err != nil {
-		return nil, bearer{}, fmt.Errorf("%s is damaged: %w", path, err)
+		return nil, Bearer{}, fmt.Errorf("%s is damaged: %w", path, err)
 	}
 	switch {
 	case k.Version != keptVersion:
-		return nil, bearer{}, fmt.Errorf("%s has version %d, this agent knows %d", path, k.Version, keptVersion)
+		return nil, Bearer{}, fmt.Errorf("%s has version %d, this agent knows %d", path, k.Version, keptVersion)
 	case k.Socket != w.Socket || k.TokenFile != w.TokenFile:
-		return nil, bearer{}, nil // another workload's by now
+		return nil, Bearer{}, nil // another workload's by now
 	}
 	if len(k.Key) == 0 {
 		return nil, k.Bearer, nil
@@ -131,7 +131,7 @@ func (s *store) load(name string, w Workload, td spiffeid.TrustDomain) (h *held,
 	now := s.now()
 	h, err = k.held(td, now)
 	if err != nil {
-		return nil, bearer{}, fmt.Errorf("%s: %w", path, err)
+		return nil, Bearer{}, fmt.Errorf("%s: %w", path, err)
 	}
 	if h.ended(now) {
 		return nil, k.Bearer, nil

@@ -90,7 +90,7 @@ func TestStoreKeeps(t *testing.T) {
 	must(t, s.prepare())
 	w := Workload{Socket: "/run/a.sock", TokenFile: "/run/a.token"}
 	h := newHeld(t, ca, "/ns/a/sa/b", time.Hour)
-	h.bearer = bearer{Subject: "system:serviceaccount:a:b"}
+	h.bearer = Bearer{Subject: "system:serviceaccount:a:b"}
 	must(t, s.save(nameOf(w), w, h, 0))
 	got, whose, err := s.load(nameOf(w), w, ca.Domain())
 	must(t, err)

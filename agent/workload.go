@@ -87,8 +87,10 @@ type state struct {
 	listening error
 	tried     bool
 	// bearer is whose the token was when it was read last; former, whose it was in an earlier run, while nothing is held.
-	bearer, former bearer
-	nacks          uint64
+	bearer, former Bearer
+	// turnedAway is whose the token was when the CA last refused it for good, for reasons that may not meet everybody.
+	turnedAway Bearer
+	nacks      uint64
 	// limits counts the calls and connections of proxies that were refused or ended for a limit, and limit is why the last one was.
 	limits  uint64
 	limit   error
@@ -152,13 +154,13 @@ func (w *workload) Renew(ctx context.Context) (rotation.Term, error) {
 }
 
 // proof is a request with what proves whose it is: the token as it is now, or the pod that the agent vouches for.
-func (w *workload) proof() (*meshcav1.X509SVIDRequest, bearer, error) {
+func (w *workload) proof() (*meshcav1.X509SVIDRequest, Bearer, error) {
 	if w.PodUID != "" {
-		return &meshcav1.X509SVIDRequest{Pod: &meshcav1.PodReference{Uid: w.PodUID}}, bearer{PodUID: w.PodUID}, nil
+		return &meshcav1.X509SVIDRequest{Pod: &meshcav1.PodReference{Uid: w.PodUID}}, Bearer{PodUID: w.PodUID}, nil
 	}
 	token, err := readToken(w.TokenFile)
 	if err != nil {
-		return nil, bearer{}, err
+		return nil, Bearer{}, err
 	}
 	return &meshcav1.X509SVIDRequest{Token: token.secret}, token.bearer(), nil
 }
@@ -186,7 +188,7 @@ func (w *workload) install(h *held) error {
 	if w.state.had {
 		w.state.rotations++
 	}
-	w.state.held, w.state.had, w.state.withheld, w.state.former = h, true, false, bearer{}
+	w.state.held, w.state.had, w.state.withheld, w.state.former = h, true, false, Bearer{}
 	w.state.denied, w.state.gone, w.state.expired = false, nil, false
 	w.publish()
 	return nil
@@ -199,9 +201,9 @@ func (w *workload) restore(h *held) {
 	w.state.held, w.state.withheld, w.state.lastID, w.state.bearer = h, true, h.svid.ID, h.bearer
 }
 
-// formerly notes whose the SVID was that an earlier run held. It is not served; what is left of it elsewhere, in files, stays as
-// long as anything that is held: see handedOver.
-func (w *workload) formerly(whose bearer) {
+// formerly notes whose the SVID was that an earlier run held. It is not served; the bundle is, once the bearer of now is
+// refused: see handedOver.
+func (w *workload) formerly(whose Bearer) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.former = whose
@@ -323,7 +325,7 @@ func (w *workload) retrySoon() {
 	if !failing {
 		return
 	}
-	if h == nil || h.bearer.other(now) {
+	if h == nil || h.bearer.Other(now) {
 		w.retryNow()
 		return
 	}

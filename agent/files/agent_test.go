@@ -241,7 +241,39 @@ func tokenOf(account string) string {
 // The token file came to name somebody else while the agent was off. Whoever is refused for good does not keep the files of who was
 // there before; while the CA has not said so, they stay.
 func TestFilesOfSomebodyElseOverARestart(t *testing.T) {
-	for name, restarts := range map[string]int{"one restart": 1, "the CA is away over another restart": 2} {
+	for name, meanwhile := range map[string]func(n *node, dir string){
+		"a restart": func(*node, string) {},
+		"the CA is away over another restart": func(n *node, dir string) {
+			n.ca.Stop()
+			stop := n.start()
+			time.Sleep(300 * time.Millisecond)
+			if !n.holds(dir)() {
+				n.t.Error("they are gone, and the CA has said nothing")
+			}
+			stop()
+			_, err := n.ca.Start()
+			must(n.t, err)
+		},
+		"a reboot, of which nothing in memory is left": func(n *node, _ string) { must(n.t, os.RemoveAll(n.path("run"))) },
+		"a reboot, and a new trust bundle while the CA is away": func(n *node, dir string) {
+			must(n.t, os.RemoveAll(n.path("run")))
+			must(n.t, n.ca.AddRoot())
+			must(n.t, os.WriteFile(n.path("bundle.json"), n.ca.Bundle(), 0o600))
+			n.ca.Stop()
+			stop := n.start()
+			eventually(n.t, "the bundle is written beside the key", func() bool {
+				b, err := x509bundle.Load(n.ca.Domain(), filepath.Join(dir, "ca.crt"))
+				return err == nil && len(b.X509Authorities()) == 2 && n.holds(dir)()
+			})
+			stop()
+			_, err := n.ca.Start()
+			must(n.t, err)
+		},
+		"the configuration names another token file": func(n *node, _ string) {
+			must(n.t, os.Rename(n.path("web.token"), n.path("other.token")))
+			n.config.Workloads[0].TokenFile = n.path("other.token")
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
 			was, other := tokenOf("web"), tokenOf("other")
@@ -260,17 +292,7 @@ func TestFilesOfSomebodyElseOverARestart(t *testing.T) {
 				}
 				return nil
 			})
-			if restarts > 1 {
-				n.ca.Stop()
-				stop = n.start()
-				time.Sleep(300 * time.Millisecond)
-				if !n.holds(dir)() {
-					t.Error("they are gone, and the CA has said nothing")
-				}
-				stop()
-				_, err := n.ca.Start()
-				must(t, err)
-			}
+			meanwhile(n, dir)
 			n.start()
 			eventually(t, "the files of the one before are gone", func() bool {
 				_, err := os.Stat(filepath.Join(dir, "tls.key"))

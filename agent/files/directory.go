@@ -1,6 +1,7 @@
 package files
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+
+	"github.com/meshca/meshca/agent"
 )
 
 // The names that kubelet's volumes have, which readers and tools know: `..data` leads to the directory of the present
@@ -20,6 +23,7 @@ const (
 	dataTemp  = "..data_tmp"
 	nameForm  = "..2006_01_02_15_04_05.000000000"
 	toldMark  = "..told"
+	ownerNote = "..bearer"
 	maxOfFile = 4 << 20 // bytes of a file that is read back
 )
 
@@ -169,6 +173,32 @@ func (d *directory) mark(generation string) error {
 func (d *directory) marked(generation string) bool {
 	_, err := d.root.Lstat(path.Join(generation, toldMark))
 	return err == nil
+}
+
+// own notes whose identity is in a generation, for a run that follows, over a reboot too. It is for the agent alone.
+func (d *directory) own(generation string, whose agent.Bearer) (err error) {
+	data, err := json.Marshal(whose)
+	if err != nil {
+		return err
+	}
+	f, err := d.root.OpenFile(path.Join(generation, ownerNote), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// bearer is whose identity is in a generation; nobody: nothing says so.
+func (d *directory) bearer(generation string) (whose agent.Bearer) {
+	data, err := readFile(d.root, path.Join(generation, ownerNote))
+	if err != nil || json.Unmarshal(data, &whose) != nil {
+		return agent.Bearer{}
+	}
+	return whose
 }
 
 // sweep removes all generations but those to keep, and what a crash left half made.

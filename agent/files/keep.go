@@ -71,6 +71,8 @@ type keeper struct {
 	held     string
 	files    map[string]file
 	sequence uint64
+	// whose is the bearer of the SVID in it.
+	whose agent.Bearer
 	// old is when generations before the held one are removed; zero: there are none.
 	old time.Time
 	// left is what an earlier run left; nil: nothing that may be used.
@@ -208,38 +210,43 @@ func (k *keeper) write(m agent.Materials) {
 func (k *keeper) present(m agent.Materials, now time.Time) *x509svid.SVID {
 	if !k.began {
 		k.began = true
-		k.left = k.inherit(m)
+		k.left, k.whose = k.inherit(m)
 	}
-	if m.SVID != nil || m.Withdrawn || k.left != nil && !now.Before(k.left.Certificates[0].NotAfter) {
+	switch {
+	case m.SVID != nil:
+		k.left, k.whose = nil, m.Bearer
+		return m.SVID
+	case k.left != nil && k.whose.Other(m.Refused):
+		k.log.Warn("the token file names somebody else than the one whose identity an earlier run left here, and the CA refuses that one: it is removed",
+			"spiffe_id", k.left.ID.String())
+		k.left = nil
+	case m.Withdrawn, k.left != nil && !now.Before(k.left.Certificates[0].NotAfter):
 		k.left = nil
 	}
-	if m.SVID == nil {
-		return k.left
-	}
-	return m.SVID
+	return k.left
 }
 
-// inherit reads what an earlier run left. It serves until the CA is there to give something newer: a machine that starts
-// while the CA is gone has its identity as long as that lasts.
-func (k *keeper) inherit(m agent.Materials) *x509svid.SVID {
+// inherit reads what an earlier run left, and whose it was. It serves until the CA is there to give something newer: a
+// machine that starts while the CA is gone has its identity as long as that lasts.
+func (k *keeper) inherit(m agent.Materials) (svid *x509svid.SVID, whose agent.Bearer) {
 	d, err := openDirectory(k.config.Dir)
 	if err != nil {
-		return nil // writing says so
+		return nil, agent.Bearer{} // writing says so
 	}
 	defer d.close()
 	held, err := d.read(d.current())
 	if err != nil {
-		return nil
+		return nil, agent.Bearer{}
 	}
-	svid, err := parseIdentity(held)
+	svid, err = parseIdentity(held)
 	if err != nil || !svid.ID.MemberOf(m.Bundle.TrustDomain()) {
-		return nil
+		return nil, agent.Bearer{}
 	}
-	return svid
+	return svid, d.bearer(d.current())
 }
 
 func (k *keeper) put(want map[string]file, withdrawn bool, now time.Time) error {
-	generation, was, err := put(k.config, want, now)
+	generation, was, err := put(k.config, want, k.bearer(withdrawn), now)
 	if err != nil {
 		return err
 	}
@@ -256,6 +263,14 @@ func (k *keeper) put(want map[string]file, withdrawn bool, now time.Time) error 
 		k.log.Info("files written", "generation", generation, "files", len(want), "identity", !withdrawn)
 	}
 	return nil
+}
+
+// bearer is whose identity is to be written.
+func (k *keeper) bearer(withdrawn bool) agent.Bearer {
+	if withdrawn {
+		return agent.Bearer{}
+	}
+	return k.whose
 }
 
 // strip removes the files of an identity that is no more from where they are, when they cannot be replaced: that takes no

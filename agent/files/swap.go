@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/meshca/meshca/agent"
 )
 
 // swap makes one change of a directory appear at once. It is a list of steps, so that a crash after each of them can be
@@ -18,18 +20,19 @@ type swap struct {
 	dir    *directory
 	config Config
 	files  map[string]file
+	whose  agent.Bearer
 	// generation is the name of the new directory: when it was made.
 	generation string
 	now        time.Time
 	steps      []func() error
 }
 
-func newSwap(d *directory, c Config, files map[string]file, now time.Time) *swap {
-	s := &swap{dir: d, config: c, files: files, now: now.UTC()}
+func newSwap(d *directory, c Config, files map[string]file, whose agent.Bearer, now time.Time) *swap {
+	s := &swap{dir: d, config: c, files: files, whose: whose, now: now.UTC()}
 	s.steps = []func() error{
 		s.ours,    // 1. none of the names is somebody else's
 		s.prepare, // 2. a directory that nobody else can enter yet
-		s.write,   // 3. the files in it, with their owners and modes, on disk
+		s.write,   // 3. the files in it, with their owners and modes, and whose they are, on disk
 		s.open,    // 4. readers may enter
 		s.link,    // 5. names that are new lead nowhere until the next step
 		s.point,   // 6. the link that is to become ..data
@@ -91,6 +94,11 @@ func (s *swap) write() error {
 	defer func() { _ = dir.Close() }()
 	for _, name := range s.names() {
 		if err := s.writeFile(dir, name, s.files[name]); err != nil {
+			return err
+		}
+	}
+	if s.whose != (agent.Bearer{}) {
+		if err := s.dir.own(s.generation, s.whose); err != nil {
 			return err
 		}
 	}

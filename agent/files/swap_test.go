@@ -14,6 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/meshca/meshca/agent"
 	"github.com/meshca/meshca/test/pki"
 )
 
@@ -59,6 +60,9 @@ func readPair(dir string) (*x509svid.SVID, error) {
 	}
 }
 
+// whose is the bearer of what is written.
+var whose = agent.Bearer{Subject: "system:serviceaccount:shop:web"}
+
 func expectFiles(t *testing.T, dir string, want map[string]file) {
 	t.Helper()
 	for name, f := range want {
@@ -86,16 +90,16 @@ func TestACrashAtEachStep(t *testing.T) {
 	r := newRoot(t)
 	for _, first := range []bool{true, false} {
 		c := configOf(t, everySet...)
-		steps := len(newSwap(opened(t, c), c, nil, time.Now()).steps)
+		steps := len(newSwap(opened(t, c), c, nil, whose, time.Now()).steps)
 		for n := range steps + 1 {
 			t.Run(fmt.Sprintf("first %t, after step %d of %d", first, n, steps), func(t *testing.T) {
 				c := configOf(t, everySet...)
 				before, after := generation(t, r, c), generation(t, r, c)
 				if !first {
-					_, _, err := put(c, before, time.Now())
+					_, _, err := put(c, before, whose, time.Now())
 					must(t, err)
 				}
-				s := newSwap(opened(t, c), c, after, time.Now())
+				s := newSwap(opened(t, c), c, after, whose, time.Now())
 				for _, step := range s.steps[:n] {
 					must(t, step())
 				}
@@ -113,12 +117,15 @@ func TestACrashAtEachStep(t *testing.T) {
 					}
 				}
 				last := generation(t, r, c)
-				g, was, err := put(c, last, time.Now())
+				g, was, err := put(c, last, whose, time.Now())
 				must(t, err)
 				if was {
 					t.Error("what was new was said to be there already")
 				}
 				expectFiles(t, c.Dir, last)
+				if got := opened(t, c).bearer(g); got != whose {
+					t.Errorf("it is %v's", got)
+				}
 				must(t, opened(t, c).sweep(g))
 				if got, want := len(entries(t, c.Dir)), len(last)+2; got != want { // ..data, the generation, a link for each
 					t.Errorf("left are %v, want %d names", entries(t, c.Dir), want)
@@ -134,7 +141,7 @@ func TestAHalfWrittenGenerationIsNoHindrance(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(c.Dir, "..2026_01_02_03_04_05.000000006", "tls.key"), []byte("half"), 0o600))
 	must(t, os.Symlink("..gone", filepath.Join(c.Dir, dataTemp)))
 	want := generation(t, r, c)
-	g, _, err := put(c, want, time.Now())
+	g, _, err := put(c, want, whose, time.Now())
 	must(t, err)
 	must(t, opened(t, c).sweep(g))
 	expectFiles(t, c.Dir, want)
@@ -146,17 +153,17 @@ func TestAHalfWrittenGenerationIsNoHindrance(t *testing.T) {
 func TestTheSameFilesAreNotWrittenAgain(t *testing.T) {
 	r, c := newRoot(t), configOf(t, TLS, GKE)
 	want := generation(t, r, c)
-	first, _, err := put(c, want, time.Now())
+	first, _, err := put(c, want, whose, time.Now())
 	must(t, err)
-	if second, was, err := put(c, want, time.Now()); err != nil || !was || second != first {
+	if second, was, err := put(c, want, whose, time.Now()); err != nil || !was || second != first {
 		t.Errorf("%s, %t, %v", second, was, err)
 	}
 	c.Mode = 0o400
-	if _, was, err := put(c, want, time.Now()); err != nil || was {
+	if _, was, err := put(c, want, whose, time.Now()); err != nil || was {
 		t.Errorf("with another mode: %t, %v", was, err)
 	}
 	must(t, os.Remove(filepath.Join(c.Dir, "tls.key")))
-	if _, was, err := put(c, want, time.Now()); err != nil || was {
+	if _, was, err := put(c, want, whose, time.Now()); err != nil || was {
 		t.Errorf("with a name missing: %t, %v", was, err)
 	}
 	expectFiles(t, c.Dir, want)
@@ -164,13 +171,13 @@ func TestTheSameFilesAreNotWrittenAgain(t *testing.T) {
 
 func TestNamesThatAreNoMoreGo(t *testing.T) {
 	r, c := newRoot(t), configOf(t, TLS, Istio)
-	_, _, err := put(c, generation(t, r, c), time.Now())
+	_, _, err := put(c, generation(t, r, c), whose, time.Now())
 	must(t, err)
 	must(t, os.Symlink("elsewhere", filepath.Join(c.Dir, "mine")))
 	must(t, os.WriteFile(filepath.Join(c.Dir, "nginx.conf"), nil, 0o600))
 	trust, err := render([]Names{TLS}, nil, r.Bundle(1))
 	must(t, err)
-	g, _, err := put(c, trust, time.Now())
+	g, _, err := put(c, trust, agent.Bearer{}, time.Now())
 	must(t, err)
 	must(t, opened(t, c).sweep(g))
 	if got := strings.Join(entries(t, c.Dir), " "); got != g+" ..data ca.crt mine nginx.conf" && got != "..data "+g+" ca.crt mine nginx.conf" {
@@ -200,7 +207,7 @@ func TestModesAndOwners(t *testing.T) {
 			tt.change(&c)
 			c = c.withDefaults()
 			files := generation(t, r, c)
-			_, _, err := put(c, files, time.Now())
+			_, _, err := put(c, files, whose, time.Now())
 			must(t, err)
 			for name, f := range files {
 				info, err := os.Stat(filepath.Join(c.Dir, name))
@@ -224,7 +231,7 @@ func TestModesAndOwners(t *testing.T) {
 func TestReadersAlwaysFindAPair(t *testing.T) {
 	r, c := newRoot(t), configOf(t, TLS)
 	first := generation(t, r, c)
-	before, _, err := put(c, first, time.Now())
+	before, _, err := put(c, first, whose, time.Now())
 	must(t, err)
 	done := make(chan struct{})
 	var readers sync.WaitGroup
@@ -250,7 +257,7 @@ func TestReadersAlwaysFindAPair(t *testing.T) {
 		})
 	}
 	for range 40 {
-		now, _, err := put(c, generation(t, r, c), time.Now())
+		now, _, err := put(c, generation(t, r, c), whose, time.Now())
 		must(t, err)
 		must(t, opened(t, c).sweep(before, now)) // the one before lingers, as in Keep
 		before = now
@@ -277,7 +284,7 @@ func TestWhatOthersPutThereIsNeitherFollowedNorReplaced(t *testing.T) {
 			must(t, os.Mkdir(c.Dir, 0o755))
 			plant(t, c.Dir, outside)
 			before := entries(t, c.Dir)
-			if _, _, err := put(c, generation(t, r, c), time.Now()); err == nil {
+			if _, _, err := put(c, generation(t, r, c), whose, time.Now()); err == nil {
 				t.Error("it was written over")
 			}
 			if data, err := os.ReadFile(outside); err != nil || string(data) != "precious" {
@@ -303,7 +310,7 @@ func TestLinksOfOurOwnNamesThatLeadAway(t *testing.T) {
 	must(t, os.Symlink(planted, filepath.Join(c.Dir, dataLink)))
 	must(t, os.Symlink(outside, filepath.Join(c.Dir, dataTemp)))
 	want := generation(t, r, c)
-	g, _, err := put(c, want, time.Now())
+	g, _, err := put(c, want, whose, time.Now())
 	must(t, err)
 	must(t, opened(t, c).sweep(g))
 	expectFiles(t, c.Dir, want)
@@ -356,7 +363,7 @@ func TestUnsafeDirectoriesAreRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := configOf(t, TLS)
 			tt.make(t, c.Dir)
-			_, _, err := put(c, generation(t, r, c), time.Now())
+			_, _, err := put(c, generation(t, r, c), whose, time.Now())
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
