@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"time"
@@ -293,18 +292,11 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// tuneRuntime sets what the Go runtime does not know of this work. GOGC and GOMAXPROCS in the environment still decide where they
-// are set.
+// tuneRuntime sets what the Go runtime does not know of this work. GOGC in the environment still decides where it is set.
 func tuneRuntime() {
 	// The heap of a few tens of MiB may grow to five times what is live before it is collected: issuance makes much short-lived
 	// garbage, and at the usual factor of two collecting it costs a tenth of the CA's throughput.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
-	}
-	// System calls (the audit log's, the store's, and fdatasync where there is no asynchronous I/O) keep one of Go's processors
-	// until the runtime notices, which could sign meanwhile.
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.SetDefaultGOMAXPROCS() // by the container's limit
-		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 	}
 }
