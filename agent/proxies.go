@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// ComeBack is how long those are waited for whose streams the end of the run before broke, or the agent ended. Envoy
-	// opens an xDS stream again after 30 s at most (envoy.config.core.v3.GrpcService.EnvoyGrpc.retry_policy, its
+	// ComeBack is how long those are waited for whose streams the end of the run before broke, or the agent ended, while there
+	// is a socket that they can come back to. Envoy opens an xDS stream again after 30 s at most (envoy.config.core.v3.GrpcService.EnvoyGrpc.retry_policy, its
 	// default), go-spiffe's client after 30 s (workloadapi/backoff.go); the rest is for connecting and for taking what is
 	// sent.
 	ComeBack = 35 * time.Second
@@ -39,6 +39,9 @@ type proxies struct {
 	dir  string
 	boot string // see instant
 	log  *slog.Logger
+	// open is since when the peers at a workload's socket can come in, and false while they cannot. It does not wait, and mu
+	// may be held.
+	open func(socket string) (since time.Time, is bool)
 	// changed is set when others are awaited.
 	changed rotation.Current[struct{}]
 
@@ -54,12 +57,12 @@ type attendance struct {
 	open, peak, kept int
 	// awaited is how many there were when the run before ended, or before this one ended some; 0 once that many are back.
 	awaited int
-	// until is when those who are awaited are given up.
+	// until is when those who are awaited are given up, if the socket has been open for as long: see proxies.late.
 	until time.Time
 }
 
-func newProxies(dir, boot string, log *slog.Logger) *proxies {
-	return &proxies{dir: dir, boot: boot, log: log, all: make(map[string]*attendance)}
+func newProxies(dir, boot string, open func(socket string) (time.Time, bool), log *slog.Logger) *proxies {
+	return &proxies{dir: dir, boot: boot, open: open, log: log, all: make(map[string]*attendance)}
 }
 
 // of is the attendance of a workload; p.mu is held.
@@ -224,12 +227,15 @@ func (p *proxies) giveUp() (next time.Duration) {
 	now := time.Now()
 	p.mu.Lock()
 	for _, a := range p.all {
-		switch {
-		case a.awaited == 0:
-		case a.until.After(now):
-			next = min(next, a.until.Sub(now))
+		if a.awaited == 0 {
+			continue
+		}
+		switch late, ever := p.late(a); {
+		case !ever:
+		case late.After(now):
+			next = min(next, late.Sub(now))
 		default:
-			lost = append(lost, a.lacking())
+			lost = append(lost, p.lack(a))
 			a.over()
 		}
 	}
@@ -240,6 +246,15 @@ func (p *proxies) giveUp() (next time.Duration) {
 		p.changed.Set(struct{}{})
 	}
 	return next
+}
+
+// late is when those who are awaited are given up; ever is false while they cannot come back. p.mu is held.
+func (p *proxies) late(a *attendance) (at time.Time, ever bool) {
+	since, open := p.open(a.socket)
+	if at = since.Add(ComeBack); at.Before(a.until) {
+		at = a.until
+	}
+	return at, open
 }
 
 // awaits counts the workloads whose streams have not come back yet; the channel closes when that may have changed.
@@ -271,13 +286,17 @@ func (p *proxies) lacking() (all []string) {
 	defer p.mu.Unlock()
 	for _, a := range p.all {
 		if a.awaited > 0 {
-			all = append(all, a.lacking())
+			all = append(all, p.lack(a))
 		}
 	}
 	return all
 }
 
-func (a *attendance) lacking() string {
-	return fmt.Sprintf("%s: %d of the %d streams that it had before the agent's restart, or a refusal, have not come back; waited for until %s", a.socket,
-		a.awaited-a.open, a.awaited, a.until.UTC().Format(time.RFC3339))
+// lack says it of one; p.mu is held.
+func (p *proxies) lack(a *attendance) string {
+	until := "nobody can come to its socket now"
+	if late, ever := p.late(a); ever {
+		until = "waited for until " + late.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprintf("%s: %d of the %d streams that it had before the agent's restart, or a refusal, have not come back; %s", a.socket, a.awaited-a.open, a.awaited, until)
 }

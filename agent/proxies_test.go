@@ -68,6 +68,7 @@ func (c *cell) start() *runOf {
 	}
 	for _, w := range a.roster.list() {
 		w.state.had = true // roots are served without an SVID, too
+		w.listened(nil)
 	}
 	ctx, cancel := context.WithCancel(c.t.Context())
 	go a.distribute(ctx)
@@ -334,29 +335,6 @@ func TestWhatIsDamagedIsWaitedFor(t *testing.T) {
 		r = c.start()
 		if n, _ := r.proxies.awaits(); n != 3 {
 			t.Errorf("%d workloads are awaited by one who knows of none", n)
-		}
-	})
-}
-
-// A stop of the unit takes the runtime directory, and proxies live on. A boot takes them all.
-func TestTheRuntimeDirectoryIsLost(t *testing.T) {
-	inCell(t, func(t *testing.T, c *cell) {
-		clocks := newTestClocks()
-		c.config.now = clocks.now
-		c.before()
-		must(t, os.RemoveAll(c.config.RuntimeDir))
-		r := c.start()
-		r.follow(c, 2)
-		r.says(0, 1)
-		r.says(1, 1, "/web.sock: 2 of the 2 streams")
-		r.kill()
-
-		clocks.set(func() { clocks.boot = "the next boot" })
-		r = c.start()
-		r.follow(c, 2)
-		r.says(1, 2)
-		if left, _ := os.ReadDir(r.proxies.dir); len(left) > 0 {
-			t.Errorf("files of another boot are left: %v", left)
 		}
 	})
 }

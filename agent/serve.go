@@ -180,6 +180,9 @@ func (w *workload) listened(err error) {
 	w.mu.Lock()
 	before := w.state.listening
 	w.state.listening, w.state.tried = err, true
+	if err == nil {
+		w.state.opened = time.Now()
+	}
 	w.mu.Unlock()
 	w.news.Set(struct{}{})
 	switch {

@@ -39,6 +39,39 @@ type Standing struct {
 	Faults []error
 }
 
+// Entrance is a Source by which the peers of workloads come that have no socket of their own: see Kept.Serve.
+type Entrance interface {
+	// OpenSince is since when they can come in, and false while they cannot. It does not wait.
+	OpenSince() (since time.Time, open bool)
+}
+
+// openSince is the same for the peers of any workload.
+func (a *Agent) openSince(socket string) (since time.Time, open bool) {
+	w := a.roster.at(socket)
+	switch {
+	case w == nil:
+		return time.Time{}, true // it is about to be forgotten
+	case w.shared == nil:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.state.opened, w.state.listening == nil
+	}
+	for _, s := range a.config.Sources {
+		e, ok := s.(Entrance)
+		if !ok {
+			continue
+		}
+		at, open := e.OpenSince()
+		if !open {
+			return time.Time{}, false
+		}
+		if at.After(since) {
+			since = at
+		}
+	}
+	return since, true
+}
+
 // standings asks the sources that have one.
 func (a *Agent) standings() (all []Standing) {
 	for _, s := range a.config.Sources {

@@ -86,6 +86,7 @@ type state struct {
 	// listening is why the socket is not open; nil when it is. tried: it is known by now.
 	listening error
 	tried     bool
+	opened    time.Time // when it was opened last
 	// bearer is whose the token was when it was read last; former, whose it was in an earlier run, while nothing is held.
 	bearer, former Bearer
 	// turnedAway is whose the token was when the CA last refused it for good, for reasons that may not meet everybody.

@@ -78,6 +78,10 @@ type Source struct {
 	saved   error // of the state file
 	// blind is why no peer at all can be told, by the last one that came; nil: it could be.
 	blind error
+	// since is when last nobody could come in: the socket was opened, or a peer was sent away as everybody is, or may be while
+	// none could be told (told) since the socket was opened.
+	since time.Time
+	told  bool
 	// taken is the last time that the socket's place was another's, and when.
 	taken   error
 	takenAt time.Time
@@ -94,6 +98,7 @@ type podOf struct {
 var (
 	_ agent.Source   = (*Source)(nil)
 	_ agent.Reporter = (*Source)(nil)
+	_ agent.Entrance = (*Source)(nil)
 )
 
 // New makes a Source; it opens nothing.
@@ -201,10 +206,17 @@ func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
 func (s *Source) opened() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.broken = nil
+	s.broken, s.told, s.since = nil, false, time.Now()
 	for _, p := range s.served {
-		p.seen = time.Now()
+		p.seen = s.since
 	}
+}
+
+// OpenSince is since when pods can come in, and false while the socket is not open, or nobody can be told.
+func (s *Source) OpenSince() (since time.Time, open bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.since, s.broken == nil && s.blind == nil
 }
 
 // accept hands connections over to the agent.
@@ -298,6 +310,9 @@ func (s *Source) take(goes func(*podOf) bool) map[string]*podOf {
 func (s *Source) sentAway(err error) {
 	s.mu.Lock()
 	s.refused, s.at = err, time.Now()
+	if s.blind != nil || !s.told {
+		s.since = s.at
+	}
 	s.blind = nil
 	if e, ok := refusal.From(err); ok && e.Claim == Invisible {
 		s.blind = err
@@ -312,7 +327,10 @@ func (s *Source) sentAway(err error) {
 func (s *Source) sees() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.blind = nil
+	if s.blind != nil {
+		s.since = time.Now()
+	}
+	s.blind, s.told = nil, true
 }
 
 // robbed notes that something else stood in the socket's place, and was taken away.

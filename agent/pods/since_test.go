@@ -1,0 +1,64 @@
+package pods
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Since when pods can come in: from when the socket is open, and peers are not sent away as everybody would be.
+func TestSinceWhenPodsCanComeIn(t *testing.T) {
+	n := newNode(t)
+	n.ca.Pod(uidA, "/ns/shop/sa/a")
+	var fails atomic.Bool
+	fails.Store(true)
+	n.label = func(string) error {
+		if fails.Load() {
+			return errors.New("the test says so")
+		}
+		return nil
+	}
+	n.begin()
+	n.eventually("it failed to open", func() bool { return strings.Contains(n.source.Standing().NotReady.Error(), "the test says so") })
+	if _, open := n.source.OpenSince(); open {
+		t.Error("open, though it is not")
+	}
+	fails.Store(false)
+	opening := time.Now()
+	n.eventually("it is open", func() bool { _, open := n.source.OpenSince(); return open })
+	since := func() time.Time { at, _ := n.source.OpenSince(); return at }
+	if since().Before(opening) {
+		t.Error("open before it was")
+	}
+	says := func(what string) {
+		t.Helper()
+		conn, err := net.Dial("unix", n.socket())
+		must(t, err)
+		_, err = conn.Write([]byte(what + uidA[len(what):]))
+		must(t, err)
+		_, _ = conn.Read(make([]byte, 1)) // it is sent away
+		must(t, conn.Close())
+	}
+	for _, what := range []string{"-", "-?", "-"} { // none was told yet: it may be so for all
+		before := since()
+		says(what)
+		n.eventually("it counts from then", func() bool { return since().After(before) })
+		if _, open := n.source.OpenSince(); open == (what == "-?") {
+			t.Errorf("%s: open %t", what, open)
+		}
+	}
+	n.connect(uidA).served()
+	before, sent := since(), time.Now()
+	says("-")
+	n.eventually("it was sent away", func() bool {
+		n.source.mu.Lock()
+		defer n.source.mu.Unlock()
+		return n.source.at.After(sent)
+	})
+	if !since().Equal(before) {
+		t.Error("a stranger was sent away, and that counts for all, though a pod was told")
+	}
+}
