@@ -17,17 +17,12 @@ const away = agent.ComeBack + lookEvery
 
 // leave takes away what the next run need not find. An agent does not know whether it is replaced or ends for good: pods
 // that use the socket are to be served by the next one, also with the CA gone. Those that the end of the run before cut
-// off may not be back yet, and who could not come, since the socket was not open, is not away.
+// off may not be back yet, or could not come.
 func (s *Source) leave() {
 	if !s.config.CleanUp {
 		return
 	}
-	s.mu.Lock()
-	open := s.broken == nil
-	s.mu.Unlock()
-	if open {
-		s.forget(s.over(time.Now(), away))
-	}
+	s.forget(s.over(time.Now(), away))
 	s.mu.Lock()
 	left := len(s.served)
 	s.mu.Unlock()

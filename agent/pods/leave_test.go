@@ -3,11 +3,13 @@ package pods
 import (
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
@@ -37,8 +39,25 @@ func (n *node) longAway(uid string) {
 		if p.kept.Open() > 0 {
 			return false
 		}
-		p.seen = p.seen.Add(-away)
+		p.seen, n.source.since = p.seen.Add(-away), n.source.since.Add(-away)
 		return true
+	})
+}
+
+// sentAway has a peer come that is not told, by the test's word.
+func (n *node) sentAway(word string) {
+	n.t.Helper()
+	began := time.Now()
+	conn, err := net.Dial("unix", n.socket())
+	must(n.t, err)
+	_, err = conn.Write([]byte(word + uidA[len(word):]))
+	must(n.t, err)
+	_, _ = conn.Read(make([]byte, 1))
+	must(n.t, conn.Close())
+	n.eventually("it was sent away", func() bool {
+		n.source.mu.Lock()
+		defer n.source.mu.Unlock()
+		return n.source.at.After(began)
 	})
 }
 
@@ -102,6 +121,22 @@ func TestAnAgentThatEndsAgainKeepsWhoMayComeBack(t *testing.T) {
 			n.longAway(uidA)
 			n.stop()
 			n.label = nil
+		},
+		"nobody could be told": func(n *node, p *proxy) {
+			n.stop()
+			must(n.t, p.conn.Close())
+			n.start()
+			n.sentAway("-?")
+			n.longAway(uidA)
+			n.stop()
+		},
+		"nobody was found": func(n *node, p *proxy) {
+			n.stop()
+			must(n.t, p.conn.Close())
+			n.start()
+			n.longAway(uidA)
+			n.sentAway("-") // as below a wrong cgroupRoot
+			n.stop()
 		},
 	} {
 		t.Run(what, func(t *testing.T) {

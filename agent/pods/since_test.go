@@ -2,7 +2,6 @@ package pods
 
 import (
 	"errors"
-	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -33,31 +32,19 @@ func TestSinceWhenPodsCanComeIn(t *testing.T) {
 	if since().Before(opening) {
 		t.Error("open before it was")
 	}
-	says := func(what string) {
-		t.Helper()
-		conn, err := net.Dial("unix", n.socket())
-		must(t, err)
-		_, err = conn.Write([]byte(what + uidA[len(what):]))
-		must(t, err)
-		_, _ = conn.Read(make([]byte, 1)) // it is sent away
-		must(t, conn.Close())
-	}
 	for _, what := range []string{"-", "-?", "-"} { // none was told yet: it may be so for all
 		before := since()
-		says(what)
-		n.eventually("it counts from then", func() bool { return since().After(before) })
+		n.sentAway(what)
+		if !since().After(before) {
+			t.Errorf("%s: it does not count from then", what)
+		}
 		if _, open := n.source.OpenSince(); open == (what == "-?") {
 			t.Errorf("%s: open %t", what, open)
 		}
 	}
 	n.connect(uidA).served()
-	before, sent := since(), time.Now()
-	says("-")
-	n.eventually("it was sent away", func() bool {
-		n.source.mu.Lock()
-		defer n.source.mu.Unlock()
-		return n.source.at.After(sent)
-	})
+	before := since()
+	n.sentAway("-")
 	if !since().Equal(before) {
 		t.Error("a stranger was sent away, and that counts for all, though a pod was told")
 	}

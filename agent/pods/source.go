@@ -90,7 +90,7 @@ type Source struct {
 // podOf is one pod that is served.
 type podOf struct {
 	kept *agent.Kept
-	seen time.Time // when a connection was last open, or the socket was opened since
+	seen time.Time // when a connection was last open
 	// ended is when it was seen first that the pod has ended; zero: it has not.
 	ended time.Time
 }
@@ -202,20 +202,22 @@ func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
 	}
 }
 
-// opened notes that the socket is open. Nobody was away while it was not.
+// opened notes that the socket is open.
 func (s *Source) opened() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.broken, s.told, s.since = nil, false, time.Now()
-	for _, p := range s.served {
-		p.seen = s.since
-	}
 }
 
 // OpenSince is since when pods can come in, and false while the socket is not open, or nobody can be told.
 func (s *Source) OpenSince() (since time.Time, open bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.entrance()
+}
+
+// entrance is OpenSince; s.mu is held.
+func (s *Source) entrance() (since time.Time, open bool) {
 	return s.since, s.broken == nil && s.blind == nil
 }
 
@@ -271,7 +273,8 @@ func (s *Source) forget(pods map[string]*podOf) {
 	}
 }
 
-// over takes those out of the served that are over: their pod has ended, or they have had no connection open for so long.
+// over takes those out of the served that are over: their pod has ended, or they have had no connection open for so long. Who
+// could not come was not away.
 func (s *Source) over(now time.Time, idle time.Duration) map[string]*podOf {
 	return s.take(func(p *podOf) bool {
 		m, _ := p.kept.Materials()
@@ -285,7 +288,8 @@ func (s *Source) over(now time.Time, idle time.Duration) map[string]*podOf {
 			p.seen = now
 			return false
 		}
-		return m.End != nil || now.Sub(p.seen) >= idle // a pod that is gone does not come back under its UID
+		since, open := s.entrance()
+		return m.End != nil || open && now.Sub(p.seen) >= idle && now.Sub(since) >= idle // a pod that is gone does not come back under its UID
 	})
 }
 
