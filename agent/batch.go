@@ -56,10 +56,14 @@ func (b *batcher) issue(ctx context.Context, r *meshcav1.X509SVIDRequest) (*mesh
 	if p.err != nil {
 		return nil, p.err
 	}
-	if err := client.RefusalOf(p.result); err != nil {
+	switch err := client.RefusalOf(p.result); {
+	case err == nil:
+		return p.result.GetSvid(), nil
+	case meetsCaller(refusal.Of(err)):
+		return nil, err
+	default:
 		return nil, verdict{err}
 	}
-	return p.result.GetSvid(), nil
 }
 
 // run gathers and sends until ctx ends, and then waits for the calls that it cut off.

@@ -11,7 +11,7 @@ import (
 )
 
 // verdict is what the CA says of one request for an SVID. An error of the call as a whole is none: it speaks of the
-// agent, or of the CA.
+// agent, or of the CA; nor is one that can be meant for nobody but the agent (meetsCaller).
 type verdict struct{ error }
 
 func (v verdict) Unwrap() error { return v.error }
@@ -40,7 +40,7 @@ func (w *workload) judge(now Bearer, refused error) {
 		w.drop(refused)
 	case isVerdict(refused) && reason.EndsLife():
 		w.end(refused)
-	default:
+	case isVerdict(refused):
 		w.handedOver(now, refused)
 	}
 }

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"crypto/x509"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -142,6 +144,60 @@ func TestAWordAgainstTheAgentIsNoneAgainstItsWorkloads(t *testing.T) {
 		if w.holds() != nil || !errors.As(w.state.refused, new(verdict)) {
 			t.Errorf("%s: the verdict did nothing", reason)
 		}
+	}
+}
+
+// Where the token names somebody else by now, and the CA does not take the agent, nobody has said anything of who that is.
+func TestAWordAgainstTheAgentIsNoneAgainstTheNextBearer(t *testing.T) {
+	was, next := Bearer{Subject: "system:serviceaccount:test:web"}, Bearer{Subject: "system:serviceaccount:test:heir"}
+	for _, reason := range []refusal.Reason{refusal.AgentNotListed, refusal.AgentUnknown, refusal.TokenRejected, refusal.NodeGone} {
+		w := failing(1, time.Hour, time.Hour)
+		w.roots = newTestTrust(t, newCA(t))
+		h := w.holds()
+		h.bearer = was
+		w.judge(next, refusal.New(reason, "the agent's"))
+		if w.holds() != h || w.state.turnedAway != (Bearer{}) {
+			t.Errorf("%s: a call that was refused as a whole took what is held", reason)
+		}
+		w.judge(next, verdict{refusal.New(reason, "the workload's")})
+		if w.holds() != nil {
+			t.Errorf("%s: the verdict did nothing", reason)
+		}
+	}
+	for name, refuse := range map[string]func(*node){
+		"the call is refused": func(n *node) {
+			n.ca.RefuseCallers(func(*x509.Certificate) error { return refusal.New(refusal.AgentUnknown, "as the test says") })
+		},
+		"each request is": func(n *node) {
+			n.ca.Refuse(func(id spiffeid.ID) error {
+				if strings.HasPrefix(id.Path(), "/meshca/") {
+					return nil
+				}
+				return refusal.New(refusal.AgentUnknown, "as the test says")
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.workload("web")
+			n.give("web.token", "web", "uid-1", 1)
+			a := n.start()
+			eventually(t, "fresh", func() bool { return a.state(0) == "fresh" && a.status().GetConnected() })
+			refuse(n)
+			n.give("web.token", "heir", "uid-2", 1)
+			a.Find(n.path("web.sock")).TokenChanged()
+			eventually(t, "it is refused", func() bool { return a.status1().GetLastRefusal() != nil })
+			if fetch(t, n.path("web.sock"), "default")["default"] == nil {
+				t.Errorf("it is served no longer, for %v", a.status1().GetLastRefusal())
+			}
+			n.ca.RefuseCallers(nil)
+			n.ca.Refuse(nil)
+			a.self.renewNow()
+			eventually(t, "the heir has its own", func() bool {
+				a.Find(n.path("web.sock")).TokenChanged()
+				return a.status1().GetSvid().GetSpiffeId() == "spiffe://mesh.test/ns/test/sa/heir"
+			})
+		})
 	}
 }
 

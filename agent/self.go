@@ -142,10 +142,18 @@ func (s *self) Expired() {
 // distrustCaller is distrust for the answer to one item of a batch: what it says of pods and nodes may be the workload's,
 // so only what can be meant for nobody but the agent counts. The rest the Sync stream tells.
 func (s *self) distrustCaller(err error) {
-	switch refusal.Of(err) {
-	case refusal.AgentUnknown, refusal.AgentExpired, refusal.AgentNotListed, refusal.CallerUntrusted, refusal.AgentRequired:
+	if meetsCaller(refusal.Of(err)) {
 		s.distrust(err)
 	}
+}
+
+// meetsCaller reports whether a refusal can be meant for nobody but the agent.
+func meetsCaller(r refusal.Reason) bool {
+	switch r {
+	case refusal.AgentUnknown, refusal.AgentExpired, refusal.AgentNotListed, refusal.CallerUntrusted, refusal.AgentRequired:
+		return true
+	}
+	return false
 }
 
 // distrust attests anew, without the SVID that the CA does not take. err says why it does not: the end of a stream, or
