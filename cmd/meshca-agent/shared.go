@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/meshca/meshca/agent"
@@ -87,15 +89,26 @@ func lies(dir, path string) bool {
 	return within(dir, filepath.Clean(path)) || within(resolved(dir), resolved(path))
 }
 
-// resolved follows the links in as much of a path as is there.
+// maxLinks is how many links the kernel follows in a path (path_resolution(7)).
+const maxLinks = 40
+
+// resolved follows the links in an absolute path, also those to what is not there yet: it may come to be later.
 func resolved(path string) string {
-	for at, rest := filepath.Clean(path), ""; ; at, rest = filepath.Dir(at), filepath.Join(filepath.Base(at), rest) {
-		if real, err := filepath.EvalSymlinks(at); err == nil {
-			return filepath.Join(real, rest)
-		} else if at == filepath.Dir(at) {
-			return filepath.Clean(path)
+	at, links := "/", 0
+	for todo := strings.Split(path, "/"); len(todo) > 0; {
+		next := filepath.Join(at, todo[0]) // "" and "." stay, ".." is the parent of where the links led
+		todo = todo[1:]
+		to, err := os.Readlink(next)
+		if err != nil || links == maxLinks {
+			at = next
+			continue
 		}
+		if links++; filepath.IsAbs(to) {
+			at = "/"
+		}
+		todo = slices.Concat(strings.Split(to, "/"), todo)
 	}
+	return at
 }
 
 // within reports whether path is dir or lies below it.

@@ -41,6 +41,9 @@ func TestASharedSocketBehindALink(t *testing.T) {
 		os.MkdirAll(filepath.Join(dir, "run/agent"), 0o755), os.Mkdir(filepath.Join(dir, "own"), 0o755),
 		os.Symlink(filepath.Join(dir, "run"), filepath.Join(dir, "varrun")), os.Symlink("../own/token", filepath.Join(dir, "run/token")),
 		os.WriteFile(filepath.Join(dir, "own/token"), nil, 0o600),
+		os.Symlink("../later/new", filepath.Join(dir, "own/pub")), os.Symlink("../later/new/..", filepath.Join(dir, "own/all")),
+		os.Symlink(filepath.Join(dir, "state"), filepath.Join(dir, "later")),
+		os.Symlink(filepath.Join(dir, "run/agent/keys"), filepath.Join(dir, "pub")), os.Symlink("round", filepath.Join(dir, "round")),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -53,6 +56,12 @@ func TestASharedSocketBehindALink(t *testing.T) {
 		"own/agent.sock":                   "holds the agent's token",
 		"varrun/agent/shared/agent.sock":   "",
 		"varrun/agents/agent.sock":         "",
+		"pub/agent.sock":                   "lies in " + dir + "/run/agent/keys", // which is not there yet
+		"later/agent.sock":                 "holds the trust bundle",
+		"own/pub/agent.sock":               "",
+		"own/pub/streams/agent.sock":       "",
+		"own/all/streams/agent.sock":       "lies in " + dir + "/state/streams",
+		"round/agent.sock":                 "",
 	} {
 		whole := &Config{
 			RuntimeDir: dir + "/run/agent", StateDir: dir + "/state", AdminSocket: dir + "/run/agent/admin.sock", TokenFile: dir + "/run/token",
