@@ -55,7 +55,7 @@ func TestNobodyComesBackToASocketThatIsNotOpen(t *testing.T) {
 				c.open(r, errors.New("the test says so"))
 				r.follow(cell, 2)
 				time.Sleep(time.Hour)
-				r.says(1, 1, "/web.sock: 2 of the 2 streams that it had before the agent's restart, or a refusal, have not come back; nobody can come to its socket now")
+				r.says(1, 1, "/web.sock: 2 of the 2 streams that it had before the agent's restart, or before it ended some, have not come back; nobody can come to its socket now")
 				c.open(r, nil)
 				began := time.Now()
 				_, _, err := r.taken(t.Context(), 1, time.Hour)

@@ -11,8 +11,8 @@
 //   - store, restore: what outlives a restart, and how it is taken up again.
 //   - distribute: a bundle on its way to all sockets and readers, and when the node has it.
 //   - roster, source: workloads that come and go, told by those that know of them.
-//   - proxies: whose streams hold a bundle, and who has to come back, after a restart or a refusal, before a newer one is
-//     acknowledged.
+//   - proxies: whose streams hold a bundle, and who has to come back, after a restart or an end that was not theirs, before
+//     a newer one is acknowledged.
 //   - readers: who takes bundles elsewhere than over SDS, and is waited for like a proxy.
 //   - serve, listen, bound: the sockets of the workloads.
 //   - admin, check, ops, metrics: what people and programs see.

@@ -298,5 +298,5 @@ func (p *proxies) lack(a *attendance) string {
 	if late, ever := p.late(a); ever {
 		until = "waited for until " + late.UTC().Format(time.RFC3339)
 	}
-	return fmt.Sprintf("%s: %d of the %d streams that it had before the agent's restart, or a refusal, have not come back; %s", a.socket, a.awaited-a.open, a.awaited, until)
+	return fmt.Sprintf("%s: %d of the %d streams that it had before the agent's restart, or before it ended some, have not come back; %s", a.socket, a.awaited-a.open, a.awaited, until)
 }

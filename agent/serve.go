@@ -116,10 +116,9 @@ func (a *Agent) streamRefused(socket string, err error) {
 	w.state.limit, w.state.limitAt = err, time.Now()
 }
 
-func (a *Agent) streamClosed(s sds.Stream, err error) {
+func (a *Agent) streamClosed(s sds.Stream, cut bool, err error) {
 	if s.Entrusted {
-		e, cut := refusal.From(err)
-		a.proxies.left(s.Peer, cut && !e.Reason.EndsLife()) // who is gone does not come back
+		a.proxies.left(s.Peer, cut && !refusal.Of(err).EndsLife()) // who is gone does not come back
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		a.log.Debug("an SDS stream ended", "socket", s.Peer, "node", s.Node, "error", err)

@@ -2,7 +2,6 @@ package sds
 
 import (
 	"context"
-	"net"
 	"sync"
 	"time"
 
@@ -39,7 +38,7 @@ func (o owing) over(own int) int { return max(0, o.bytes-own) }
 // line is one connection. backlog.mu guards what changes.
 type line struct {
 	server  *Server
-	conn    net.Conn
+	conn    *endsOf
 	who     string // as Observe has it
 	account Account
 

@@ -74,8 +74,9 @@ func (c inClear) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		return nil, nil, err
 	}
 	ctx := peer.NewContext(context.Background(), &peer.Peer{Addr: raw.RemoteAddr(), LocalAddr: raw.LocalAddr(), AuthInfo: info})
-	l := &line{server: c.server, conn: raw, who: c.server.config.Peer(ctx), account: c.server.account(ctx)}
-	return inbound.Watch(conn, l.rules()), lineInfo{info, l}, nil
+	ends := &endsOf{Conn: conn}
+	l := &line{server: c.server, conn: ends, who: c.server.config.Peer(ctx), account: c.server.account(ctx)}
+	return inbound.Watch(ends, l.rules()), lineInfo{info, l}, nil
 }
 
 // Clone keeps the watch, which the embedded Clone would lose.

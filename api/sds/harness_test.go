@@ -81,6 +81,7 @@ type door struct {
 	mu      sync.Mutex
 	opened  int
 	closed  []error
+	cut     bool // the last one was
 	acked   int
 	refused int
 	nacks   []Nack
@@ -155,7 +156,7 @@ func (d *door) observe() Observe {
 	}
 	return Observe{
 		Opened:  func(Stream) { locked(func() { d.opened++ }) },
-		Closed:  func(_ Stream, err error) { locked(func() { d.closed = append(d.closed, err) }) },
+		Closed:  func(_ Stream, cut bool, err error) { locked(func() { d.closed, d.cut = append(d.closed, err), cut }) },
 		Acked:   func(Stream) { locked(func() { d.acked++ }) },
 		Refused: func(string, error) { locked(func() { d.refused++ }) },
 		Nacked:  func(_ Stream, n Nack) { locked(func() { d.nacks = append(d.nacks, n) }) },

@@ -5,9 +5,10 @@ import "time"
 // Observe are hooks for logs and metrics. Each may be nil. They are called by the stream's own goroutine, so they hold
 // that stream up and no other; they must not keep the slices.
 type Observe struct {
-	// Opened and Closed frame the life of a stream that was let in. err is nil where the peer ended it in order.
+	// Opened and Closed frame the life of a stream that was let in. err is nil where the peer ended it in order. cut: it was not
+	// the peer who ended it, by its own hand or by closing its connection; err is the refusal where there was one.
 	Opened func(Stream)
-	Closed func(s Stream, err error)
+	Closed func(s Stream, cut bool, err error)
 	// Entrusted: for the first time on this stream the peer is to get a validation context, or has it by an earlier stream.
 	// The answer goes out when this has returned.
 	Entrusted func(Stream)
@@ -28,9 +29,9 @@ func (o *Observe) opened(s Stream) {
 	}
 }
 
-func (o *Observe) closed(s Stream, err error) {
+func (o *Observe) closed(s Stream, cut bool, err error) {
 	if o.Closed != nil {
-		o.Closed(s, err)
+		o.Closed(s, cut, err)
 	}
 }
 

@@ -52,7 +52,7 @@ func TestFaultsComeUpInTheStreamsGoroutine(t *testing.T) {
 			current := rotation.NewCurrent(fixture().first)
 			server, err := New(Config{
 				Source:  func(context.Context) (Source, error) { return SourceFunc(current.Get), nil },
-				Observe: Observe{Closed: func(_ Stream, err error) { closed = append(closed, err) }},
+				Observe: Observe{Closed: func(_ Stream, _ bool, err error) { closed = append(closed, err) }},
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -64,7 +64,7 @@ func (s *Server) serve(ctx context.Context, p Protocol, w wire) error {
 	defer s.streams.leave(st)
 	s.config.Observe.opened(st.shown)
 	err = errPanicked // unless run returns
-	defer func() { s.config.Observe.closed(st.shown, err) }()
+	defer func() { s.config.Observe.closed(st.shown, cut(ctx, err), err) }()
 	if err = st.run(ctx); limited(err) {
 		s.config.Observe.refused(st.shown.Peer, err)
 	}
