@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	// ComeBack is how long those are waited for whose streams the end of the run before broke, or the agent ended, while there
-	// is a socket that they can come back to. Envoy opens an xDS stream again after 30 s at most (envoy.config.core.v3.GrpcService.EnvoyGrpc.retry_policy, its
-	// default), go-spiffe's client after 30 s (workloadapi/backoff.go); the rest is for connecting and for taking what is
-	// sent.
+	// ComeBack is how long those are waited for whose streams the end of the run before broke, or the agent ended, while
+	// there is a socket that they can come back to. Envoy opens an xDS stream again after 30 s at most
+	// (envoy.config.core.v3.GrpcService.EnvoyGrpc.retry_policy, its default), go-spiffe's client after 30 s
+	// (workloadapi/backoff.go); the rest is for connecting and for taking what is sent.
 	ComeBack = 35 * time.Second
 	// settle is how long a stream is still counted in files after it has ended, at least.
 	settle = 10 * time.Second
@@ -112,8 +112,8 @@ func (p *proxies) load(workloads []*workload) {
 	}
 }
 
-// read is what a file says, and whether it is of this boot, as one is that does not tell. One that a kill left empty stands for
-// one stream, and so does what cannot be read.
+// read is what a file says, and whether it is of this boot, as one is that does not tell. One that a kill left empty stands
+// for one stream, and so does what cannot be read.
 func (p *proxies) read(name string) (n int, now bool) {
 	data, err := readFile(filepath.Join(p.dir, name), 128)
 	if err != nil {

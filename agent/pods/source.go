@@ -273,8 +273,8 @@ func (s *Source) forget(pods map[string]*podOf) {
 	}
 }
 
-// over takes those out of the served that are over: their pod has ended, or they have had no connection open for so long. Who
-// could not come was not away.
+// over takes those out of the served that are over: their pod has ended, or they have had no connection open for so long.
+// Who could not come was not away.
 func (s *Source) over(now time.Time, idle time.Duration) map[string]*podOf {
 	return s.take(func(p *podOf) bool {
 		m, _ := p.kept.Materials()

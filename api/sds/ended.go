@@ -13,8 +13,8 @@ import (
 	"github.com/meshca/meshca/api/refusal"
 )
 
-// endsOf is a connection that knows who ended it. gRPC tells a stream only that its context has ended, be it that the peer closed
-// the connection, gave no sign of life, or broke a rule.
+// endsOf is a connection that knows who ended it. gRPC tells a stream only that its context has ended, be it that the peer
+// closed the connection, gave no sign of life, or broke a rule.
 type endsOf struct {
 	net.Conn
 	closed atomic.Bool // by us, while the peer had it open

@@ -24,7 +24,8 @@ func onWire(t *testing.T, r *discoveryv3.DiscoveryRequest) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
 }
 
-// Who ends a stream himself is gone, or knows what he does. Whose stream was ended otherwise is told as cut off: he may come back.
+// Who ends a stream himself is gone, or knows what he does. Whose stream was ended otherwise is told as cut off: he may come
+// back.
 func TestWhoEndedAStream(t *testing.T) {
 	stream := func(t *testing.T, d *door) func() {
 		ctx, cancel := context.WithCancel(t.Context())
