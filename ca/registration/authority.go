@@ -261,7 +261,7 @@ type LedgerEvidence struct {
 
 func ledgerEvidence(d *Decision, basis policy.Basis) []byte {
 	e := d.Evidence
-	o := newObject(512)
+	o := newObject(768)
 	o.text("method", e.Method)
 	o.text("door", d.Door)
 	o.text("cluster", d.Cluster)

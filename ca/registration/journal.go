@@ -143,7 +143,8 @@ func (j *Journal) line(d *Decision) {
 	if d.Outcome != OutcomeIssued && d.Event != EventEnd {
 		level = slog.LevelWarn
 	}
-	e, o := d.Evidence, newObject(1024)
+	e, o := d.Evidence, newLine()
+	defer o.free()
 	// The first three as slog writes them, which writes the lines of the admin socket.
 	o.time(slog.TimeKey, time.Now())
 	o.text(slog.LevelKey, level.String())

@@ -3,12 +3,30 @@ package registration
 import (
 	"encoding/json"
 	"strconv"
+	"sync"
 	"time"
 )
 
 // object is a flat JSON object in the making. Every issuance writes two (evidence and audit line), with some twenty
 // members each; through reflection or slog they cost more than its policy and lint together.
 type object struct{ b []byte }
+
+// lines are objects whose room is free again. A decision's line is written before its answer leaves, and nobody holds it.
+var lines = sync.Pool{New: func() any { return newObject(1 << 10) }}
+
+// newLine is a newObject for free to take back.
+func newLine() *object {
+	o := lines.Get().(*object) //nolint:errcheck // New makes nothing else
+	o.b = append(o.b[:0], '{')
+	return o
+}
+
+// free takes the object's room for another one. What end returned is not to be used any more.
+func (o *object) free() {
+	if cap(o.b) <= 4<<10 {
+		lines.Put(o)
+	}
+}
 
 func newObject(size int) *object { return &object{append(make([]byte, 0, size), '{')} }
 

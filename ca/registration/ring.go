@@ -1,6 +1,8 @@
 package registration
 
 import (
+	"bytes"
+	"cmp"
 	"slices"
 	"strings"
 	"sync"
@@ -11,24 +13,32 @@ import (
 
 // Ring remembers recent decisions, a fixed number of each of three kinds: what was issued, what was refused to someone
 // proven (a token or an agent), and what was refused to strangers. They do not push each other out, so neither a busy
-// fleet nor a stranger with made-up tokens can make the CA forget why a proxy was refused. A decision takes half a
-// kilobyte of memory, the place of one that is still to come included, and with the longest names that can be, 8 KiB.
+// fleet nor a stranger with made-up tokens can make the CA forget why a proxy was refused. A decision takes some 600 bytes
+// of memory, with the longest names that can be 8 KiB, and the place of one that is still to come 32 bytes.
 type Ring struct {
 	mu    sync.Mutex
+	count uint64 // of decisions so far: clocks are set, and do not tell which came first
 	kinds [3]circle
 }
 
+// circle holds decisions in their encoded form, which has no pointers: as structs they would be most of what the
+// collector has to walk in a busy CA, at every collection.
 type circle struct {
-	slots []Decision
+	slots []slot
 	next  int
 	full  bool
+}
+
+type slot struct {
+	number  uint64
+	decided []byte
 }
 
 // NewRing returns a Ring that remembers size decisions of each kind.
 func NewRing(size int) *Ring {
 	r := &Ring{}
 	for i := range r.kinds {
-		r.kinds[i].slots = make([]Decision, max(size, 1))
+		r.kinds[i].slots = make([]slot, max(size, 1))
 	}
 	return r
 }
@@ -41,16 +51,19 @@ func (r *Ring) add(d *Decision) {
 	case !d.Evidence.Proven && d.Caller.ID.IsZero():
 		kind = 2
 	}
-	kept := *d
-	// The message says what was untrusted; the error would hold a stranger's whole certificate. And a message may be the
-	// beginning of a longer text, all of which it would hold.
-	kept.Caller.Untrusted = nil
-	kept.Evidence.Facts = nil // a pod's labels and annotations, of which nothing is shown
-	kept.Message = strings.Clone(kept.Message)
+	var room [1 << 10]byte
+	encoded := d.encode(room[:0])
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := &r.kinds[kind]
-	c.slots[c.next] = kept
+	s := &c.slots[c.next]
+	r.count++
+	s.number = r.count
+	// The room of the one before, unless it was so long that it would be held for nothing.
+	if have, want := cap(s.decided), len(encoded); have < want || have > 2*want {
+		s.decided = make([]byte, 0, want)
+	}
+	s.decided = append(s.decided[:0], encoded...)
 	c.next++
 	if c.next == len(c.slots) {
 		c.next, c.full = 0, true
@@ -62,7 +75,11 @@ func (r *Ring) add(d *Decision) {
 // (policy.DefaultTemplate), and the ones about an agent whose own ID it is.
 func (r *Ring) ByID(id string, n int) []Decision {
 	namespace, account, plain := plainForm(id)
-	return r.find(n, func(d *Decision) bool {
+	names := []string{id}
+	if plain {
+		names = append(names, account)
+	}
+	return r.find(n, names, func(d *Decision) bool {
 		if !d.ID.IsZero() {
 			return d.ID.String() == id
 		}
@@ -88,7 +105,7 @@ func plainForm(id string) (namespace, account string, ok bool) {
 
 // ByPod returns up to n decisions about a pod, newest first.
 func (r *Ring) ByPod(namespace, name string, n int) []Decision {
-	return r.find(n, func(d *Decision) bool {
+	return r.find(n, []string{name}, func(d *Decision) bool {
 		return d.Evidence.PodName == name && d.Evidence.Identity.Namespace() == namespace
 	})
 }
@@ -100,14 +117,20 @@ func (r *Ring) Since() time.Time {
 	var since time.Time
 	for i := range r.kinds {
 		if c := &r.kinds[i]; c.full {
-			since = later(since, c.slots[c.next].Time)
+			since = later(since, decode(c.slots[c.next].decided).Time)
 		}
 	}
 	return since
 }
 
-func (r *Ring) find(n int, wanted func(*Decision) bool) []Decision {
-	var found []Decision
+// find returns the newest n of those that are wanted. Only those that have one of the names somewhere are looked at in full:
+// who issues waits meanwhile.
+func (r *Ring) find(n int, names []string, wanted func(*Decision) bool) []Decision {
+	type hit struct {
+		number   uint64
+		decision Decision
+	}
+	var found []hit
 	r.mu.Lock()
 	for i := range r.kinds {
 		c := &r.kinds[i]
@@ -116,13 +139,21 @@ func (r *Ring) find(n int, wanted func(*Decision) bool) []Decision {
 			held = len(c.slots)
 		}
 		for k, hits := 0, 0; k < held && hits < n; k++ {
-			if d := &c.slots[(c.next-1-k+len(c.slots))%len(c.slots)]; wanted(d) {
-				found = append(found, *d)
+			s := &c.slots[(c.next-1-k+len(c.slots))%len(c.slots)]
+			if !slices.ContainsFunc(names, func(name string) bool { return bytes.Contains(s.decided, []byte(name)) }) {
+				continue
+			}
+			if d := decode(s.decided); wanted(&d) {
+				found = append(found, hit{s.number, d})
 				hits++
 			}
 		}
 	}
 	r.mu.Unlock()
-	slices.SortStableFunc(found, func(x, y Decision) int { return y.Time.Compare(x.Time) })
-	return found[:min(n, len(found))]
+	slices.SortFunc(found, func(x, y hit) int { return cmp.Compare(y.number, x.number) })
+	decisions := make([]Decision, min(n, len(found)))
+	for i := range decisions {
+		decisions[i] = found[i].decision
+	}
+	return decisions
 }

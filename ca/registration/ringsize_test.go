@@ -46,29 +46,52 @@ func longest(t *testing.T) *Decision {
 	}
 }
 
+// usual is a decision of a fleet's everyday.
+func usual(t *testing.T) *Decision {
+	t.Helper()
+	identity, err := attestor.NewIdentity("production", "storefront", "checkout-worker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const uid = "5f0c6a1e-7b0d-4c36-9c0e-2f7d0a1b2c3d"
+	return &Decision{
+		Time: time.Now(), Event: eventIssue, Door: "grpc", Cluster: "production", NotAfter: time.Now(),
+		ID: spiffeid.RequireFromString("spiffe://mesh.example/ns/storefront/sa/checkout-worker"), Rule: "storefront", Serial: strings.Repeat("5", 32),
+		Caller: Caller{
+			Address: "10.200.100.11:43210", Serial: strings.Repeat("6", 32),
+			ID: spiffeid.RequireFromString("spiffe://mesh.example/meshca/agent/production/ip-10-200-100-11.internal"),
+		},
+		Evidence: attestor.Evidence{Proven: true, Identity: identity, Method: "kubernetes/jwks", ServiceAccountUID: uid,
+			PodName: "checkout-worker-6d5f8c7b9d-x2x4z", PodUID: uid, NodeName: "ip-10-200-100-11.internal", NodeUID: uid, CredentialID: uid,
+			IssuedAt: time.Now(), ExpiresAt: time.Now()},
+		Outcome: OutcomeIssued,
+	}
+}
+
 // TestWhatTheRingTakes holds what the manual of rememberedDecisions says.
 func TestWhatTheRingTakes(t *testing.T) {
 	// As many places as there are by default, to have what other tests leave behind weigh little.
-	const places, size = 10_000, 1000
+	const places = 10_000
 	before := heap()
 	r := NewRing(places)
-	each := (heap() - before) / (3 * places)
-	runtime.KeepAlive(r)
-	t.Logf("%d bytes a place", each)
-	if each < 400 || each > 31<<19/30_000 { // rounded
-		t.Errorf("a place takes %d bytes, not half a kilobyte: 15 MiB for 30,000", each)
-	}
-
-	before = heap()
-	r = NewRing(size)
 	empty := heap() - before
-	for range 2 * size {
-		r.add(longest(t))
+	t.Logf("%d bytes from the start", empty)
+	if empty > 1<<20 {
+		t.Errorf("30,000 empty places take %d bytes, not 1 MiB", empty)
 	}
-	full := heap() - before - empty*2/3 // one kind of the three is full
+	for _, c := range []struct {
+		of         *Decision
+		least, max int64
+	}{{usual(t), 500, 640}, {longest(t), 6 << 10, 8<<10 + 64}} { // with its place
+		for range places {
+			r.add(c.of)
+		}
+		each := (heap() - before - empty) / places
+		t.Logf("%d bytes a decision", each)
+		if each < c.least || each > c.max {
+			t.Errorf("a decision takes %d bytes, not %d to %d", each, c.least, c.max)
+		}
+		clear(r.kinds[0].slots)
+	}
 	runtime.KeepAlive(r)
-	t.Logf("%d bytes a decision", full/size)
-	if each := full / size; each < 4<<10 || each > 8<<10 {
-		t.Errorf("a decision takes %d bytes, not 8 KiB at most", each)
-	}
 }

@@ -66,8 +66,8 @@ type Config struct {
 	// Limits bound what peers of the gRPC API may cost, and pods.
 	Limits LimitsConfig `json:"limits"`
 	// RememberedDecisions is how many decisions of each of three kinds (issued, refused to someone proven, refused to
-	// strangers) `certctl explain` looks back on. Default 10000. Each takes half a kilobyte from the start, about one when
-	// it holds a decision, and 8 KiB with the longest names that can be: by default 15 MiB, about 30, and 240 at most.
+	// strangers) `certctl explain` looks back on. Default 10000. Each takes 32 bytes from the start, some 600 when it holds
+	// a decision, and 8 KiB with the longest names that can be: by default 1 MiB, about 20, and 240 at most.
 	RememberedDecisions int `json:"rememberedDecisions"`
 	// LogLevel is debug, info, warn or error. Default info. The log goes to stderr, a JSON object a line.
 	LogLevel string `json:"logLevel"`
