@@ -177,7 +177,7 @@ func (a *Authority) assign(x Assignment) (dropped []*Line) {
 	if x.Share > 0 {
 		next.successor = a.line(x.Successor)
 	}
-	if now := a.plan.Load(); now != nil && now.Assignment == x && len(a.lines.Value()) == next.count() {
+	if now := a.plan.Load(); now != nil && now.Assignment == x && len(a.lines.Value()) == len(next.lines()) {
 		return nil
 	}
 	a.plan.Store(next)
@@ -225,11 +225,12 @@ func (a *Authority) settle() {
 	a.issuing.Unlock() //nolint:staticcheck // a barrier
 }
 
-func (p *plan) count() int {
+// lines are those that sign.
+func (p *plan) lines() []*Line {
 	if p.successor != nil {
-		return 2
+		return []*Line{p.line, p.successor}
 	}
-	return 1
+	return []*Line{p.line}
 }
 
 // Assignment returns the one in force.
@@ -241,7 +242,7 @@ func (a *Authority) Assignment() Assignment {
 }
 
 // signer returns who signs for id, for a life from now, and holds the assignment until done is called. It refuses with
-// ISSUER_NOT_READY before the first intermediate came, and with ISSUER_ENDING when less than ten minutes of its chain are
+// ISSUER_NOT_READY before the first intermediate came, and while that is not valid yet, and with ISSUER_ENDING when less than ten minutes of its chain are
 // left (a quarter of the life if that is less): lives that shrink towards the end would have agents come ever more often.
 func (a *Authority) signer(id spiffeid.ID, life time.Duration) (*Signer, error) {
 	p := a.plan.Load()
@@ -276,7 +277,8 @@ func (a *Authority) IssuesUntil() time.Time {
 	if end.IsZero() {
 		return end
 	}
-	if end = end.Add(-margin(a.c.LeafTTL)); !end.After(time.Now()) {
+	now := time.Now()
+	if end = end.Add(-margin(a.c.LeafTTL)); !end.After(now) || slices.ContainsFunc(a.plan.Load().lines(), func(l *Line) bool { return l.early(now) }) {
 		return time.Time{}
 	}
 	return end
@@ -309,7 +311,30 @@ type Signer struct {
 	chain    []*x509.Certificate
 	key      crypto.Signer
 	received time.Time
-	notAfter time.Time
+	// notBefore is the latest beginning in the chain, and notAfter the earliest end, the root's included.
+	notBefore, notAfter time.Time
+}
+
+// newSigner is a Signer of what was checked: of an intermediate below a root, and the earliest end in its chain.
+func newSigner(root *x509.Certificate, k Kept, notAfter time.Time) *Signer {
+	return &Signer{
+		rootSum: fingerprint(root), chain: k.Chain, key: k.Key, received: k.Received,
+		notBefore: later(root.NotBefore, latestBeginning(k.Chain)), notAfter: notAfter,
+	}
+}
+
+func latestBeginning(chain []*x509.Certificate) (t time.Time) {
+	for _, c := range chain {
+		t = later(t, c.NotBefore)
+	}
+	return t
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // Certificate is the intermediate.

@@ -137,5 +137,5 @@ func (l *Line) check(kept Kept) (*Signer, error) {
 	case notAfter.Sub(now) < margin(c.LeafTTL):
 		return nil, fmt.Errorf("it ends at %s, too soon to issue under it", notAfter.UTC().Format(time.RFC3339))
 	}
-	return &Signer{rootSum: fingerprint(root), chain: kept.Chain, key: kept.Key, received: kept.Received, notAfter: notAfter}, nil
+	return newSigner(root, kept, notAfter), nil
 }

@@ -61,7 +61,7 @@ func (l *Line) Renew(ctx context.Context) (rotation.Term, error) {
 		return rotation.Term{}, err
 	}
 	now := time.Now()
-	return rotation.Term{Life: s.notAfter.Sub(s.received), Left: s.notAfter.Sub(now), Received: now}, nil
+	return rotation.Term{Life: s.notAfter.Sub(s.received), Left: s.notAfter.Sub(now), Received: now, NotBefore: s.notBefore}, nil
 }
 
 func (l *Line) renew(ctx context.Context) (s *Signer, recalled bool, err error) {
@@ -122,7 +122,7 @@ func (l *Line) obtain(ctx context.Context) (_ *Signer, err error) {
 		return nil, fmt.Errorf("ca: the intermediate that the upstream returned ends in %s, too soon to issue under it: "+
 			"look at the ends of the upstream's own certificates", left.Round(time.Second))
 	}
-	return &Signer{rootSum: fingerprint(root), chain: chain, key: key, received: now, notAfter: notAfter}, nil
+	return newSigner(root, Kept{Key: key, Chain: chain, Received: now}, notAfter), nil
 }
 
 // vet says whether a chain is what was asked for, and none of its keys is barred. It returns the earliest end of its
@@ -272,10 +272,20 @@ func (l *Line) signer(life time.Duration) (*Signer, error) {
 	if s == nil {
 		return nil, refusal.New(refusal.IssuerNotReady, "no intermediate has come from the upstream yet").After(5 * time.Second)
 	}
+	if ahead := time.Until(s.notBefore); ahead > 0 { // every verifier would refuse the chain
+		return nil, refusal.New(refusal.IssuerNotReady, "the intermediate is valid in %s only: a clock was ahead when it was signed. Another one is asked for",
+			ahead.Round(time.Second)).After(5 * time.Second)
+	}
 	if left := time.Until(s.notAfter); left < margin(life) {
 		return nil, refusal.New(refusal.IssuerEnding, "the intermediate ends in %s", max(left, 0).Round(time.Second)).After(30 * time.Second)
 	}
 	return s, nil
+}
+
+// early reports whether the line's intermediate is not valid yet.
+func (l *Line) early(now time.Time) bool {
+	s := l.current.Load()
+	return s != nil && now.Before(s.notBefore)
 }
 
 // Ready says why the line could not sign now; nil when it could.

@@ -82,7 +82,7 @@ func (s *Serving) renew(ctx context.Context) (rotation.Term, error) {
 	}
 	s.current.Store(&served{svid: svid, tls: cert})
 	now := time.Now()
-	return rotation.Term{Life: svid.Life, Left: svid.NotAfter.Sub(now), Received: now}, nil
+	return rotation.Term{Life: svid.Life, Left: svid.NotAfter.Sub(now), Received: now, NotBefore: latestBeginning(svid.Chain)}, nil
 }
 
 // Due is half-life.
@@ -113,7 +113,10 @@ func (s *Serving) Status() (svid SVID, lastTry time.Time, lastError error) {
 
 // Ready says why the CA cannot prove itself to its callers; nil when it can.
 func (s *Serving) Ready() error {
-	if s.current.Load() != nil {
+	if c := s.current.Load(); c != nil {
+		if ahead := time.Until(latestBeginning(c.svid.Chain)); ahead > 0 {
+			return refusal.New(refusal.IssuerNotReady, "the CA's serving SVID is valid in %s only: a clock was ahead when it was issued. Another one is made", ahead.Round(time.Second))
+		}
 		return nil
 	}
 	if last := s.last.Load(); last != nil && last.err != nil {

@@ -35,7 +35,7 @@ const (
 	CauseDue     Cause = "due"     // the schedule said so
 	CauseRetry   Cause = "retry"   // the last attempt failed
 	CauseWake    Cause = "wake"    // Wake said so
-	CauseClock   Cause = "clock"   // the wall clock jumped, or the machine slept
+	CauseClock   Cause = "clock"   // the wall clock jumped, or the machine slept, or what is held is not valid yet
 	CauseExpired Cause = "expired" // the term ended
 )
 
@@ -58,7 +58,8 @@ type Attempt struct {
 // It renews when s.Due says so, and retries failures with jittered backoff, sooner as the end comes near, no sooner
 // than a refusal's RetryAfter; refusals that time alone will not lift are tried again too, but slowly. When the term
 // ends, s.Expired is told once; Renew and Expired are never called at the same time. A wall clock that jumps brings an
-// early renewal and never an early end; the time that the machine slept counts as lived.
+// early renewal and never an early end; the time that the machine slept counts as lived. What is not valid yet, because a
+// clock was set back, is renewed at once, and again with the backoff of failures while what comes is not valid either.
 func Keep(ctx context.Context, s Subject, o KeepOptions) error {
 	k := newKeeper(s, o)
 	for {
@@ -84,6 +85,9 @@ type keeper struct {
 	cause       Cause     // and why
 	notBefore   time.Time // no attempt before this, whoever asks
 	failures    int
+	// early: what is held is not valid yet, and an attempt is planned for that. vain counts those that brought no better one.
+	early bool
+	vain  int
 }
 
 func newKeeper(s Subject, o KeepOptions) *keeper {
@@ -119,6 +123,7 @@ func (k *keeper) wait(ctx context.Context) (Cause, error) {
 		if k.clock.jumped(now, k.o.Wall(), k.tolerance()) {
 			k.hasten(now.Add(jitter(k.leeway(now))), CauseClock)
 		}
+		k.premature(now)
 		if !now.Before(k.next) {
 			return k.cause, nil
 		}
@@ -188,6 +193,14 @@ func (k *keeper) expire(now time.Time) {
 	}
 }
 
+// premature has what is not valid yet renewed, as soon as that is seen: nobody takes it.
+func (k *keeper) premature(now time.Time) {
+	before := k.early
+	if k.early = k.live && k.o.Wall().Before(k.term.NotBefore); k.early && !before {
+		k.hasten(now, CauseClock)
+	}
+}
+
 // hasten moves the next attempt forward to at, as far as notBefore allows.
 func (k *keeper) hasten(at time.Time, cause Cause) {
 	if at.Before(k.notBefore) {
@@ -234,6 +247,13 @@ func (k *keeper) succeeded(term Term, now time.Time) {
 	if k.next.Before(k.notBefore) {
 		k.next = k.notBefore
 	}
+	if k.early = k.o.Wall().Before(term.NotBefore); !k.early {
+		k.vain = 0
+		return
+	}
+	// Its issuer's clock is ahead of ours, and may be for long.
+	k.hasten(now.Add(k.o.Retry.delay(setback{failures: k.vain, life: term.Life, left: term.Remaining(now)})), CauseClock)
+	k.vain++
 }
 
 func (k *keeper) failed(err error, now time.Time) {

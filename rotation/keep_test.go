@@ -29,6 +29,7 @@ type credential struct {
 	live           bool
 	end            time.Time
 	inRenew        bool
+	notBefore      func() time.Time // of what comes; nil: that is not looked at
 }
 
 var _ Subject = (*credential)(nil)
@@ -54,7 +55,11 @@ func (c *credential) Renew(ctx context.Context) (Term, error) {
 	}
 	c.renewed = append(c.renewed, time.Now())
 	c.live, c.end = true, time.Now().Add(c.life)
-	return Term{Life: c.life, Left: c.life, Received: time.Now()}, nil
+	term := Term{Life: c.life, Left: c.life, Received: time.Now()}
+	if c.notBefore != nil {
+		term.NotBefore = c.notBefore()
+	}
+	return term, nil
 }
 
 func (c *credential) Due(t Term) time.Time {
@@ -308,6 +313,62 @@ func TestKeepWhenTheWallClockJumps(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What was issued by a clock that has been set back since is valid for nobody: it does not wait for its turn.
+func TestKeepRenewsAtOnceWhatIsNotValidYet(t *testing.T) {
+	const life = 72 * time.Hour
+	for name, c := range map[string]struct {
+		back time.Duration
+		at   []time.Duration // of all renewals in the first hour
+	}{
+		"set back behind its beginning": {2 * time.Hour, []time.Duration{0, time.Minute}},
+		"set back a little":             {20 * time.Second, []time.Duration{0}}, // no beginning lies ahead
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start, back := time.Now(), atomic.Int64{}
+				wall := func() time.Time { return time.Now().Add(-time.Duration(back.Load())).Round(0) }
+				k := &credential{t: t, life: life, notBefore: func() time.Time { return wall().Add(-5 * time.Minute) }}
+				k.keep(KeepOptions{Wall: wall})
+				k.sleep(time.Minute)
+				back.Store(int64(c.back))
+				k.sleep(10 * time.Minute)
+				if len(k.renewed) != len(c.at) || k.expired != 0 {
+					t.Fatalf("%d renewals ten minutes later, %d ends", len(k.renewed), k.expired)
+				}
+				for i, want := range c.at {
+					if at := k.renewed[i].Sub(start); at < want || at > want+maxUnwatched {
+						t.Errorf("renewal %d came at %v, want %v", i, at, want)
+					}
+				}
+			})
+		})
+	}
+}
+
+// An issuer whose clock stays ahead is asked at the pace of failures, and once more when it was set right.
+func TestKeepIsNoStormWhileTheIssuersClockIsAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wake := make(chan struct{}, 1)
+		ahead := time.Hour
+		k := &credential{t: t, life: 72 * time.Hour, notBefore: func() time.Time { return time.Now().Add(ahead) }}
+		k.keep(KeepOptions{Wake: wake})
+		k.sleep(50 * time.Minute)
+		if n := len(k.renewed); n < 15 || n > 60 {
+			t.Errorf("%d renewals in 50 minutes", n)
+		}
+		before := len(k.renewed)
+		wake <- struct{}{}
+		if k.sleep(0); len(k.renewed) != before+1 {
+			t.Error("nobody can ask for more than these")
+		}
+		ahead = -time.Minute
+		k.sleep(4 * time.Minute)
+		if n := len(k.renewed); n != before+2 {
+			t.Errorf("%d renewals since the clock was set right", n-before-1)
+		}
+	})
 }
 
 // A fleet whose clocks were all set at once (a time server, a host that was paused) does not come in one minute.

@@ -14,6 +14,8 @@ type Term struct {
 	Left time.Duration
 	// Received is when the credential came, with Go's monotonic reading where it came in this process.
 	Received time.Time
+	// NotBefore is since when verifiers take it, by the wall clock; zero: that is not looked at.
+	NotBefore time.Time
 }
 
 // End is when the credential ends, by the monotonic clock where Received has one.
