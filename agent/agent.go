@@ -58,7 +58,7 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	c = c.withDefaults()
-	a := &Agent{config: c, log: c.Log, started: time.Now(), handed: newHanded(), places: newPlaces()}
+	a := &Agent{config: c, log: c.Log, started: time.Now(), handed: newHanded(), places: newPlaces(), clock: clock{now: c.now}}
 	a.denials = newDenials(filepath.Join(c.StateDir, "denied.json"), c.Log)
 	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys"), c.now}
@@ -83,7 +83,7 @@ func New(c Config) (*Agent, error) {
 		return nil, err
 	}
 	for _, w := range c.Workloads {
-		if err := a.roster.add(newWorkload(w, a, a.trust, c.now, c.Log)); err != nil {
+		if err := a.roster.add(newWorkload(w, a, a.trust, &a.clock, c.Log)); err != nil {
 			return nil, err
 		}
 	}
@@ -272,7 +272,7 @@ func (a *Agent) gained(anew bool) {
 	}
 }
 
-// apply does what the CA's state says.
+// apply does what the CA's state says. The clock has heard its time.
 func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 	if err := a.trust.offer(state.GetBundle(), state.GetMark()); err != nil {
 		a.log.Error("a bundle from the CA cannot be used; the one before stays", "error", err)
@@ -281,6 +281,7 @@ func (a *Agent) apply(state *meshcav1.SyncResponse, first bool) {
 	a.applyDenials(state.GetDeniedIds())
 	a.renewals.set(state.GetRenew())
 	for _, w := range a.roster.list() {
+		w.heardClock()
 		a.renewals.hold(&w.orders, w.holds, w.phase)
 	}
 	a.renewals.hold(&a.self.orders, a.self.identity.Value, a.self.id)

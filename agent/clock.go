@@ -12,9 +12,13 @@ const maxMeasured = 2 * time.Second
 
 // clock is what is known of the CA's clock.
 type clock struct {
+	now func() instant
+
 	mu       sync.Mutex
 	skew     time.Duration
 	measured bool
+	theirs   time.Time // what it said
+	at       instant   // when that was
 }
 
 // measure takes the CA's time from an answer that came now to a call that began `took` ago; half of that it was under
@@ -24,9 +28,22 @@ func (c *clock) measure(theirs *timestamppb.Timestamp, took time.Duration) {
 		return
 	}
 	skew := theirs.AsTime().Sub(time.Now().Round(0).Add(-took / 2))
+	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.skew, c.measured = skew, true
+	c.theirs, c.at = theirs.AsTime().Add(took/2), now
+}
+
+// reads is what the CA's clock says now, by what it said last and clocks that nobody can set; ok is false where it was not
+// heard yet.
+func (c *clock) reads(now instant) (t time.Time, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.measured {
+		return t, false
+	}
+	return c.theirs.Add(now.lived(c.at)), true
 }
 
 // offset is the CA's clock minus ours.

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"time"
+
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 
 	"github.com/meshca/meshca/api/refusal"
@@ -62,25 +64,35 @@ func (w *workload) standing() condition {
 	}
 }
 
-// verify holds what is held against the bundle that is served with it; w.mu is held. What that refuses peers refuse as
-// well, so it is renewed whatever its schedule says. That it has ended is another matter, and that there is no bundle, too.
+// verify holds what is held against the bundle that is served with it, and against the CA's clock; w.mu is held. What they
+// refuse peers refuse as well, so it is renewed whatever its schedule says.
 func (w *workload) verify(b *spiffebundle.Bundle) {
-	var err error
 	h, before := w.state.held, w.state.untrusted
-	if h != nil && !h.ended(w.now()) && len(b.X509Authorities()) > 0 {
-		err = h.verify(b, w.now())
-	}
-	if err == nil {
-		w.state.untrusted = nil
+	if w.state.untrusted = w.refusedBy(b); w.state.untrusted == nil {
 		w.mend.cancel()
 		return
 	}
-	sequence, _ := b.SequenceNumber()
-	w.state.untrusted = refusal.New(refusal.SVIDUntrusted, "the trust bundle (sequence %d) that is served with %s refuses it: %w", sequence, h.svid.ID, err)
 	if before == nil {
-		w.log.Warn("an SVID does not verify against the trust bundle that is served with it; it is renewed now", "spiffe_id", h.svid.ID.String(), "error", err)
+		w.log.Warn("an SVID that is held verifies for nobody; it is renewed now", "spiffe_id", h.svid.ID.String(), "error", w.state.untrusted)
 	}
 	w.mend.after(placeIn(h.soon(), w.place()), w.renewNow)
+}
+
+// refusedBy is why peers with the bundle, and a clock like the CA's, refuse what is held; w.mu is held. That it has ended is
+// another matter, and that there is no bundle, too.
+func (w *workload) refusedBy(b *spiffebundle.Bundle) *refusal.Error {
+	h, now := w.state.held, w.now()
+	if h == nil || h.ended(now) || len(b.X509Authorities()) == 0 {
+		return nil
+	}
+	if err := h.verify(b, now); err != nil {
+		sequence, _ := b.SequenceNumber()
+		return refusal.New(refusal.SVIDUntrusted, "the trust bundle (sequence %d) that is served with %s refuses it: %w", sequence, h.svid.ID, err)
+	}
+	if ahead := h.ahead(w.theirs, now); ahead > datedBack {
+		return refusal.New(refusal.SVIDUntrusted, "%s is valid in %s only: the CA's clock was ahead when it issued it", h.svid.ID, ahead.Round(time.Second))
+	}
+	return nil
 }
 
 // doubt is why the bundle refuses what is held, and why that is not renewed; nil: it does not.

@@ -130,6 +130,20 @@ func (h *held) verify(roots x509bundle.Source, now instant) error {
 	return err
 }
 
+// datedBack is what certificates are dated back for clocks that differ. What is valid in less is so before it was renewed.
+const datedBack = time.Minute
+
+// ahead is how long it takes until the leaf is valid by the CA's clock, which was set back since then; 0 where that is so, or
+// the clock was not heard. The intermediate came before the leaf, and the CA issues nothing under one that is not valid: a
+// renewal always brings a better one.
+func (h *held) ahead(theirs *clock, now instant) time.Duration {
+	t, heard := theirs.reads(now)
+	if !heard {
+		return 0
+	}
+	return max(0, h.leaf().NotBefore.Sub(t))
+}
+
 // soonWithin is within what time that is renewed which has to be at once, each at a place of its own: after an outage in an
 // emergency it is all that a fleet holds. Who finds the CA too busy comes again when it says so.
 const soonWithin = 5 * time.Second

@@ -36,6 +36,15 @@ func (i instant) after(earlier instant) (d time.Duration, ok bool) {
 	return i.since - earlier.since, true
 }
 
+// lived is how long after earlier i is, in one process. Its own clock stands still while the machine is suspended.
+func (i instant) lived(earlier instant) time.Duration {
+	d := i.wall.Sub(earlier.wall)
+	if counted, ok := i.after(earlier); ok {
+		d = max(d, counted)
+	}
+	return d
+}
+
 // BootID is random(4)'s name for this boot; empty where there is none.
 func BootID() string {
 	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

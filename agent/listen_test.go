@@ -272,7 +272,7 @@ func TestSocketThatIsGoneAtTheConnectionLimit(t *testing.T) {
 	path := filepath.Join(shortDir(t), "s")
 	s, err := listen(path, 0o600, nil, nil)
 	must(t, err)
-	w := newWorkload(Workload{Socket: path}, nodeOf("n"), nil, machineClocks(), slog.New(slog.DiscardHandler))
+	w := newWorkload(Workload{Socket: path}, nodeOf("n"), nil, &clock{now: machineClocks()}, slog.New(slog.DiscardHandler))
 	server := grpc.NewServer()
 	defer server.Stop()
 	look, ended := make(chan time.Time), make(chan error, 1)

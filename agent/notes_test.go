@@ -21,7 +21,7 @@ func TestPeersCannotFillTheLog(t *testing.T) {
 		a := &Agent{log: slog.New(slog.NewTextHandler(&log, nil))}
 		a.metrics = newMetrics(a)
 		for _, socket := range []string{"/a", "/b"} {
-			must(t, a.roster.add(newWorkload(Workload{Socket: socket}, a, nil, machineClocks(), a.log)))
+			must(t, a.roster.add(newWorkload(Workload{Socket: socket}, a, nil, &clock{now: machineClocks()}, a.log)))
 		}
 		const times = 1000
 		for range times {

@@ -41,7 +41,7 @@ func (a *Agent) addKnown() error {
 			c = c.withDefaults()
 			err := c.check("a workload of an earlier run")
 			if err == nil {
-				err = a.roster.add(newWorkload(c, a, a.trust, a.config.now, a.log))
+				err = a.roster.add(newWorkload(c, a, a.trust, &a.clock, a.log))
 			}
 			if err != nil {
 				a.log.Error("a workload of an earlier run is not taken up", "socket", c.Socket, "error", err)

@@ -121,7 +121,7 @@ func (a *Agent) Add(c Workload) (*Kept, error) {
 	if err := c.check("the workload"); err != nil {
 		return nil, err
 	}
-	w := newWorkload(c, a, a.trust, a.config.now, a.log)
+	w := newWorkload(c, a, a.trust, &a.clock, a.log)
 	if err := a.roster.add(w); err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ func (w *workload) wokenWithin(d time.Duration) bool {
 
 // failing is a workload on a node of its own whose renewals fail, with so much left.
 func failing(i int, life, left time.Duration) *workload {
-	w := newWorkload(Workload{Socket: fmt.Sprint("/run/", i)}, nodeOf(fmt.Sprint("node-", i)), nil, machineClocks(), slog.New(slog.DiscardHandler))
+	w := newWorkload(Workload{Socket: fmt.Sprint("/run/", i)}, nodeOf(fmt.Sprint("node-", i)), nil, &clock{now: machineClocks()}, slog.New(slog.DiscardHandler))
 	w.state.failing = true
 	if left > 0 {
 		w.state.held = &held{

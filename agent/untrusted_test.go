@@ -82,7 +82,7 @@ func fleetOf(t *testing.T, ca *fakeca.CA, tr *trust, home func(i int) home, now 
 	must(t, tr.offer(ca.Bundle(), nil))
 	all := make([]*workload, many)
 	for i := range all {
-		w := newWorkload(Workload{Socket: "/run/web", PodUID: "uid"}, home(i), tr, now, slog.New(slog.DiscardHandler))
+		w := newWorkload(Workload{Socket: "/run/web", PodUID: "uid"}, home(i), tr, &clock{now: now}, slog.New(slog.DiscardHandler))
 		answer, key := issued(t, ca, "/ns/a/sa/b", 6*time.Hour)
 		h, err := receive(answer, key, tr, now())
 		must(t, err)
@@ -138,6 +138,78 @@ func TestWhatTheBundleRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What the CA issued while its clock was ahead is valid for nobody when that is set right: it is renewed as soon as the agent
+// hears the clock. The node's own clock has no say.
+func TestWhatTheCAsClockMakesEarly(t *testing.T) {
+	back := func(by time.Duration) func(*workload, *testClocks) {
+		return func(w *workload, _ *testClocks) {
+			w.theirs.measure(timestamppb.New(time.Now().Add(-by)), 0)
+			w.heardClock()
+		}
+	}
+	for name, c := range map[string]struct {
+		change  func(*workload, *testClocks)
+		refused bool
+	}{
+		"set back by two hours": {back(2 * time.Hour), true},
+		"set back by a minute":  {back(time.Minute), false},
+		"right":                 {back(0), false},
+		"set forward":           {back(-48 * time.Hour), false},
+		"set back by a life":    {back(300 * time.Hour), true},
+		"the node's was set back": {func(w *workload, clocks *testClocks) {
+			clocks.set(func() { clocks.ahead = -48 * time.Hour })
+			w.heardClock()
+		}, false},
+		"heard again, and right": {func(w *workload, clocks *testClocks) {
+			back(2*time.Hour)(w, clocks)
+			back(0)(w, clocks)
+		}, false},
+		"its time has come": {func(w *workload, clocks *testClocks) {
+			w.theirs.measure(timestamppb.New(time.Now().Add(-2*time.Hour)), 0)
+			time.Sleep(2 * time.Hour)
+			w.heardClock()
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca, clocks := newCA(t), newTestClocks()
+				w := fleetOf(t, ca, newTestTrust(t, ca), func(int) home { return nodeOf("node") }, clocks.now, 1)[0]
+				w.theirs.measure(timestamppb.Now(), 0)
+				if w.heardClock(); w.wokenWithin(time.Minute) || w.condition() != conditionFresh {
+					t.Fatalf("at first it is %s", w.condition())
+				}
+				c.change(w, clocks)
+				if refused := w.condition() == conditionUntrusted; refused != c.refused || w.wokenWithin(soonWithin) != c.refused {
+					t.Errorf("it is %s", w.condition())
+				}
+				answer, key := issued(t, ca, "/ns/a/sa/b", 6*time.Hour)
+				w.theirs.measure(timestamppb.Now(), 0)
+				h, err := receive(answer, key, w.roots, w.now())
+				must(t, err)
+				must(t, w.install(h))
+				if w.wokenWithin(time.Hour) || w.condition() != conditionFresh {
+					t.Errorf("renewed, it is %s", w.condition())
+				}
+				w.stop()
+			})
+		})
+	}
+}
+
+// An agent hears the clock with the CA's state.
+func TestASetClockIsHeardOnTheStream(t *testing.T) {
+	n := newNode(t)
+	n.workload("web")
+	n.ca.Skew(2 * time.Hour)
+	a := n.start()
+	w := a.roster.list()[0]
+	eventually(t, "fresh", func() bool { return a.state(0) == "fresh" && a.status().GetConnected() })
+	first := w.holds()
+	n.ca.Skew(0)
+	n.ca.Order(fakeca.State{}) // a CA whose clock is set says so
+	eventually(t, "renewed", func() bool { return w.holds() != first && a.state(0) == "fresh" })
 }
 
 // A bundle that comes and goes, as a restored CA's may, costs no renewal where it has the root again before its moment.

@@ -27,7 +27,9 @@ type workload struct {
 	home  home
 	roots *trust
 	now   func() instant
-	log   *slog.Logger
+	// theirs is the CA's clock, by ours that now tells.
+	theirs *clock
+	log    *slog.Logger
 
 	wake    chan struct{}
 	orders  orders
@@ -100,13 +102,13 @@ type state struct {
 
 var _ rotation.Subject = (*workload)(nil)
 
-func newWorkload(c Workload, h home, roots *trust, now func() instant, log *slog.Logger) *workload {
+func newWorkload(c Workload, h home, roots *trust, theirs *clock, log *slog.Logger) *workload {
 	log = log.With("socket", c.Socket)
 	if c.Pod != (Pod{}) {
 		log = log.With("pod", c.Pod.String())
 	}
 	w := &workload{
-		Workload: c, name: nameOf(c), home: h, roots: roots, now: now, log: log, wake: make(chan struct{}, 1),
+		Workload: c, name: nameOf(c), home: h, roots: roots, now: theirs.now, theirs: theirs, log: log, wake: make(chan struct{}, 1),
 		note: note{pace: rate.NewLimiter(rate.Every(notesEvery), notesBurst)},
 	}
 	w.orders.wake = w.renewNow
@@ -233,6 +235,15 @@ func (w *workload) refresh() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.publish()
+}
+
+// heardClock holds what is held against the CA's clock.
+func (w *workload) heardClock() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state.held != nil && !w.state.withheld && !w.state.stopped {
+		w.verify(w.roots.current.Value())
+	}
 }
 
 // served is what SDS has for the workload's proxies. It is asked at each send: a machine that was suspended may wake up

@@ -75,7 +75,7 @@ func Keep(ctx context.Context, s Subject, o KeepOptions) error {
 type keeper struct {
 	subject Subject
 	o       KeepOptions
-	clock   jumps
+	clock   Jumps
 	slept   time.Duration // o.Asleep as it was last seen
 
 	term Term
@@ -99,7 +99,7 @@ func newKeeper(s Subject, o KeepOptions) *keeper {
 		o.Asleep = asleep
 	}
 	now := time.Now()
-	k := &keeper{subject: s, o: o, clock: newJumps(now, o.Wall()), slept: o.Asleep(), next: now, cause: CauseStart}
+	k := &keeper{subject: s, o: o, clock: NewJumps(now, o.Wall()), slept: o.Asleep(), next: now, cause: CauseStart}
 	if h := o.Have; h != nil {
 		// From here on the monotonic clock runs it down, wherever Received came from.
 		k.term = Term{Life: h.Life, Left: h.Remaining(now), Received: now}
@@ -120,7 +120,7 @@ func (k *keeper) wait(ctx context.Context) (Cause, error) {
 		now := time.Now()
 		k.awake()
 		k.expire(now)
-		if k.clock.jumped(now, k.o.Wall(), k.tolerance()) {
+		if k.clock.Jumped(now, k.o.Wall(), k.tolerance()) {
 			k.hasten(now.Add(jitter(k.leeway(now))), CauseClock)
 		}
 		k.premature(now)

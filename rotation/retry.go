@@ -79,19 +79,20 @@ func jitter(d time.Duration) time.Duration {
 	return rand.N(d)
 }
 
-// jumps compares the wall clock with the monotonic one.
-type jumps struct{ mono, wall time.Time }
+// Jumps compares the wall clock with the monotonic one.
+type Jumps struct{ mono, wall time.Time }
 
-func newJumps(mono, wall time.Time) jumps { return jumps{mono, wall.Round(0)} }
+// NewJumps begins with the two clocks as they are.
+func NewJumps(mono, wall time.Time) Jumps { return Jumps{mono, wall.Round(0)} }
 
-// jumped reports whether the wall clock moved against the monotonic one by more than the tolerance since it was last
+// Jumped reports whether the wall clock moved against the monotonic one by more than the tolerance since it was last
 // asked or last said so. A slow drift adds up and is reported once it is that large.
-func (j *jumps) jumped(mono, wall time.Time, tolerance time.Duration) bool {
+func (j *Jumps) Jumped(mono, wall time.Time, tolerance time.Duration) bool {
 	wall = wall.Round(0)
 	drift := wall.Sub(j.wall) - mono.Sub(j.mono)
 	if drift.Abs() <= tolerance {
 		return false
 	}
-	*j = jumps{mono, wall}
+	*j = Jumps{mono, wall}
 	return true
 }

@@ -49,8 +49,11 @@ func (s *Server) Arriving() int64 { return s.accounts.arriving.Load() }
 
 // SetTimes replaces what the package waits for; before Serve.
 func (s *Server) SetTimes(answer, hello, recheck time.Duration) {
-	s.times = times{answer: answer, hello: hello, recheck: recheck, settle: 10 * time.Millisecond}
+	s.times = times{answer: answer, hello: hello, recheck: recheck, settle: 10 * time.Millisecond, wall: time.Now}
 }
+
+// SetWall replaces the wall clock that steps are looked for in; before Serve and behind SetTimes.
+func (s *Server) SetWall(wall func() time.Time) { s.times.wall = wall }
 
 // HalfSent is what messages that are half sent and the connections of strangers can hold by default, in bytes.
 func HalfSent() (strangers, agents int) {

@@ -77,6 +77,8 @@ type times struct {
 	// settle is how long a state may be newer than what agents were told of it: a change is stored before it is told, and
 	// both wake who follows.
 	settle time.Duration
+	// wall is the wall clock.
+	wall func() time.Time
 }
 
 var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
@@ -85,7 +87,7 @@ var _ meshcav1.IssuanceServiceServer = (*Server)(nil)
 func New(c Config) *Server {
 	s := &Server{
 		Config: c, health: health.NewServer(), workers: startWorkers(), stopping: make(chan struct{}),
-		times: times{answer: 30 * time.Second, hello: 8 * time.Second, recheck: 20 * time.Second, settle: 200 * time.Millisecond},
+		times: times{answer: 30 * time.Second, hello: 8 * time.Second, recheck: 20 * time.Second, settle: 200 * time.Millisecond, wall: time.Now},
 	}
 	s.accounts = newAccounts(c.Limits, func(caller registration.Caller, cluster string, err error) {
 		c.Registration.Journal.Refused(registration.EventCall, door, caller, cluster, err)

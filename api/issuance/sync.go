@@ -16,12 +16,16 @@ import (
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 	"github.com/meshca/meshca/api/refusal"
 	"github.com/meshca/meshca/ca/registration"
+	"github.com/meshca/meshca/rotation"
 )
 
 // syncMessages bounds what an agent sends on a stream, a second: it has one acknowledgement for each bundle.
 const syncMessages = 5
 
-// Sync sends the whole state at once and whenever it changes, until the agent's SVID ends, the agent is refused, or the
+// clockStep is how far the wall clock is set before agents are told what it says: they judge by it what they hold.
+const clockStep = 10 * time.Second
+
+// Sync sends the whole state at once and whenever it changes, or the clock is set, until the agent's SVID ends, the agent is refused, or the
 // CA stops.
 func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, meshcav1.SyncResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
@@ -50,6 +54,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 	look := time.NewTicker(s.times.recheck)
 	defer look.Stop()
 	messages := rate.NewLimiter(syncMessages, 4*syncMessages)
+	clock := rotation.NewJumps(time.Now(), s.times.wall())
 	for {
 		state, stales, err := s.state(caller)
 		if err != nil {
@@ -76,6 +81,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[meshcav1.SyncRequest, mesh
 			case m := <-in:
 				err = s.take(caller, acks, m, messages)
 			case <-look.C:
+				stale = clock.Jumped(time.Now(), s.times.wall(), clockStep)
 				err = s.stillAgent(ctx, caller, hello.GetCluster())
 			case err := <-broken:
 				return s.brokenOff(caller, hello.GetCluster(), err)

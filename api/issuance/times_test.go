@@ -2,6 +2,7 @@ package issuance_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -85,5 +86,31 @@ func TestAStreamEndsWithItsSVID(t *testing.T) {
 	}
 	if _, err := stream.Recv(); refusal.Of(err) != refusal.AgentExpired {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Nothing changes but the clock: agents are told what it says, for they judge by it what they hold.
+func TestAClockThatIsSetIsTold(t *testing.T) {
+	var back atomic.Int64
+	d := newDoor(t, issuance.Limits{}, within(time.Hour, time.Hour, 20*time.Millisecond), func(s *issuance.Server, _ *world.World) {
+		s.SetWall(func() time.Time { return time.Now().Add(-time.Duration(back.Load())) })
+	})
+	stream := d.sync(d.attest(), hello())
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan error)
+	go func() {
+		_, err := stream.Recv()
+		told <- err
+	}()
+	select {
+	case err := <-told:
+		t.Fatalf("a state came, and nothing has changed (%v)", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	back.Store(int64(2 * time.Hour))
+	if err := <-told; err != nil {
+		t.Errorf("the clock was set back: %v", err)
 	}
 }

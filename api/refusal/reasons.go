@@ -380,7 +380,7 @@ var table = map[Reason]entry{
 		"The workload's first SVID has not come yet.",
 		"`certctl explain` at the agent shows what every try was answered."},
 	SVIDUntrusted: {codes.Unavailable,
-		"The workload's SVID does not lead to a root of the trust bundle that its agent serves with it, so peers refuse it.",
+		"The workload's SVID does not lead to a root of the trust bundle that its agent serves with it, or is not valid yet, so peers refuse it.",
 		"The agent renews it within seconds. If that fails, the detail says why: let the agent reach the CA; and if the CA itself signs under another root, compare `certctl bundle show` at the agent (--agent) and at the CA."},
 	SecretUnknown: {codes.NotFound,
 		"No secret of that name is served to this peer.",
