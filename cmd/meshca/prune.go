@@ -14,10 +14,11 @@ func (d *daemon) prune(ctx context.Context) {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
 	for {
-		d.pruneEndedBefore(ctx, d.clock.Now().Add(-d.config.Ledger.KeepAfterExpiry.Duration))
+		// First: it finds what a clock far ahead has signed, which pruning leaves where it is and goes on behind.
 		if err := d.store.NoteEnded(ctx, d.clock.Now()); err != nil && ctx.Err() == nil {
 			d.log.Error("how much of the ledger has ended could not be noted: who looks for what lives reads more of it", "err", err)
 		}
+		d.pruneEndedBefore(ctx, d.clock.Now().Add(-d.config.Ledger.KeepAfterExpiry.Duration))
 		select {
 		case <-ctx.Done():
 			return

@@ -1,7 +1,7 @@
 // Package bolt is the store of a CA with one replica: one bbolt file, owned by one process, and beside it the log of the
 // ledger's young end (see wal.go).
 //
-// Buckets: meta (schema version, bundle, rollout, history, how far the ledger has ended), ledger (one value a group, see
+// Buckets: meta (schema version, bundle, rollout, history, how far the ledger has ended and is unbroken), ledger (one value a group, see
 // group.go), denials, renewals, agents (JSON), marks (see history.go).
 // Each call is one transaction, or one record of the log: what returned nil is on the disk.
 package bolt

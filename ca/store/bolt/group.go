@@ -64,6 +64,18 @@ func groupEnd(value []byte) (time.Time, error) {
 	return time.Unix(int64(binary.BigEndian.Uint64(value[1:])), 0), nil
 }
 
+// groupSize reads the number of its entries.
+func groupSize(value []byte) (uint64, error) {
+	if _, err := groupEnd(value); err != nil {
+		return 0, err
+	}
+	r := reader{b: value[groupHeader:]}
+	if n := r.uvarint(); !r.failed {
+		return n, nil
+	}
+	return 0, errGroup
+}
+
 // readGroup decodes a group whose first entry has the index first. The entries share no memory with value.
 func readGroup(first uint64, value []byte) ([]ca.LedgerEntry, error) {
 	if _, err := groupEnd(value); err != nil {

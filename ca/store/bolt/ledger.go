@@ -114,7 +114,8 @@ func lastBelow(c *bbolt.Cursor, before []byte) (k, v []byte) {
 }
 
 // PruneLedger drops the groups whose last SVID ended before the moment given, oldest first and up to the first group
-// that has not: what stays is one unbroken run of indexes. It returns how many entries went.
+// that has not: what stays is one unbroken run of indexes, and the stragglers below it that NoteEnded has found. It returns
+// how many entries went.
 func (s *Store) PruneLedger(ctx context.Context, before time.Time) (uint64, error) {
 	var total uint64
 	_ = s.young.fold() // on a full disk it fails, and pruning makes room
@@ -132,12 +133,19 @@ func (s *Store) pruneSome(ctx context.Context, before time.Time) (gone uint64, m
 		gone, more = 0, false
 		b := tx.Bucket(bucketLedger)
 		c := b.Cursor()
+		stragglers, left := s.ended.Load().stragglers, false
 		var keys [][]byte
 		k, v := c.First()
 		for ; k != nil; k, v = c.Next() {
 			end, err := groupEnd(v)
 			if err != nil {
 				return err
+			}
+			var straggles bool
+			straggles, stragglers = isNext(stragglers, indexOf(k))
+			if !end.Before(before) && straggles {
+				left = true
+				continue
 			}
 			if !end.Before(before) {
 				break
@@ -146,22 +154,28 @@ func (s *Store) pruneSome(ctx context.Context, before time.Time) (gone uint64, m
 				more = true
 				break
 			}
-			keys = append(keys, k)
+			n, err := groupSize(v)
+			if err != nil {
+				return err
+			}
+			keys, gone = append(keys, k), gone+n
 		}
 		if len(keys) == 0 {
 			return errUnchanged
 		}
-		end := b.Sequence() + 1
+		run := b.Sequence() + 1
 		if k != nil {
-			end = indexOf(k)
+			run = indexOf(k)
 		}
-		gone = end - indexOf(keys[0])
 		for _, k := range keys {
 			if err := b.Delete(k); err != nil {
 				return err
 			}
 		}
-		return nil
+		if !left {
+			return nil
+		}
+		return tx.Bucket(bucketMeta).Put(keyRun, indexKey(run))
 	})
 	if err != nil {
 		return 0, false, err
@@ -169,19 +183,49 @@ func (s *Store) pruneSome(ctx context.Context, before time.Time) (gone uint64, m
 	return gone, more, nil
 }
 
+// keyRun holds, in the bucket meta, the index from which on the ledger is one unbroken run, big-endian. Below it are stragglers.
+var keyRun = []byte("ledger run")
+
+// isNext reports whether first is among the stragglers, and returns those that are greater.
+func isNext(stragglers []uint64, first uint64) (is bool, rest []uint64) {
+	for n := len(stragglers); n > 0 && stragglers[n-1] <= first; n-- {
+		is, stragglers = stragglers[n-1] == first, stragglers[:n-1]
+	}
+	return is, stragglers
+}
+
 // LedgerSize is how many entries the ledger holds.
-func (s *Store) LedgerSize(ctx context.Context) (uint64, error) {
+func (s *Store) LedgerSize(ctx context.Context) (n uint64, err error) {
 	groups, last := s.young.unfolded()
-	var n uint64
-	err := s.view(ctx, func(tx *bbolt.Tx) error {
-		if k, _ := tx.Bucket(bucketLedger).Cursor().First(); k != nil {
-			n = last + 1 - min(last+1, indexOf(k)) // there may be more by now than at last
-		} else if len(groups) > 0 {
-			n = last + 1 - groups[0].first
+	err = s.view(ctx, func(tx *bbolt.Tx) error {
+		var rest uint64
+		if n, rest, err = sizeOf(tx, last); rest == 0 && len(groups) > 0 {
+			n += last + 1 - groups[0].first
 		}
-		return nil
+		return err
 	})
 	return n, err
+}
+
+// sizeOf is how many entries the bucket holds: stragglers, and rest, an unbroken run up to the index last, or beyond: there
+// may be more by now.
+func sizeOf(tx *bbolt.Tx, last uint64) (n, rest uint64, err error) {
+	run, c := uint64(0), tx.Bucket(bucketLedger).Cursor()
+	if v := tx.Bucket(bucketMeta).Get(keyRun); len(v) == 8 {
+		run = indexOf(v)
+	}
+	for k, v := c.First(); len(k) == 8; k, v = c.Next() {
+		if indexOf(k) >= run {
+			rest = last + 1 - min(last+1, indexOf(k))
+			break
+		}
+		size, err := groupSize(v)
+		if err != nil {
+			return 0, 0, err
+		}
+		n += size
+	}
+	return n + rest, rest, nil
 }
 
 func indexKey(i uint64) []byte { return binary.BigEndian.AppendUint64(nil, i) }

@@ -56,7 +56,8 @@ func readState(tx *bbolt.Tx, path string) (State, error) {
 	st.LedgerLast = ledger.Sequence()
 	c := ledger.Cursor()
 	if k, _ := c.First(); len(k) == 8 {
-		st.LedgerEntries = st.LedgerLast + 1 - binary.BigEndian.Uint64(k)
+		st.LedgerEntries, _, err = sizeOf(tx, st.LedgerLast)
+		gather(err)
 	}
 	if k, v := c.Last(); len(k) == 8 {
 		group, err := readGroup(binary.BigEndian.Uint64(k), v)

@@ -24,7 +24,7 @@ type Store interface {
 }
 
 // Ledger keeps the ledger: see ca.LedgerStore. Entries are read newest first; pruning drops whole groups from the old
-// end, up to the first that has not ended.
+// end, up to the first that has not ended, but for those of a clock far ahead, which NoteEnded has found.
 type Ledger interface {
 	ca.LedgerStore
 	ScanLedger(ctx context.Context, fn func(ca.LedgerEntry) (bool, error)) error
