@@ -30,6 +30,9 @@ const (
 const (
 	// MaxTTL is the longest life of an SVID, and the default.
 	MaxTTL = 6 * time.Hour
+	// InUse is how long after its issue an SVID may be in use: for as long as one lives, and a day more for those who go by the
+	// wall clock, where that was as much ahead. What is dated later is taken by no right clock.
+	InUse = MaxTTL + 24*time.Hour
 	// MinTTL is the shortest that makes sense: NotAfter has whole seconds, and an agent needs time to fetch and push.
 	MinTTL = 5 * time.Second
 	// DefaultBackdate is how far NotBefore lies before the moment of issue, for clocks that are behind.

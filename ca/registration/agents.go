@@ -49,7 +49,10 @@ type agentState struct {
 	// streams are the Sync streams, at most one of each instance: there is more than one instance while an agent's pod is
 	// replaced by its successor. Each has proxies of its own below it, and says so for them alone.
 	streams map[*AgentStream]struct{}
-	dirty   bool // record has news (seen, acked, holds) that Flush has not stored
+	// heard is when this process heard of the agent last, or began, with a monotonic reading: LastSeen may be of a clock that
+	// was wrong.
+	heard time.Time
+	dirty bool // record has news (seen, acked, holds) that Flush has not stored
 }
 
 // instance is one agent SVID that may call, with the evidence to check again.
@@ -65,16 +68,28 @@ type AgentView struct {
 	Connected bool
 	// Rejections are who below the agent lacks the newest bundle and why, in the agent's words.
 	Rejections []string
+	// inUse is until when something may be in use that was issued to it or through it, whatever that says; zero: not known.
+	inUse time.Time
 }
 
-// CountsUntil is when the last SVID ends that was issued to the agent or through it: until then it must trust what others
-// are signed under.
+// CountsUntil is when the last SVID ends that was issued to the agent or through it, or is certainly in use no more, as what a
+// clock far ahead has issued: until then it must trust what others are signed under.
 func (v AgentView) CountsUntil() time.Time {
 	until := v.HoldsUntil
 	for _, i := range v.Instances {
 		until = later(until, i.NotAfter)
 	}
+	if !v.inUse.IsZero() && v.inUse.Before(until) {
+		return v.inUse
+	}
 	return until
+}
+
+// inUse is until when something may be in use that was issued when this process heard of its holder last, by the clock of
+// whoever says that it is at now. It is counted by how long the process runs, and stands still while no clock is set.
+func inUse(heard, at time.Time) time.Time {
+	set := at.Round(0).Sub(heard.Round(0)) - time.Since(heard)
+	return heard.Round(0).Add(ca.InUse + set.Truncate(time.Minute))
 }
 
 // OpenAgentBook reads the store.
@@ -129,7 +144,7 @@ func (b *AgentBook) admit(ctx context.Context, id spiffeid.ID, cluster, version 
 		stored.AckedSequence = s.record.AckedSequence
 	}
 	stored.HoldsUntil = later(stored.HoldsUntil, s.record.HoldsUntil)
-	s.record = stored
+	s.record, s.heard = stored, now
 	return nil
 }
 
@@ -161,9 +176,15 @@ func known(cluster string, i ca.AgentInstance) (instance, error) {
 // issuedThrough notes until when something lives that was issued through the agent.
 func (b *AgentBook) issuedThrough(id string, notAfter time.Time) {
 	b.note(id, func(s *agentState) {
-		s.record.LastSeen = time.Now()
+		s.hear()
 		s.record.HoldsUntil = later(s.record.HoldsUntil, notAfter)
 	})
+}
+
+// hear notes that the agent was heard of.
+func (s *agentState) hear() {
+	s.heard = time.Now()
+	s.record.LastSeen = s.heard
 }
 
 func (b *AgentBook) note(id string, change func(*agentState)) {
@@ -184,7 +205,7 @@ func (b *AgentBook) views(at time.Time) []AgentView {
 	defer b.mu.RUnlock()
 	views := make([]AgentView, 0, len(b.byID))
 	for _, s := range b.byID {
-		v := AgentView{AgentRecord: s.record, Connected: s.connected(), Rejections: s.lack(at)}
+		v := AgentView{AgentRecord: s.record, Connected: s.connected(), Rejections: s.lack(at), inUse: inUse(s.heard, at)}
 		v.AckedSequence = s.acked(at)
 		views = append(views, v)
 	}
@@ -278,8 +299,13 @@ func (b *AgentBook) Forget(ctx context.Context, since time.Time) error {
 	var gone []string
 	b.mu.Lock()
 	for id, s := range b.byID {
-		live := slices.ContainsFunc(s.record.Instances, func(i ca.AgentInstance) bool { return now.Before(i.NotAfter) })
-		if !live && !s.connected() && s.record.HoldsUntil.Before(now) && s.record.LastSeen.Before(since) {
+		v := AgentView{AgentRecord: s.record, inUse: inUse(s.heard, now)}
+		// A clock that was ahead cannot have seen it later than this process heard of it.
+		seen := v.LastSeen
+		if heard := v.inUse.Add(-ca.InUse); heard.Before(seen) {
+			seen = heard
+		}
+		if !s.connected() && !now.Before(v.CountsUntil()) && seen.Before(since) {
 			gone = append(gone, id)
 			delete(b.byID, id)
 		}

@@ -28,25 +28,27 @@ type AgentStream struct {
 	before uint64   // what the instance had acknowledged when the stream began
 	lack   []string // who below it lacks the newest bundle, as it said last
 	ended  bool
+	// away is since when it has ended, with a monotonic reading: at the latest, since this process began.
+	away time.Time
 }
 
 // counts reports whether what the stream acknowledged matters at this moment; at the zero time, it does for as long as an
 // SVID of its pod's is on record, of which there are few. Of an instance without a pod nobody can tell that it is back.
 func (s *agentState) counts(x *AgentStream, at time.Time) bool {
 	return !x.ended || slices.ContainsFunc(s.record.Instances, func(i ca.AgentInstance) bool {
-		return x.from == i.PodUID && (at.IsZero() || at.Before(i.NotAfter))
+		return x.from == i.PodUID && (at.IsZero() || at.Before(i.NotAfter) && at.Before(inUse(x.away, at)))
 	})
 }
 
 // recall has the instances on record count that had streams with an earlier process, or may have had: as ones that are away
 // and have what all of them had.
 func (s *agentState) recall(b *AgentBook) {
-	s.streams = map[*AgentStream]struct{}{}
+	s.streams, s.heard = map[*AgentStream]struct{}{}, time.Now()
 	known := map[string]bool{"": true}
 	for _, i := range s.record.Instances {
 		if !known[i.PodUID] {
 			known[i.PodUID] = true
-			s.streams[&AgentStream{book: b, id: s.record.ID, from: i.PodUID, acked: s.record.AckedSequence, ended: true}] = struct{}{}
+			s.streams[&AgentStream{book: b, id: s.record.ID, from: i.PodUID, acked: s.record.AckedSequence, ended: true, away: s.heard}] = struct{}{}
 		}
 	}
 }
@@ -104,7 +106,7 @@ func (b *AgentBook) Connected(id spiffeid.ID, serial, version string) *AgentStre
 			s.streams, x.before = map[*AgentStream]struct{}{}, s.record.AckedSequence
 		}
 		s.streams[x] = struct{}{}
-		s.record.LastSeen = time.Now()
+		s.hear()
 		if version != "" {
 			s.record.Version = version
 		}
@@ -116,7 +118,7 @@ func (b *AgentBook) Connected(id spiffeid.ID, serial, version string) *AgentStre
 func (x *AgentStream) Acknowledge(sequence uint64, lack []string) {
 	x.book.note(x.id, func(s *agentState) {
 		x.acked, x.lack = max(x.acked, sequence), lack
-		s.record.LastSeen = time.Now()
+		s.hear()
 		if _, last := s.streams[x]; last { // what was replaced says nothing any more
 			s.record.AckedSequence = s.acked(s.record.LastSeen)
 		}
@@ -126,8 +128,8 @@ func (x *AgentStream) Acknowledge(sequence uint64, lack []string) {
 // Close notes that the stream has ended.
 func (x *AgentStream) Close() {
 	x.book.note(x.id, func(s *agentState) {
-		x.ended, x.acked = true, max(x.acked, x.before)
-		s.record.LastSeen = time.Now()
+		s.hear()
+		x.ended, x.away, x.acked = true, s.heard, max(x.acked, x.before)
 		s.record.AckedSequence = s.acked(s.record.LastSeen)
 	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/registration"
+	"github.com/meshca/meshca/ca/store/bolt"
 	"github.com/meshca/meshca/test/world"
 )
 
@@ -128,4 +129,75 @@ func TestAnOrderThatIsOverIsToldToNobody(t *testing.T) {
 			t.Errorf("then %d are told", n)
 		}
 	})
+}
+
+// An agent that got something while the clock was a year ahead counts until that is certainly in use no more, by how long this
+// process runs, and is forgotten like any other.
+func TestAnAgentOfAClockThatWasFarAhead(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	fast := func(r *ca.AgentRecord) {
+		r.LastSeen, r.HoldsUntil = time.Now().Add(year), time.Now().Add(year+time.Hour)
+		r.Instances = []ca.AgentInstance{{Serial: "01", PodUID: "pod", Namespace: "mesh", ServiceAccount: "agent", NotAfter: time.Now().Add(year + time.Hour)}}
+	}
+	right := func(r *ca.AgentRecord) {
+		r.LastSeen, r.HoldsUntil = time.Now(), time.Now().Add(time.Hour)
+		r.Instances = []ca.AgentInstance{{Serial: "01", PodUID: "pod", Namespace: "mesh", ServiceAccount: "agent", NotAfter: time.Now().Add(time.Hour)}}
+	}
+	for name, c := range map[string]struct {
+		record func(*ca.AgentRecord)
+		counts time.Duration
+		// confirms: its stream has come back, and another pod of it confirms while this one is away.
+		confirms bool
+	}{
+		"silent":                          {fast, ca.InUse, false},
+		"silent, and the clock was right": {right, time.Hour, false},
+		"a pod of it is away":             {fast, ca.InUse, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				id := spiffeid.RequireFromString("spiffe://mesh.test/meshca/agent/one/node1")
+				store, err := bolt.Open(dir + "/store")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer store.Close()
+				if err := store.UpdateAgent(t.Context(), id.String(), func(r *ca.AgentRecord) error { c.record(r); return nil }); err != nil {
+					t.Fatal(err)
+				}
+				book, err := registration.OpenAgentBook(t.Context(), store)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.confirms {
+					other := book.Connected(id, "02", "v1")
+					defer other.Close()
+					other.Acknowledge(5, nil)
+				}
+				time.Sleep(c.counts - time.Second)
+				if n := len(book.Unconfirmed(5, time.Now())); n != 1 {
+					t.Errorf("a second before its end %d are waited for", n)
+				}
+				shown := book.List()[0].CountsUntil()
+				time.Sleep(time.Second)
+				if n := len(book.Unconfirmed(5, time.Now())); n != 0 {
+					t.Errorf("at its end %d are waited for", n)
+				}
+				if again := book.List()[0].CountsUntil(); !again.Equal(shown) || !c.confirms && !shown.Equal(time.Now()) {
+					t.Errorf("it is shown to count until %s, and then until %s", shown, again)
+				}
+				if c.confirms {
+					return
+				}
+				const kept = 30 * 24 * time.Hour
+				time.Sleep(kept - c.counts - time.Hour)
+				for _, left := range []int{1, 0} {
+					if err := book.Forget(t.Context(), time.Now().Add(-kept)); err != nil || len(book.List()) != left {
+						t.Errorf("%d are on record, want %d: %v", len(book.List()), left, err)
+					}
+					time.Sleep(2 * time.Hour)
+				}
+			})
+		})
+	}
 }

@@ -196,9 +196,8 @@ func (x *Roots) Assign(ctx context.Context, r rotation.Rollout) (time.Time, erro
 	return end, nil
 }
 
-// Lives is how long after a root has stopped to sign something below it may be in use: as long as an SVID lives, and a day
-// more for those who go by the wall clock, where that was as much ahead. What is dated later is taken by no right clock.
-const Lives = ca.MaxTTL + 24*time.Hour
+// Lives is how long after a root has stopped to sign something below it may be in use.
+const Lives = ca.InUse
 
 // slack is how long what has ended still counts: by another's clock it may live, and be renewed.
 const slack = time.Hour
