@@ -24,8 +24,8 @@ const (
 	OpRead   Operation = "read"  // of an issuer
 	OpSign   Operation = "sign"
 	OpLookUp Operation = "lookup" // of what this login may do
-	// OpRely is no call of its own: each look at the issuers ends with whether those may be read that sign, though the
-	// configuration does not name them (Rely). What is read of others says nothing of that.
+	// OpRely is no call of its own: each look at the issuers ends with whether those that sign (Rely) may be read and can go on,
+	// whoever the configuration names. What is read of others says nothing of that.
 	OpRely Operation = "rely"
 )
 

@@ -79,8 +79,9 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 	}
 	named := u.resolve(list)
 	order := u.order(list, named)
-	signing := list.findAll(u.relied())
-	read, faults, err := u.readIssuers(ctx, list, order, signing)
+	relied := u.relied()
+	signing := list.findAll(relied)
+	read, faults, err := u.readIssuers(ctx, list, order)
 	if err != nil {
 		return nil, err
 	}
@@ -108,20 +109,21 @@ func (u *Upstream) Issuers(ctx context.Context) ([]ca.UpstreamIssuer, error) {
 		}
 		shown = append(shown, s)
 	}
+	failed := u.failing(list, relied, shown)
+	u.state.called(OpRely, failed)
+	u.observe(Call{Operation: OpRely, Err: failed})
 	u.state.saw(shown, max(len(list.Keys)-len(order), 0), u.moved(list, named))
 	return shown, nil
 }
 
 // readIssuers reads them, or says for each why it could not be read. What is not their own fault is an error. A policy may
-// be for some issuers alone, so one that nobody named may be denied, time and again. Of one that signs that is told.
-func (u *Upstream) readIssuers(ctx context.Context, list listing, order, signing []string) (read []*issuer, faults []error, err error) {
+// be for some issuers alone, so one that nobody named may be denied, time and again.
+func (u *Upstream) readIssuers(ctx context.Context, list listing, order []string) (read []*issuer, faults []error, err error) {
 	read, faults = make([]*issuer, len(order)), make([]error, len(order))
 	named, asked := u.resolve(list), u.asked(list)
-	var unread error
 	for i, id := range order {
 		if !slices.Contains(list.Keys, id) { // Vault answers a question for it with 500
-			faults[i] = fmt.Errorf("the mount %s does not have it any more: bring it back, or rotate to another one: certctl ca rotate root --issuer REF. "+
-				"Where the same root was imported again, REF is the issuer_id that it got then", u.c.Mount)
+			faults[i] = u.gone()
 			continue
 		}
 		read[i], faults[i] = u.readIssuer(ctx, id, id != named && !slices.Contains(asked, id))
@@ -131,17 +133,17 @@ func (u *Upstream) readIssuers(ctx context.Context, list listing, order, signing
 			if id == named {
 				return nil, nil, faults[i]
 			}
-			if unread == nil && slices.Contains(signing, id) {
-				unread = faults[i]
-			}
 			u.exclude(id, list.KeyInfo[id].Name) // whoever named it is told; polls need not log in for it from now on
 		default: // what hits one hits all, and says nothing of this issuer
 			return nil, nil, faults[i]
 		}
 	}
-	u.state.called(OpRely, unread)
-	u.observe(Call{Operation: OpRely, Err: unread})
 	return read, faults, nil
+}
+
+func (u *Upstream) gone() error {
+	return fmt.Errorf("the mount %s does not have it any more: bring it back, or rotate to another one: certctl ca rotate root --issuer REF. "+
+		"Where the same root was imported again, REF is the issuer_id that it got then", u.c.Mount)
 }
 
 // resolve finds the issuer_id of the issuer that the configuration names, once: a name may be given to another key. Empty:
@@ -221,24 +223,6 @@ func (u *Upstream) Include(names ...string) {
 		}
 	}
 	u.included = slices.Clone(u.included[max(0, len(u.included)-maxIncluded):])
-}
-
-// Rely has Issuers list those that sign, too, by their issuer_ids, as signing says at each look. They are no candidates:
-// where one may not be read, that is a failure, and where one ends soon, it is no fault of it. It comes before Run.
-func (u *Upstream) Rely(signing func() []string) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.signing = signing
-}
-
-func (u *Upstream) relied() []string {
-	u.mu.Lock()
-	signing := u.signing
-	u.mu.Unlock()
-	if signing == nil {
-		return nil
-	}
-	return signing()
 }
 
 // exclude forgets that somebody asked for an issuer.

@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -140,6 +141,61 @@ func TestTheIssuerThatSignsEndsSoon(t *testing.T) {
 	}
 	if _, err := u.SignIntermediate(t.Context(), short.id, newRequest(t)); err != nil {
 		t.Errorf("it does not sign: %v", err)
+	}
+}
+
+// What hinders an issuer that signs is told as a failure at each look, and not first when the next intermediate is due, whoever
+// the configuration names. It is over when that is mended, or another one signs.
+func TestTheIssuerThatSignsCannot(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(f *fake, a *authority)
+		kind  Kind
+		want  string
+	}{
+		"no key":  {func(_ *fake, a *authority) { a.keyID = "" }, KindOther, "has no key for it"},
+		"revoked": {func(_ *fake, a *authority) { a.revoked = true }, KindOther, "was revoked"},
+		"usage":   {func(_ *fake, a *authority) { a.usage = "read-only" }, KindOther, "issuing-certificates"},
+		"deleted": {func(f *fake, a *authority) {
+			f.issuers = slices.DeleteFunc(f.issuers, func(x *authority) bool { return x == a })
+		}, KindMissing, "does not have it any more"},
+	} {
+		for _, named := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, named %v", name, named), func(t *testing.T) {
+				f := newFake(t)
+				other := f.add("root-2", newRoot(t, "root 2", 24*365*time.Hour))
+				signs := f.issuers[0]
+				if !named {
+					signs = other
+				}
+				var told []error
+				u := f.upstream(nil, func(c Call) {
+					if c.Operation == OpRely {
+						told = append(told, c.Err)
+					}
+				})
+				relied := []string{"", signs.id}
+				u.Rely(func() []string { return relied })
+				look := func(kind Kind, want string) {
+					t.Helper()
+					if _, err := u.Issuers(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					err := told[len(told)-1]
+					if last := u.Status().LastError; KindOf(err) != kind || KindOf(last) != kind {
+						t.Errorf("told is %v, and the status has %v", err, last)
+					}
+					if err != nil && (!strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), signs.id)) {
+						t.Errorf("told is %v, want a word on %q", err, want)
+					}
+				}
+				look(KindNone, "")
+				f.set(func() { c.spoil(f, signs) })
+				look(c.kind, c.want)
+				look(c.kind, c.want)
+				relied = nil
+				look(KindNone, "")
+			})
+		}
 	}
 }
 
