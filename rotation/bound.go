@@ -12,9 +12,14 @@ import (
 type bounds struct {
 	running func() time.Duration
 
-	mu sync.Mutex
-	// ends is by when each is over, on running.
-	ends map[time.Time]time.Duration
+	mu   sync.Mutex
+	ends map[time.Time]ending
+}
+
+// ending is when a bound is over.
+type ending struct {
+	running time.Duration // on bounds.running
+	told    time.Time     // by the clock, as it was told last
 }
 
 // maxBounds bounds how many are remembered: a Rollout has one for its step, and one for each that leaves behind it.
@@ -22,31 +27,35 @@ const maxBounds = 2 * maxTaints
 
 // of is when a bound is over, by the clock that says it is now: that lies before the bound where the clock was set back.
 func (b *bounds) of(until, now time.Time) time.Time {
-	left := until.Sub(now)
-	kept := b.kept(until, left)
-	if late := left - kept; late < drift { // a clock is slewed all the time
-		return until
+	if kept := b.kept(until, until.Sub(now), now); until.Sub(kept) >= drift { // a clock is slewed all the time
+		return kept
 	}
-	return now.Add(kept)
+	return until
 }
 
-// kept is what is left, by the time that the process runs, of what was left when this moment was seen first.
-func (b *bounds) kept(moment time.Time, left time.Duration) time.Duration {
+// kept is when it is over by the time that the process runs, of which so much was left when this moment was seen first. It
+// stands still but where the clock was set: the two are read one after the other, and whoever watches is told of each change.
+func (b *bounds) kept(moment time.Time, left time.Duration, now time.Time) time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	running, key := b.running(), moment.UTC().Round(0)
 	end, known := b.ends[key]
 	if !known {
-		if b.ends == nil {
-			b.ends = map[time.Time]time.Duration{}
-		}
-		maps.DeleteFunc(b.ends, func(_ time.Time, end time.Duration) bool { return running-end > believedAfter })
-		end = running + left
-		if len(b.ends) < maxBounds {
-			b.ends[key] = end
-		}
+		end.running = running + left
 	}
-	return end - running
+	if at := now.Add(end.running - running); at.Sub(end.told).Abs() >= drift {
+		end.told = at
+	}
+	if b.ends == nil {
+		b.ends = map[time.Time]ending{}
+	}
+	if !known {
+		maps.DeleteFunc(b.ends, func(_ time.Time, end ending) bool { return running-end.running > believedAfter })
+	}
+	if known || len(b.ends) < maxBounds {
+		b.ends[key] = end
+	}
+	return end.told
 }
 
 // outBy is when the one that goes leaves the set: when the last certificate under it has ended, which is waited for by the
@@ -58,7 +67,7 @@ func (x *Roller) outBy(r Rollout) time.Time {
 	case r.Within > 0:
 		forced = x.bounds.of(r.Entered.Add(r.Within/2), now)
 	case x.o.Lives > 0: // by the time that the process runs alone: what clock was right as it was entered, nobody knows
-		forced = now.Add(x.bounds.kept(r.Entered, x.o.Lives))
+		forced = x.bounds.kept(r.Entered, x.o.Lives, now)
 	}
 	if forced.Before(until) {
 		return forced

@@ -73,6 +73,42 @@ func TestABoundOutlastsAClockThatIsSetBack(t *testing.T) {
 	}
 }
 
+// What is said of when something is over stands still while no clock is set, though clocks are read one after the other: whoever
+// watches is told of each change.
+func TestABoundStandsStill(t *testing.T) {
+	now := time.Now()
+	for name, r := range map[string]Rollout{
+		"a clock was years ahead": {Old: oldRoot, New: newRoot, Step: StepRetired, NewShare: 100, Entered: now, Begun: now, LastEnd: now.Add(9000 * time.Hour)},
+		"a stolen root": {
+			Old: oldRoot, New: newRoot, Step: StepRetired, NewShare: 100, Entered: now, Begun: now, Since: now, LastEnd: now.Add(9000 * time.Hour),
+			Within: 4 * time.Hour, Taints: []Taint{{ID: oldRoot.ID}},
+		},
+	} {
+		var passed, set, step time.Duration
+		tick := func() time.Duration { step += time.Nanosecond; passed += step; return passed }
+		clock := NewClock(ClockOptions{Wall: func() time.Time { return now.Add(tick() + set) }, Running: tick})
+		p := &plain{record: r}
+		x := NewRoller(RollerOptions{Journal: p, Authorities: p, Now: clock.Now, Running: clock.Running, Lives: 30 * time.Hour})
+		for _, set = range []time.Duration{0, -time.Hour} { // by which it is set back
+			x.Move(t.Context())
+			first, stale := x.Standing()
+			for range 5 {
+				passed += 2 * time.Second
+				x.Move(t.Context())
+			}
+			last, _ := x.Standing()
+			select {
+			case <-stale:
+				t.Errorf("%s: set by %s, it is said to last until %s, and then until %s", name, set, first.Until, last.Until)
+			default:
+			}
+			if p.record.Step != r.Step || first.Until.IsZero() {
+				t.Errorf("%s: it is %s, until %s", name, p.record.Step, first.Until)
+			}
+		}
+	}
+}
+
 // Few bounds are remembered, and a clock that is slewed moves none.
 func TestBoundsAreFew(t *testing.T) {
 	now := time.Now()
