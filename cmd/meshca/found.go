@@ -46,6 +46,16 @@ func (d *daemon) hear(ctx context.Context, u polled) {
 // takeUp does what a start does with the issuers of an upstream that answers.
 func (d *daemon) takeUp(ctx context.Context, issuers []ca.UpstreamIssuer) error {
 	standing, _ := d.roller.Standing()
+	if _, err := d.trustNamed(ctx, issuers); err != nil {
+		return err
+	}
+	d.tellIssuers(issuers, standing.Rollout)
+	return nil
+}
+
+// trustNamed takes the root of the issuer that the configuration names into the trust bundle, unless this is another upstream
+// than that of the bundle's roots.
+func (d *daemon) trustNamed(ctx context.Context, issuers []ca.UpstreamIssuer) (added []ca.UpstreamIssuer, err error) {
 	var named []ca.UpstreamIssuer
 	var roots, others []*x509.Certificate
 	for _, i := range issuers {
@@ -58,36 +68,37 @@ func (d *daemon) takeUp(ctx context.Context, issuers []ca.UpstreamIssuer) error 
 		}
 	}
 	if err := d.trust.CheckUpstream(roots, others); err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := d.operator.TrustFound(ctx, named); err != nil {
-		return err
-	}
-	d.tellIssuers(issuers, standing.Rollout)
-	return nil
+	return d.operator.TrustFound(ctx, named)
 }
 
-// trustFound takes roots that appear at the upstream into the trust bundle, where the configuration says so.
+// Those whose word it is that a root which appears at the upstream is trusted, as the audit log has it.
+const (
+	byName      = "upstream.vault.issuer"
+	byAutoTrust = "upstream.vault.autoTrust"
+)
+
+// trustFound takes roots that appear at the upstream, or are mended there, into the trust bundle: of the issuer that the
+// configuration names, and where it says so, of all.
 func (d *daemon) trustFound(ctx context.Context) {
 	u, ok := d.upstream.(polled)
 	if !ok {
 		return
 	}
 	d.hear(ctx, u)
-	if v := d.config.Upstream.Vault; v == nil || !v.AutoTrust || ctx.Err() != nil {
-		return
+	trust := d.trustNamed
+	if v := d.config.Upstream.Vault; v != nil && v.AutoTrust {
+		trust = d.operator.TrustFound
 	}
 	again := time.NewTicker(time.Minute) // for what failed, or was a party of a rollout
 	defer again.Stop()
 	var told string
-	for {
+	for ctx.Err() == nil {
 		issuers, stale := u.Known()
-		added, err := d.operator.TrustFound(ctx, issuers)
+		added, err := trust(ctx, issuers)
 		for _, i := range added {
-			d.log.Warn("a root that appeared at the upstream is trusted from now on, and signs for nobody (upstream.vault.autoTrust)",
-				"root", ca.RootID(i.Root), "subject", i.Root.Subject.String(), "issuer", i.Ref, "name", i.Name)
-			d.journal.Admin(ctx, "ca trust found root", "upstream.vault.autoTrust", slog.String("root", ca.RootID(i.Root)),
-				slog.String("subject", i.Root.Subject.String()), slog.String("issuer", i.Ref), slog.String("outcome", "done"))
+			d.tellFound(ctx, i)
 		}
 		if text := errorText(err); text != told && ctx.Err() == nil {
 			if told = text; err != nil {
@@ -96,9 +107,25 @@ func (d *daemon) trustFound(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-			return
 		case <-stale:
 		case <-again.C:
 		}
 	}
 }
+
+// tellFound tells the log and the audit log of a root that is trusted from now on.
+func (d *daemon) tellFound(ctx context.Context, i ca.UpstreamIssuer) {
+	by, log := byAutoTrust, d.log.With("root", ca.RootID(i.Root), "subject", i.Root.Subject.String(), "issuer", i.Ref, "name", i.Name)
+	if i.Named {
+		by = byName
+		log.Warn(namedTrusted)
+	} else {
+		log.Warn("a root that appeared at the upstream is trusted from now on, and signs for nobody (upstream.vault.autoTrust)")
+	}
+	d.journal.Admin(ctx, "ca trust found root", by, slog.String("root", ca.RootID(i.Root)),
+		slog.String("subject", i.Root.Subject.String()), slog.String("issuer", i.Ref), slog.String("outcome", "done"))
+}
+
+// namedTrusted is what is told of a named issuer whose root is trusted.
+const namedTrusted = "the configuration names this issuer, and another one signs. Its root is trusted, and it signs for nobody before " +
+	"`certctl ca rotate root --issuer` goes to it"

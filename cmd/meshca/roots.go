@@ -180,8 +180,7 @@ func (d *daemon) tellIssuers(issuers []ca.UpstreamIssuer, journal rotation.Rollo
 		case i.Named && i.Fault != nil:
 			log.Warn("the issuer that the configuration names cannot be used; another one signs, so the CA goes on", "signs", signer.Ref, "err", i.Fault)
 		case i.Named && comes(i, journal) && !journal.Active() && id != signer.ID:
-			log.Warn("the configuration names this issuer, and another one signs. Its root is trusted, and it signs for nobody before "+
-				"`certctl ca rotate root --issuer` goes to it", "signs", signer.Ref)
+			log.Warn(namedTrusted, "signs", signer.Ref)
 		case i.Named:
 			log.Info("the configuration names an issuer that is not the one that signs", "signs", signer.Ref)
 		case i.Fault != nil:

@@ -88,7 +88,7 @@ func TestWhatASlowUpstreamTellsLater(t *testing.T) {
 		says              string
 	}{
 		"slow":               {slow: true, trusted: 2, says: "Its root is trusted, and it signs for nobody"},
-		"told at the start":  {trusted: 1},
+		"told at the start":  {trusted: 2, says: "Its root is trusted, and it signs for nobody"},
 		"another upstream":   {slow: true, other: true, trusted: 1, says: "the bundle of mesh.test (sequence 946684800) does not hold it"},
 		"another, autoTrust": {slow: true, other: true, auto: true, trusted: 1, says: "the bundle of mesh.test (sequence 946684800) does not hold it"},
 		"slow, autoTrust":    {slow: true, auto: true, trusted: 3, says: "Its root is trusted, and it signs for nobody"},
@@ -148,6 +148,62 @@ func TestWhatASlowUpstreamTellsLater(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The issuer that the configuration names may appear, or be mended, long after a start that the upstream has answered. Its root
+// is trusted when a poll shows that, once, and not when somebody has taken it out since.
+func TestANamedIssuerThatIsMendedLater(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		out, u := &logged{}, &distant{}
+		d, err := u.opens(t, configIn(t, dir, clusterIn(t, dir, "a", false)), out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signs, err := u.Upstream.Issuers(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		signs[0].Named = false
+		made, err := u.Upstream.(rollout.Maker).NewIssuer(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		made.Named = true
+		d.config.Upstream.Vault = &vault.Config{}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); d.trustFound(ctx) }()
+		polls := func(what string, trusted bool, all ...ca.UpstreamIssuer) {
+			t.Helper()
+			u.known.Set(all)
+			time.Sleep(5 * time.Minute)
+			if b, _ := d.trust.Bundle(); b.HasX509Authority(made.Root) != trusted {
+				t.Errorf("%s: trusted %v", what, !trusted)
+			}
+		}
+		spoilt := made
+		spoilt.Fault = errors.New("the mount has no key for it")
+		polls("it is not there", false, ca.UpstreamIssuer{Name: "next", Named: true, Fault: errors.New("the mount has none")}, signs[0])
+		polls("it cannot be used", false, spoilt, signs[0])
+		polls("mended", true, made, signs[0])
+		polls("spoilt again", true, spoilt, signs[0])
+		polls("and mended", true, made, signs[0])
+		if n := strings.Count(out.b.String(), "Its root is trusted, and it signs for nobody"); n != 1 {
+			t.Errorf("it is told %d times", n)
+		}
+		if err := d.operator.RemoveRoot(ctx, ca.RootID(made.Root)); err != nil {
+			t.Fatal(err)
+		}
+		polls("it was taken out", false, made, signs[0])
+		polls("and appears anew", false, signs[0])
+		polls("and appears anew", false, made, signs[0])
+		if signing := d.authority.Assignment(); signing.Root.Ref != signs[0].Ref || signing.Share != 0 {
+			t.Errorf("it signs: %+v", signing)
+		}
+		stop()
+		<-ended
+	})
 }
 
 func named(issuers []ca.UpstreamIssuer) *x509.Certificate {
