@@ -39,6 +39,8 @@ func main() {
 	}
 }
 
+var ballast []byte
+
 type floor struct {
 	meshcav1.UnimplementedIssuanceServiceServer
 	issuer *x509.Certificate
@@ -47,7 +49,8 @@ type floor struct {
 }
 
 func run(certFile, keyFile, rootFile, tokenKeyFile string) error {
-	debug.SetGCPercent(400) // as the CA does
+	debug.SetGCPercent(400) // this and the ballast as the CA has them
+	ballast = make([]byte, 16<<20)
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		return err
