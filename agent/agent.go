@@ -62,7 +62,7 @@ func New(c Config) (*Agent, error) {
 	a.denials = newDenials(filepath.Join(c.StateDir, "denied.json"), c.Log)
 	a.trust = newTrust(c.TrustDomain, c.BundleFile, filepath.Join(c.StateDir, "bundle.json"), c.Log)
 	a.store = &store{filepath.Join(c.RuntimeDir, "keys"), c.now}
-	a.proxies = newProxies(filepath.Join(c.StateDir, "streams"), c.now().boot, a.openSince, c.Log)
+	a.proxies = newProxies(filepath.Join(c.RuntimeDir, "streams"), a.openSince, c.Log)
 	a.self = &self{
 		domain: c.TrustDomain, cluster: c.Cluster, tokenFile: c.TokenFile, version: c.Version,
 		trust: a.trust, store: a.store, clock: &a.clock, now: c.now, log: c.Log, gained: a.gained, uprooted: a.uprooted,
@@ -190,9 +190,11 @@ func (a *Agent) prepare() (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.store.prepare(); err != nil {
-		unlock()
-		return nil, err
+	for _, prepare := range []func() error{a.store.prepare, a.proxies.prepare} {
+		if err := prepare(); err != nil {
+			unlock()
+			return nil, err
+		}
 	}
 	return unlock, nil
 }

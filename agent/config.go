@@ -33,7 +33,7 @@ type Config struct {
 	BundleFile string
 	// RuntimeDir holds keys/, the lock against a second agent, and by default the admin socket. Required.
 	RuntimeDir string
-	// StateDir holds the trust bundle, which outlives a reboot, and streams/; RuntimeDir where it is empty.
+	// StateDir holds the trust bundle, which outlives a reboot; RuntimeDir where it is empty.
 	StateDir string
 	// CleanUp takes away what the agent keeps in both when it ends and has no workload: there is nothing then that the next
 	// run would serve. An agent that is uninstalled leaves nothing so.

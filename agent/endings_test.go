@@ -153,7 +153,7 @@ func TestAllEndsWithTheNode(t *testing.T) {
 func TestThoseThatEndedAskAtMomentsOfTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const many = 1000
-		a := &Agent{metrics: newMetrics(&Agent{}), proxies: newProxies(t.TempDir(), "", nil, slog.New(slog.DiscardHandler))}
+		a := &Agent{metrics: newMetrics(&Agent{}), proxies: newProxies(t.TempDir(), nil, slog.New(slog.DiscardHandler))}
 		woken := make(chan time.Duration, many)
 		began, roots := time.Now(), newTestTrust(t, newCA(t))
 		for i := range many {

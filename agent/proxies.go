@@ -33,12 +33,11 @@ const (
 // Each workload that has such streams has a file, with their number. It is written before the first bundle goes out on a
 // stream that makes them more than the file says, and lowered some time after they became fewer. So the thousands that come
 // back after a restart cost no write, those that come and go cost none, and no bundle is out that the files do not know of.
-// Nothing is synced: the files have to outlive the process, and no peer outlives the machine. So each says in which boot it
-// was written; peers do outlive the runtime directory, and the files lie beside what was acknowledged.
+// Nothing is synced: the files have to outlive the process, and no peer outlives the machine. They lie in the runtime
+// directory, as what was held does, which a stop leaves in its place: see deploy/systemd.
 type proxies struct {
-	dir  string
-	boot string // see instant
-	log  *slog.Logger
+	dir string
+	log *slog.Logger
 	// open is since when the peers at a workload's socket can come in, and false while they cannot. It does not wait, and mu
 	// may be held.
 	open func(socket string) (since time.Time, is bool)
@@ -61,8 +60,16 @@ type attendance struct {
 	until time.Time
 }
 
-func newProxies(dir, boot string, open func(socket string) (time.Time, bool), log *slog.Logger) *proxies {
-	return &proxies{dir: dir, boot: boot, open: open, log: log, all: make(map[string]*attendance)}
+func newProxies(dir string, open func(socket string) (time.Time, bool), log *slog.Logger) *proxies {
+	return &proxies{dir: dir, open: open, log: log, all: make(map[string]*attendance)}
+}
+
+// prepare makes the directory, or makes an existing one private.
+func (p *proxies) prepare() error {
+	if err := privateDir(p.dir); err != nil {
+		return fmt.Errorf("the directory for streams: %w", err)
+	}
+	return nil
 }
 
 // of is the attendance of a workload; p.mu is held.
@@ -83,11 +90,7 @@ func (a *attendance) over() { a.awaited, a.until = 0, time.Time{} }
 
 // load takes up what the run before left of these workloads, which are all that still stand.
 func (p *proxies) load(workloads []*workload) {
-	var entries []fs.DirEntry
-	err := privateDir(p.dir)
-	if err == nil {
-		entries, err = os.ReadDir(p.dir)
-	}
+	entries, err := os.ReadDir(p.dir)
 	if err != nil {
 		p.log.Error("which workloads had open streams is unknown: all are waited for", "dir", p.dir, "error", err)
 	}
@@ -101,30 +104,27 @@ func (p *proxies) load(workloads []*workload) {
 		}
 	}
 	for _, e := range entries {
-		n, now := p.read(e.Name())
-		if !stand[e.Name()] || !now {
+		a := p.all[e.Name()]
+		if !stand[e.Name()] {
 			p.write(e.Name(), 0)
 			continue
 		}
-		a := p.all[e.Name()]
-		a.kept = n
-		a.await(n)
+		a.kept = p.read(e.Name())
+		a.await(a.kept)
 	}
 }
 
-// read is what a file says, and whether it is of this boot, as one is that does not tell. One that a kill left empty stands
-// for one stream, and so does what cannot be read.
-func (p *proxies) read(name string) (n int, now bool) {
-	data, err := readFile(filepath.Join(p.dir, name), 128)
+// read is what a file says. One that a kill left empty stands for one stream, and so does what cannot be read.
+func (p *proxies) read(name string) int {
+	data, err := readFile(filepath.Join(p.dir, name), 32)
 	if err != nil {
-		return 1, true
+		return 1
 	}
-	count, boot, told := strings.Cut(strings.TrimSpace(string(data)), " ")
-	n, err = strconv.Atoi(count)
+	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	if err != nil {
-		n = 1
+		return 1
 	}
-	return max(n, 1), !told || p.boot == "" || boot == p.boot
+	return max(n, 1)
 }
 
 // write has a file say n; 0: there is none. p.mu is held. What fails is told: the next run would wait for too few.
@@ -132,7 +132,7 @@ func (p *proxies) write(name string, n int) bool {
 	file := filepath.Join(p.dir, name)
 	err := os.Remove(file)
 	if n > 0 {
-		err = os.WriteFile(file, []byte(strings.TrimSpace(strconv.Itoa(n)+" "+p.boot)), 0o600)
+		err = os.WriteFile(file, []byte(strconv.Itoa(n)), 0o600)
 	} else if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}

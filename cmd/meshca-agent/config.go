@@ -40,7 +40,7 @@ type Config struct {
 	BundleFile string `json:"bundleFile"`
 	// RuntimeDir holds keys/ (mode 0700; put it on a tmpfs) and the admin socket. Default "/run/meshca-agent".
 	RuntimeDir string `json:"runtimeDir"`
-	// StateDir holds the trust bundle, which must outlive a reboot, and how many streams hold it. Default "/var/lib/meshca-agent".
+	// StateDir holds the trust bundle, which must outlive a reboot. Default "/var/lib/meshca-agent".
 	StateDir string `json:"stateDir"`
 	// CleanUp has the agent take away what it keeps in both when it ends and has no workload. In a cluster that is so
 	// when it is uninstalled, or a node has no pods with its volumes and none that uses the shared socket; what it needs

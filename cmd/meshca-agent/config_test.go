@@ -249,7 +249,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		"shared among keys":       {minimal + "sharedSocket: {enabled: true, path: /run/meshca-agent/keys/a.sock}\n", "lies in /run/meshca-agent/keys"},
 		"shared below keys":       {minimal + "sharedSocket: {enabled: true, path: /run/meshca-agent/keys/x/a.sock}\n", "lies in /run/meshca-agent/keys"},
 		"shared below pods":       {minimal + "runtimeDir: /r/\nsharedSocket: {enabled: true, path: /r/pods/x/y/a.sock}\n", "lies in /r/pods"},
-		"shared in streams":       {minimal + "sharedSocket: {enabled: true, path: /var/lib/meshca-agent/streams/a.sock}\n", "lies in /var/lib/meshca-agent/streams"},
+		"shared in streams":       {minimal + "sharedSocket: {enabled: true, path: /run/meshca-agent/streams/a.sock}\n", "lies in /run/meshca-agent/streams"},
 		"shared beside the state": {minimal + "sharedSocket: {enabled: true, path: /var/lib/meshca-agent/a.sock}\n", "holds the trust bundle"},
 		"shared beside orders":    {minimal + "adminSocket: /run/orders/admin.sock\nsharedSocket: {enabled: true, path: /run/orders/a.sock}\n", "holds the admin socket"},
 		"shared beside a token":   {minimal + "sharedSocket: {enabled: true, path: /var/run/secrets/a.sock}\n", "holds the agent's token"},

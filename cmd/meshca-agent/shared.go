@@ -57,10 +57,8 @@ func (c SharedSocketConfig) apart(whole *Config) error {
 	const mend = "leave the path out, or name one in a directory of its own"
 	socket := c.path(whole.RuntimeDir)
 	dir := filepath.Dir(socket)
-	for _, own := range []string{
-		filepath.Join(whole.RuntimeDir, "keys"), filepath.Join(whole.RuntimeDir, "pods"), filepath.Join(whole.StateDir, "streams"),
-	} {
-		if lies(own, dir) {
+	for _, name := range []string{"keys", "pods", "streams"} {
+		if own := filepath.Join(whole.RuntimeDir, name); lies(own, dir) {
 			return fmt.Errorf("sharedSocket.path: %s lies in %s, which the agent keeps to itself: %s", socket, own, mend)
 		}
 	}

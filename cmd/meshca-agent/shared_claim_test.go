@@ -41,7 +41,7 @@ func TestASharedSocketBehindALink(t *testing.T) {
 		os.MkdirAll(filepath.Join(dir, "run/agent"), 0o755), os.Mkdir(filepath.Join(dir, "own"), 0o755),
 		os.Symlink(filepath.Join(dir, "run"), filepath.Join(dir, "varrun")), os.Symlink("../own/token", filepath.Join(dir, "run/token")),
 		os.WriteFile(filepath.Join(dir, "own/token"), nil, 0o600),
-		os.Symlink("../later/new", filepath.Join(dir, "own/pub")), os.Symlink("../later/new/..", filepath.Join(dir, "own/all")),
+		os.Symlink("../later/new", filepath.Join(dir, "own/pub")), os.Symlink("../varrun/agent/new/..", filepath.Join(dir, "own/all")),
 		os.Symlink(filepath.Join(dir, "state"), filepath.Join(dir, "later")),
 		os.Symlink(filepath.Join(dir, "run/agent/keys"), filepath.Join(dir, "pub")), os.Symlink("round", filepath.Join(dir, "round")),
 	} {
@@ -60,7 +60,7 @@ func TestASharedSocketBehindALink(t *testing.T) {
 		"later/agent.sock":                 "holds the trust bundle",
 		"own/pub/agent.sock":               "",
 		"own/pub/streams/agent.sock":       "",
-		"own/all/streams/agent.sock":       "lies in " + dir + "/state/streams",
+		"own/all/streams/agent.sock":       "lies in " + dir + "/run/agent/streams",
 		"round/agent.sock":                 "",
 	} {
 		whole := &Config{

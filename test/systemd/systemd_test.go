@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,6 +41,16 @@ func TestUnits(t *testing.T) {
 		}
 		if out, err := exec.Command(analyze, "security", "--offline=yes", "--threshold="+most, file).CombinedOutput(); err != nil {
 			t.Errorf("systemd-analyze security %s: %v\n%s", unit, err, out)
+		}
+	}
+}
+
+// TestTheAgentsKeysOutliveAStop: proxies live on while the unit is stopped, and hold what its runtime directory tells of.
+func TestTheAgentsKeysOutliveAStop(t *testing.T) {
+	unit := read(t, "deploy/systemd/meshca-agent.service")
+	for _, line := range []string{"RuntimeDirectory=meshca-agent", "RuntimeDirectoryPreserve=yes"} {
+		if !slices.Contains(strings.Split(unit, "\n"), line) {
+			t.Errorf("the unit lacks %s", line)
 		}
 	}
 }
