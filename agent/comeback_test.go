@@ -3,34 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
-	"os"
 	"sync"
 	"testing"
 	"time"
 )
-
-// A stop of the unit takes the runtime directory, and proxies live on. A boot takes them all.
-func TestTheRuntimeDirectoryIsLost(t *testing.T) {
-	inCell(t, func(t *testing.T, c *cell) {
-		clocks := newTestClocks()
-		c.config.now = clocks.now
-		c.before()
-		must(t, os.RemoveAll(c.config.RuntimeDir))
-		r := c.start()
-		r.follow(c, 2)
-		r.says(0, 1)
-		r.says(1, 1, "/web.sock: 2 of the 2 streams")
-		r.kill()
-
-		clocks.set(func() { clocks.boot = "the next boot" })
-		r = c.start()
-		r.follow(c, 2)
-		r.says(1, 2)
-		if left, _ := os.ReadDir(r.proxies.dir); len(left) > 0 {
-			t.Errorf("files of another boot are left: %v", left)
-		}
-	})
-}
 
 // Who finds no socket cannot come back: time counts from when there is one.
 func TestNobodyComesBackToASocketThatIsNotOpen(t *testing.T) {

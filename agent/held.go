@@ -133,13 +133,17 @@ func (h *held) verify(roots x509bundle.Source, now instant) error {
 // datedBack is what certificates are dated back for clocks that differ. What is valid in less is so before it was renewed.
 const datedBack = time.Minute
 
-// ahead is how long it takes until the leaf is valid by the CA's clock, which was set back since then; 0 where that is so, or
-// the clock was not heard. The intermediate came before the leaf, and the CA issues nothing under one that is not valid: a
-// renewal always brings a better one.
+// ahead is how long it takes until the leaf is valid by the CA's clock and by the node's own; 0 where it is so by one of them,
+// or the CA's was not heard. Either clock alone may be wrong: what the CA's says that fell back is good for all who have a
+// right one, and its successor would end before it. The intermediate came before the leaf, and the CA issues nothing
+// under one that is not valid: where both say it, a renewal brings a better one.
 func (h *held) ahead(theirs *clock, now instant) time.Duration {
 	t, heard := theirs.reads(now)
 	if !heard {
 		return 0
+	}
+	if now.wall.After(t) {
+		t = now.wall
 	}
 	return max(0, h.leaf().NotBefore.Sub(t))
 }

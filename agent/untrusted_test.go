@@ -141,51 +141,46 @@ func TestWhatTheBundleRefuses(t *testing.T) {
 }
 
 // What the CA issued while its clock was ahead is valid for nobody when that is set right: it is renewed as soon as the agent
-// hears the clock. The node's own clock has no say.
+// hears the clock. Where that or the node's own clock says that it is valid, it stays.
 func TestWhatTheCAsClockMakesEarly(t *testing.T) {
-	back := func(by time.Duration) func(*workload, *testClocks) {
-		return func(w *workload, _ *testClocks) {
-			w.theirs.measure(timestamppb.New(time.Now().Add(-by)), 0)
-			w.heardClock()
-		}
-	}
+	const right, behind, ahead = time.Duration(0), -2 * time.Hour, 2 * time.Hour
 	for name, c := range map[string]struct {
-		change  func(*workload, *testClocks)
-		refused bool
+		issued, theirs, own time.Duration // what clocks are off: the CA's at the issue and then, and the node's
+		wait                time.Duration
+		refused             bool
 	}{
-		"set back by two hours": {back(2 * time.Hour), true},
-		"set back by a minute":  {back(time.Minute), false},
-		"right":                 {back(0), false},
-		"set forward":           {back(-48 * time.Hour), false},
-		"set back by a life":    {back(300 * time.Hour), true},
-		"the node's was set back": {func(w *workload, clocks *testClocks) {
-			clocks.set(func() { clocks.ahead = -48 * time.Hour })
-			w.heardClock()
-		}, false},
-		"heard again, and right": {func(w *workload, clocks *testClocks) {
-			back(2*time.Hour)(w, clocks)
-			back(0)(w, clocks)
-		}, false},
-		"its time has come": {func(w *workload, clocks *testClocks) {
-			w.theirs.measure(timestamppb.New(time.Now().Add(-2*time.Hour)), 0)
-			time.Sleep(2 * time.Hour)
-			w.heardClock()
-		}, false},
+		"it was ahead":                             {issued: ahead, theirs: right, refused: true},
+		"it was ahead by more than a life":         {issued: 300 * time.Hour, theirs: right, refused: true},
+		"it was ahead by a little":                 {issued: time.Minute, theirs: right},
+		"it is ahead":                              {issued: right, theirs: ahead},
+		"it was ahead, and is so again":            {issued: ahead, theirs: ahead},
+		"it was ahead, and the time has come":      {issued: ahead, theirs: right, wait: 2 * time.Hour},
+		"it has fallen back":                       {issued: right, theirs: behind},
+		"the node's has fallen back":               {issued: right, theirs: right, own: behind},
+		"both have fallen back, as on one machine": {issued: right, theirs: behind, own: behind, refused: true},
+		"it was ahead, and the node's is":          {issued: ahead, theirs: right, own: 3 * time.Hour},
+		"all is right":                             {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ca, clocks := newCA(t), newTestClocks()
+				ca.Skew(c.issued)
 				w := fleetOf(t, ca, newTestTrust(t, ca), func(int) home { return nodeOf("node") }, clocks.now, 1)[0]
-				w.theirs.measure(timestamppb.Now(), 0)
-				if w.heardClock(); w.wokenWithin(time.Minute) || w.condition() != conditionFresh {
+				hears := func(off time.Duration) {
+					w.theirs.measure(timestamppb.New(time.Now().Add(off)), 0)
+					w.heardClock()
+				}
+				if hears(c.issued); w.wokenWithin(time.Minute) || w.condition() != conditionFresh {
 					t.Fatalf("at first it is %s", w.condition())
 				}
-				c.change(w, clocks)
+				clocks.set(func() { clocks.ahead = c.own })
+				time.Sleep(c.wait)
+				hears(c.theirs)
 				if refused := w.condition() == conditionUntrusted; refused != c.refused || w.wokenWithin(soonWithin) != c.refused {
 					t.Errorf("it is %s", w.condition())
 				}
+				ca.Skew(c.theirs)
 				answer, key := issued(t, ca, "/ns/a/sa/b", 6*time.Hour)
-				w.theirs.measure(timestamppb.Now(), 0)
 				h, err := receive(answer, key, w.roots, w.now())
 				must(t, err)
 				must(t, w.install(h))
