@@ -42,6 +42,13 @@ func TestSinceWhenPodsCanComeIn(t *testing.T) {
 			t.Errorf("%s: open %t", what, open)
 		}
 	}
+	n.source.mu.Lock()
+	n.source.openedAt = n.source.openedAt.Add(-strange)
+	n.source.mu.Unlock()
+	long := since()
+	if n.sentAway("-"); !since().Equal(long) {
+		t.Error("it has been open for long, and a stranger who comes again and again puts off when others are given up")
+	}
 	n.connect(uidA).served()
 	before := since()
 	n.sentAway("-")

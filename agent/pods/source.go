@@ -79,9 +79,10 @@ type Source struct {
 	// blind is why no peer at all can be told, by the last one that came; nil: it could be.
 	blind error
 	// since is when last nobody could come in: the socket was opened, or a peer was sent away as everybody is, or may be while
-	// none could be told (told) since the socket was opened.
-	since time.Time
-	told  bool
+	// none could be told (told) in the first hour since the socket was opened (openedAt).
+	since    time.Time
+	told     bool
+	openedAt time.Time
 	// taken is the last time that the socket's place was another's, and when.
 	taken   error
 	takenAt time.Time
@@ -206,7 +207,8 @@ func (s *Source) serve(ctx context.Context, a *agent.Agent) error {
 func (s *Source) opened() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.broken, s.told, s.since = nil, false, time.Now()
+	s.openedAt = time.Now()
+	s.broken, s.told, s.since = nil, false, s.openedAt
 }
 
 // OpenSince is since when pods can come in, and false while the socket is not open, or nobody can be told.
@@ -310,11 +312,15 @@ func (s *Source) take(goes func(*podOf) bool) map[string]*podOf {
 	return taken
 }
 
+// strange is for how long peers that are sent away may mean that everybody is, as below a wrong control group, and not that
+// they are strangers: those must not put off for ever when who does not come is given up.
+const strange = time.Hour
+
 // sentAway notes a peer that was sent away.
 func (s *Source) sentAway(err error) {
 	s.mu.Lock()
 	s.refused, s.at = err, time.Now()
-	if s.blind != nil || !s.told {
+	if s.blind != nil || !s.told && s.at.Sub(s.openedAt) < strange {
 		s.since = s.at
 	}
 	s.blind = nil
