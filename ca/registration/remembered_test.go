@@ -3,7 +3,9 @@ package registration
 import (
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,5 +114,48 @@ func TestARingThatIsFullTakesNoMoreMemory(t *testing.T) {
 		if cap(s.decided) > 1<<10 {
 			t.Fatalf("a place holds %d bytes for %d", cap(s.decided), len(s.decided))
 		}
+	}
+}
+
+// Who asks is answered from what there was as he came, in pieces: who issues meanwhile waits for none of it but one.
+func TestTheRingIsSearchedWhileDecisionsAreMade(t *testing.T) {
+	const size, later = 5 * looked, 2 * looked
+	r := NewRing(size)
+	add := func(from, to int) {
+		for i := from; i < to; i++ {
+			d := whole(t)
+			d.Outcome, d.Evidence.PodName, d.Serial = OutcomeIssued, "web-1", strconv.Itoa(i)
+			r.add(&d)
+		}
+	}
+	add(0, 2*size)
+	var began sync.Once
+	added, calls := make(chan struct{}), 0
+	r.look(&r.kinds[0], func(s *slot) bool {
+		began.Do(func() {
+			go func() {
+				defer close(added)
+				add(2*size, 2*size+later)
+			}()
+		})
+		calls++ // the lock is free after some of them, and the others come in between, or at the end
+		d := decode(s.decided)
+		if want := strconv.Itoa(2*size - calls); d.Serial != want {
+			t.Errorf("%s, want %s", d.Serial, want)
+		}
+		return true
+	})
+	<-added
+	if calls > size || calls < looked {
+		t.Errorf("%d were looked at, of %d", calls, size)
+	}
+	all := r.ByPod("shop", "web-1", 2*size)
+	for i, d := range all {
+		if want := strconv.Itoa(2*size + later - 1 - i); d.Serial != want {
+			t.Fatalf("%s, want %s", d.Serial, want)
+		}
+	}
+	if len(all) != size {
+		t.Errorf("%d are remembered, want %d", len(all), size)
 	}
 }

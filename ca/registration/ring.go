@@ -123,37 +123,61 @@ func (r *Ring) Since() time.Time {
 	return since
 }
 
-// find returns the newest n of those that are wanted. Only those that have one of the names somewhere are looked at in full:
-// who issues waits meanwhile.
+// find returns the newest n of those that are wanted. Only those that have one of the names somewhere are looked at in full.
 func (r *Ring) find(n int, names []string, wanted func(*Decision) bool) []Decision {
 	type hit struct {
 		number   uint64
 		decision Decision
 	}
 	var found []hit
-	r.mu.Lock()
 	for i := range r.kinds {
-		c := &r.kinds[i]
-		held := c.next
-		if c.full {
-			held = len(c.slots)
-		}
-		for k, hits := 0, 0; k < held && hits < n; k++ {
-			s := &c.slots[(c.next-1-k+len(c.slots))%len(c.slots)]
+		hits := 0
+		r.look(&r.kinds[i], func(s *slot) bool {
 			if !slices.ContainsFunc(names, func(name string) bool { return bytes.Contains(s.decided, []byte(name)) }) {
-				continue
+				return true
 			}
 			if d := decode(s.decided); wanted(&d) {
 				found = append(found, hit{s.number, d})
 				hits++
 			}
-		}
+			return hits < n
+		})
 	}
-	r.mu.Unlock()
 	slices.SortFunc(found, func(x, y hit) int { return cmp.Compare(y.number, x.number) })
 	decisions := make([]Decision, min(n, len(found)))
 	for i := range decisions {
 		decisions[i] = found[i].decision
 	}
 	return decisions
+}
+
+// looked is how many decisions are looked at at a time: who issues waits meanwhile, no longer than an issuance takes.
+const looked = 64
+
+// look calls fn for those that are remembered of a kind as it begins, the newest first, until it says no. What is added
+// meanwhile takes the places of the oldest, at which it ends.
+func (r *Ring) look(c *circle, fn func(*slot) bool) {
+	r.mu.Lock()
+	newest, last, held := c.next-1, r.count, c.next
+	if c.full {
+		held = len(c.slots)
+	}
+	r.mu.Unlock()
+	for k := 0; k < held; k += looked {
+		if !r.some(c, newest-k, min(looked, held-k), last, fn) {
+			return
+		}
+	}
+}
+
+// some calls fn for n of them, back from a place, and reports whether to go on.
+func (r *Ring) some(c *circle, newest, n int, last uint64, fn func(*slot) bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k := range n {
+		if s := &c.slots[(newest-k+len(c.slots))%len(c.slots)]; s.number > last || !fn(s) {
+			return false
+		}
+	}
+	return true
 }
