@@ -39,8 +39,6 @@ func main() {
 	}
 }
 
-var ballast []byte
-
 type floor struct {
 	meshcav1.UnimplementedIssuanceServiceServer
 	issuer *x509.Certificate
@@ -50,7 +48,8 @@ type floor struct {
 
 func run(certFile, keyFile, rootFile, tokenKeyFile string) error {
 	debug.SetGCPercent(400) // this and the ballast as the CA has them
-	ballast = make([]byte, 16<<20)
+	ballast := make([]byte, 16<<20)
+	defer runtime.KeepAlive(ballast)
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		return err
