@@ -134,6 +134,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.distribute(ctx); return nil })
 	g.Go(func() error { a.follower.run(ctx); return nil })
 	g.Go(func() error { a.watchTokens(ctx); return nil })
+	g.Go(func() error { a.watchClock(ctx); return nil })
 	g.Go(func() error { a.proxies.run(ctx); return nil })
 	g.Go(func() error {
 		return stopped(rotation.Keep(ctx, a.self, rotation.KeepOptions{Have: own, Wake: a.self.wake, Observe: a.observeSelf}))

@@ -1,10 +1,13 @@
 package agent
 
 import (
+	"context"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/meshca/meshca/rotation"
 )
 
 // maxMeasured is the longest round trip from which the skew can be told well enough.
@@ -51,4 +54,30 @@ func (c *clock) offset() (skew time.Duration, measured bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.skew, c.measured
+}
+
+// clockEvery is how often the node's clock is looked at, and clockStep how much it has to be set by.
+const (
+	clockEvery = 20 * time.Second
+	clockStep  = datedBack / 2
+)
+
+// watchClock holds what workloads hold against the clocks when the node's own was set, until ctx ends. The CA says by itself
+// when its clock was; where both were wrong, either may be the last that is set right.
+func (a *Agent) watchClock(ctx context.Context) {
+	look := time.NewTicker(clockEvery)
+	defer look.Stop()
+	jumps := rotation.NewJumps(time.Now(), a.config.now().wall)
+	for {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+		if jumps.Jumped(time.Now(), a.config.now().wall, clockStep) {
+			for _, w := range a.roster.list() {
+				w.heardClock()
+			}
+		}
+	}
 }

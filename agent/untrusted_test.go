@@ -193,6 +193,43 @@ func TestWhatTheCAsClockMakesEarly(t *testing.T) {
 	}
 }
 
+// Where the CA's clock and the node's were both ahead, either may be set right first.
+func TestTheClockThatIsSetLastIsHeard(t *testing.T) {
+	for name, order := range map[string][]string{"the node's last": {"the CA's", "the node's"}, "the CA's last": {"the node's", "the CA's"}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const ahead = 2 * time.Hour
+				ca, clocks := newCA(t), newTestClocks()
+				ca.Skew(ahead)
+				clocks.set(func() { clocks.ahead = ahead })
+				w := fleetOf(t, ca, newTestTrust(t, ca), func(int) home { return nodeOf("node") }, clocks.now, 1)[0]
+				a := &Agent{config: Config{now: clocks.now}}
+				must(t, a.roster.add(w))
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go a.watchClock(ctx)
+				w.theirs.measure(timestamppb.New(time.Now().Add(ahead)), 0)
+				w.heardClock()
+				for i, which := range order {
+					if time.Sleep(time.Minute); w.condition() != conditionFresh {
+						t.Fatalf("before %s is set it is %s", which, w.condition())
+					}
+					if which == "the CA's" {
+						w.theirs.measure(timestamppb.Now(), 0)
+						w.heardClock() // which the CA's state has it do
+					} else {
+						clocks.set(func() { clocks.ahead = 0 })
+					}
+					if renewed := w.wokenWithin(clockEvery + soonWithin); renewed != (i == 1) {
+						t.Errorf("%s is set, and it is renewed: %t", which, renewed)
+					}
+				}
+				w.stop()
+			})
+		})
+	}
+}
+
 // An agent hears the clock with the CA's state.
 func TestASetClockIsHeardOnTheStream(t *testing.T) {
 	n := newNode(t)

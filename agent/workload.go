@@ -237,7 +237,7 @@ func (w *workload) refresh() {
 	w.publish()
 }
 
-// heardClock holds what is held against the CA's clock.
+// heardClock holds what is held against the CA's clock and the node's, one of which was set.
 func (w *workload) heardClock() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -79,7 +79,7 @@ type Source struct {
 	// blind is why no peer at all can be told, by the last one that came; nil: it could be.
 	blind error
 	// since is when last nobody could come in: the socket was opened, or a peer was sent away as everybody is, or may be while
-	// none could be told (told) in the first hour since the socket was opened (openedAt).
+	// none could be told (told) in the first hours since the socket was opened (openedAt).
 	since    time.Time
 	told     bool
 	openedAt time.Time
@@ -313,8 +313,9 @@ func (s *Source) take(goes func(*podOf) bool) map[string]*podOf {
 }
 
 // strange is for how long peers that are sent away may mean that everybody is, as below a wrong control group, and not that
-// they are strangers: those must not put off for ever when who does not come is given up.
-const strange = time.Hour
+// they are strangers: those must not put off for ever when who does not come is given up. What an absent pod holds has ended
+// by then.
+const strange = 6 * time.Hour
 
 // sentAway notes a peer that was sent away.
 func (s *Source) sentAway(err error) {
