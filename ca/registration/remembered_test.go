@@ -5,7 +5,6 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -117,45 +116,34 @@ func TestARingThatIsFullTakesNoMoreMemory(t *testing.T) {
 	}
 }
 
-// Who asks is answered from what there was as he came, in pieces: who issues meanwhile waits for none of it but one.
+// Who asks is answered from what there was as he came, in pieces, between which others issue: the oldest make room for what they
+// add, and are not found any more.
 func TestTheRingIsSearchedWhileDecisionsAreMade(t *testing.T) {
-	const size, later = 5 * looked, 2 * looked
+	const size, more = 5 * looked, looked + 1
 	r := NewRing(size)
-	add := func(from, to int) {
-		for i := from; i < to; i++ {
+	n := 0
+	add := func(many int) {
+		for range many {
 			d := whole(t)
-			d.Outcome, d.Evidence.PodName, d.Serial = OutcomeIssued, "web-1", strconv.Itoa(i)
+			d.Outcome, d.Evidence.PodName, d.Serial = OutcomeIssued, "web-1", strconv.Itoa(n)
 			r.add(&d)
+			n++
 		}
 	}
-	add(0, 2*size)
-	var began sync.Once
-	added, calls := make(chan struct{}), 0
-	r.look(&r.kinds[0], func(s *slot) bool {
-		began.Do(func() {
-			go func() {
-				defer close(added)
-				add(2*size, 2*size+later)
-			}()
-		})
-		calls++ // the lock is free after some of them, and the others come in between, or at the end
-		d := decode(s.decided)
-		if want := strconv.Itoa(2*size - calls); d.Serial != want {
-			t.Errorf("%s, want %s", d.Serial, want)
-		}
-		return true
-	})
-	<-added
-	if calls > size || calls < looked {
-		t.Errorf("%d were looked at, of %d", calls, size)
+	add(2 * size)
+	r.between = func() { add(more) } // would wait for ever if the lock were held
+	found := r.ByPod("shop", "web-1", size)
+	// After two pieces the places of 2*more are taken, and with the third it comes to them.
+	if want := size - 2*more; len(found) != want {
+		t.Errorf("%d are found, want %d", len(found), want)
 	}
-	all := r.ByPod("shop", "web-1", 2*size)
-	for i, d := range all {
-		if want := strconv.Itoa(2*size + later - 1 - i); d.Serial != want {
-			t.Fatalf("%s, want %s", d.Serial, want)
+	for i, d := range found {
+		if want := strconv.Itoa(2*size - 1 - i); d.Serial != want {
+			t.Fatalf("%s is found at place %d, want %s", d.Serial, i, want)
 		}
 	}
-	if len(all) != size {
-		t.Errorf("%d are remembered, want %d", len(all), size)
+	r.between = func() {}
+	if all := r.ByPod("shop", "web-1", 2*size); len(all) != size || all[0].Serial != strconv.Itoa(n-1) {
+		t.Errorf("%d are remembered, the newest is %s", len(all), all[0].Serial)
 	}
 }

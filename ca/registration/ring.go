@@ -3,6 +3,7 @@ package registration
 import (
 	"bytes"
 	"cmp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,9 @@ type Ring struct {
 	mu    sync.Mutex
 	count uint64 // of decisions so far: clocks are set, and do not tell which came first
 	kinds [3]circle
+	// between lets others have the lock between two pieces of a search: a processor that goes on at once has it again before
+	// one that waits is awake.
+	between func()
 }
 
 // circle holds decisions in their encoded form, which has no pointers: as structs they would be most of what the
@@ -36,7 +40,7 @@ type slot struct {
 
 // NewRing returns a Ring that remembers size decisions of each kind.
 func NewRing(size int) *Ring {
-	r := &Ring{}
+	r := &Ring{between: runtime.Gosched}
 	for i := range r.kinds {
 		r.kinds[i].slots = make([]slot, max(size, 1))
 	}
@@ -167,6 +171,7 @@ func (r *Ring) look(c *circle, fn func(*slot) bool) {
 		if !r.some(c, newest-k, min(looked, held-k), last, fn) {
 			return
 		}
+		r.between()
 	}
 }
 
