@@ -31,9 +31,10 @@ import (
 	meshcav1 "github.com/meshca/meshca/api/meshca/v1"
 )
 
-// usage: floor CERT KEY ROOT TOKEN-KEY; it prints its address and serves until its input ends.
+// usage: floor CERT KEY ROOT TOKEN-KEY plain|tuned; it prints its address and serves until its input ends. Tuned, its
+// collector is as the CA has it; plain, as Go has it.
 func main() {
-	if err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
+	if err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4], os.Args[5] == "tuned"); err != nil {
 		fmt.Fprintln(os.Stderr, "floor:", err)
 		os.Exit(1)
 	}
@@ -46,10 +47,12 @@ type floor struct {
 	tokens *rsa.PublicKey
 }
 
-func run(certFile, keyFile, rootFile, tokenKeyFile string) error {
-	debug.SetGCPercent(400) // this and the ballast as the CA has them
-	ballast := make([]byte, 16<<20)
-	defer runtime.KeepAlive(ballast)
+func run(certFile, keyFile, rootFile, tokenKeyFile string, tuned bool) error {
+	if tuned {
+		debug.SetGCPercent(400)
+		ballast := make([]byte, 16<<20)
+		defer runtime.KeepAlive(ballast)
+	}
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		return err
