@@ -155,8 +155,9 @@ func (r *Ring) find(n int, names []string, wanted func(*Decision) bool) []Decisi
 	return decisions
 }
 
-// looked is how many decisions are looked at at a time: who issues waits meanwhile, no longer than an issuance takes.
-const looked = 64
+// looked is how many decisions are looked at at a time. Who issues waits meanwhile, about as long as an issuance takes; who
+// searches gets its turn again after some milliseconds in a busy CA, so pieces must not be many either.
+const looked = 512
 
 // look calls fn for those that are remembered of a kind as it begins, the newest first, until it says no. What is added
 // meanwhile takes the places of the oldest, at which it ends.
